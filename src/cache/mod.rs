@@ -1,0 +1,1 @@
+//! The cache: keys of named facts, records, and why a step missed.

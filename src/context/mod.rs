@@ -1,0 +1,114 @@
+//! The build context: which files a COPY, ADD or bind mount reads, and what they are.
+//!
+//! ```text
+//! Tree (directory fd + ignore rules) ── select ──▶ Listing (entries with content digests)
+//! ```
+//!
+//! A [`Listing`] is everything a copy is decided by: its digest goes into the cache key, and the
+//! copy itself works through its entries and checks each file against the digest in it.
+
+pub mod ignore;
+pub mod index;
+pub mod pattern;
+pub mod select;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use crate::diag::Result;
+use crate::digest::{Digest, Hasher};
+
+pub use ignore::IgnoreRules;
+pub use index::HashIndex;
+
+/// A readable tree: the build context, a named context, or a stage's merged root.
+pub struct Tree {
+    /// The root; everything is opened beneath it with `openat2(RESOLVE_IN_ROOT)`.
+    pub root: OwnedFd,
+    /// For messages: the path of a context, `stage build`.
+    pub name: String,
+    /// What `.dockerignore` hides; no rules for a stage or an image.
+    pub ignore: Option<IgnoreRules>,
+    /// Files from a context land as 0:0; those of a stage or image keep their owner.
+    pub keeps_owners: bool,
+}
+
+impl Tree {
+    /// Opens a local directory as a context, with its ignore file already parsed.
+    pub fn open(path: &std::path::Path, ignore: Option<IgnoreRules>) -> Result<Self> {
+        let _ = (path, ignore);
+        todo!()
+    }
+
+    pub fn root(&self) -> BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.root)
+    }
+}
+
+/// What one source argument turned into.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    /// The last element of the path as matched (after wildcards, before following a symbolic
+    /// link): a file lands under this name in a destination directory. Empty for the root itself.
+    pub name: Vec<u8>,
+    /// The first entry is the source itself (`land` is empty); for a directory the others are
+    /// what is in it. With `--parents`, `land` is the kept path and parents come first.
+    pub entries: Vec<Entry>,
+}
+
+/// One file, directory or other object as it will land.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Real path below the tree's root, symbolic links of parent components already resolved; no
+    /// leading slash; to be opened with `RESOLVE_IN_ROOT` and without following the last element.
+    pub path: Vec<u8>,
+    /// Path below the place where the source lands, `/`-separated; empty for the source itself.
+    pub land: Vec<u8>,
+    pub kind: EntryKind,
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u32,
+    /// Already 0 where the tree does not keep owners.
+    pub uid: u32,
+    pub gid: u32,
+    /// Seconds and nanoseconds; not part of the digest.
+    pub mtime: (i64, u32),
+    /// `user.*` and `security.capability`, sorted by name.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Device and inode of a file with several links, so that the copies can be linked too; not
+    /// part of the digest.
+    pub link_group: Option<(u64, u64)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntryKind {
+    File { size_bytes: u64, digest: Digest },
+    Directory,
+    Symlink { target: Vec<u8> },
+    Fifo,
+    CharDevice { major: u32, minor: u32 },
+    BlockDevice { major: u32, minor: u32 },
+    Socket,
+}
+
+/// All that a COPY, ADD or bind mount reads, source by source. A source with a wildcard may
+/// contribute several selections or none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listing {
+    pub selections: Vec<Selection>,
+}
+
+impl Listing {
+    /// The `files` fact of the cache key: names, kinds, modes, owners as they land, link targets,
+    /// xattrs and bytes; never modification times.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = Hasher::default();
+        for line in self.lines() {
+            hasher.field(&line);
+        }
+        hasher.finish()
+    }
+
+    /// One line an entry, as `cache explain` compares them: the key of the line is the path.
+    pub fn lines(&self) -> Vec<Vec<u8>> {
+        todo!("context")
+    }
+}

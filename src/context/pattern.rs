@@ -1,0 +1,1 @@
+//! Go's `filepath.Match`, one path component at a time.

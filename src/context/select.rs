@@ -1,0 +1,1 @@
+//! From source arguments to a listing.

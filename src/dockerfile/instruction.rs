@@ -1,0 +1,199 @@
+//! The instructions, typed. Words keep their quotes and variables: they are expanded at planning.
+
+use std::sync::Arc;
+
+use crate::diag::{Source, Span};
+
+/// A piece of an instruction as written: quotes, escapes and variables untouched, continuations
+/// removed. Knows where each of its bytes came from.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Word {
+    pub raw: String,
+    /// From the first to the last byte, continuations included.
+    pub span: Span,
+    /// `(offset in raw, offset in the source)` of each unbroken run, ascending, when the word was
+    /// joined from several lines; empty when `raw` is the source text at `span`.
+    pub runs: Vec<(u32, u32)>,
+}
+
+impl Word {
+    /// Where `raw[start..end]` stands in the source.
+    pub fn span_of(&self, start: usize, end: usize) -> Span {
+        let place = |offset: usize| match self.runs.iter().rev().find(|(raw, _)| *raw as usize <= offset) {
+            Some((raw, at)) => *at as usize + (offset - *raw as usize),
+            None => self.span.start as usize + offset,
+        };
+        let end = end.max(start);
+        Span::new(place(start), if end > start { place(end - 1) + 1 } else { place(start) })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    pub source: Arc<Source>,
+    /// The whole instruction, heredocs included.
+    pub span: Span,
+    /// The keyword alone.
+    pub keyword: Span,
+    /// The logical line: continuations joined, comments dropped, ends trimmed, without heredoc
+    /// bodies. What a step's title is made from.
+    pub text: String,
+    pub kind: Kind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Arg(Vec<ArgDeclaration>),
+    Env(Vec<(Word, Word)>),
+    Label(Vec<(Word, Word)>),
+    Run(Run),
+    Copy(Copy),
+    Add(Add),
+    Workdir(Word),
+    User(Word),
+    Cmd(Command),
+    Entrypoint(Command),
+    /// JSON form only, at least one element; not expanded.
+    Shell(Vec<String>),
+    Expose(Vec<Word>),
+    Volume(Vec<Word>),
+    StopSignal(Word),
+    Healthcheck(Healthcheck),
+    Onbuild(Onbuild),
+    /// Not expanded.
+    Maintainer(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct From {
+    pub source: Arc<Source>,
+    pub span: Span,
+    pub text: String,
+    /// `--platform=`, expanded with global ARGs.
+    pub platform: Option<Word>,
+    /// Expanded with global ARGs.
+    pub image: Word,
+    /// Lower-cased and checked.
+    pub name: Option<String>,
+    pub name_span: Span,
+}
+
+/// One `NAME` or `NAME=value` of an ARG list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ArgDeclaration {
+    pub name: String,
+    pub name_span: Span,
+    pub value: Option<Word>,
+}
+
+/// CMD, ENTRYPOINT, and what RUN executes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// The text handed to the shell: never expanded or unquoted by us.
+    Shell(String),
+    /// JSON form.
+    Exec(Vec<String>),
+}
+
+/// A flag value (`--name=value`), unquoted, not expanded. `value.span` covers the value alone.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Flag {
+    pub value: Word,
+    /// The whole `--name=value`.
+    pub span: Span,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    pub command: Command,
+    pub command_span: Span,
+    /// Values of `--mount=`, in order, unexpanded (key=value lists, parsed at planning because
+    /// values may hold variables).
+    pub mounts: Vec<Flag>,
+    pub network: Option<Flag>,
+    pub security: Option<Flag>,
+    pub devices: Vec<Flag>,
+    /// Bodies that follow. With [`Command::Shell`], the planner decides between "the body is the
+    /// script", "the body is an executable" (`#!`) and "the shell reads the heredoc itself".
+    pub heredocs: Vec<Heredoc>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heredoc {
+    /// The delimiter, unquoted.
+    pub name: String,
+    /// The file descriptor before `<<`, if one is written (`3<<EOF`).
+    pub fd: Option<u32>,
+    /// Whether variables are to be expanded: no part of the delimiter was quoted.
+    pub expands: bool,
+    /// `<<-`: leading tabs of the body and of the terminator are stripped where the body is used
+    /// as a file; `body` still has them.
+    pub strips_tabs: bool,
+    /// The lines between, line ends included, exactly as in the file.
+    pub body: String,
+    pub body_span: Span,
+}
+
+impl Heredoc {
+    /// The body with leading tabs removed where `<<-` asks for it.
+    pub fn content(&self) -> String {
+        if !self.strips_tabs {
+            return self.body.clone();
+        }
+        self.body.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopySource {
+    /// A path, wildcard, URL or git reference as written; expanded at planning.
+    Path(Word),
+    /// `<<NAME`: a file of that name.
+    Heredoc(Heredoc, Span),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Copy {
+    pub sources: Vec<CopySource>,
+    pub destination: Word,
+    pub from: Option<Flag>,
+    pub chown: Option<Flag>,
+    pub chmod: Option<Flag>,
+    pub is_link: bool,
+    pub has_parents: bool,
+    pub exclude: Vec<Flag>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Add {
+    pub sources: Vec<CopySource>,
+    pub destination: Word,
+    pub chown: Option<Flag>,
+    pub chmod: Option<Flag>,
+    pub checksum: Option<Flag>,
+    pub is_link: bool,
+    pub keeps_git_dir: Option<bool>,
+    pub unpack: Option<bool>,
+    pub exclude: Vec<Flag>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Healthcheck {
+    None,
+    Command {
+        command: Command,
+        /// Nanoseconds; 0 means inherit.
+        interval_ns: i64,
+        timeout_ns: i64,
+        start_period_ns: i64,
+        start_interval_ns: i64,
+        retries: i64,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Onbuild {
+    /// The text stored in the image config: the logical line after ONBUILD, with heredoc bodies.
+    pub text: String,
+    pub trigger: Box<Instruction>,
+}

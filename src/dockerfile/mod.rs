@@ -1,0 +1,72 @@
+//! The Dockerfile language: text in, typed instructions with byte spans out. Pure; nothing is
+//! opened, expanded or looked up here.
+//!
+//! ```text
+//! text ── lines ──▶ logical lines (continuations joined, comments dropped, heredocs taken)
+//!      ── flags, words ──▶ instruction ──▶ Dockerfile { global_args, stages }
+//! ```
+//!
+//! [`parse`] reports every fault of a file in one go. Expansion ([`expand`]) happens at planning,
+//! when variables are known.
+
+pub mod expand;
+pub mod instruction;
+
+use std::sync::Arc;
+
+use crate::diag::{Diagnostic, Source, Span};
+
+pub use instruction::{
+    Add, ArgDeclaration, Command, Copy, CopySource, Flag, From, Healthcheck, Heredoc, Instruction, Kind, Onbuild, Run,
+    Word,
+};
+
+/// A whole file.
+#[derive(Clone, Debug)]
+pub struct Dockerfile {
+    pub source: Arc<Source>,
+    /// `\` or a backtick, from `# escape=`.
+    pub escape: char,
+    /// The value of `# syntax=`, up to the first space.
+    pub syntax: Option<Word>,
+    /// The value of `# check=`.
+    pub check: Option<Word>,
+    /// ARG instructions before the first FROM.
+    pub global_args: Vec<Instruction>,
+    /// At least one.
+    pub stages: Vec<Stage>,
+    /// Lint findings that need no variables.
+    pub warnings: Vec<Diagnostic>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Stage {
+    pub from: From,
+    /// All but FROM, in order.
+    pub instructions: Vec<Instruction>,
+}
+
+impl Stage {
+    /// The name after `AS`, lower-cased as BuildKit stores it.
+    pub fn name(&self) -> Option<&str> {
+        self.from.name.as_deref()
+    }
+}
+
+/// Parses a file. On failure every error found is returned, in the order of the text.
+pub fn parse(source: Arc<Source>) -> Result<Dockerfile, Vec<Diagnostic>> {
+    let _ = source;
+    todo!()
+}
+
+/// Parses one ONBUILD trigger (the text after ONBUILD, as an image config stores it) as the
+/// instruction it stands for. `source` holds exactly that text.
+pub fn parse_trigger(source: Arc<Source>, escape: char) -> Result<Instruction, Vec<Diagnostic>> {
+    let _ = (source, escape);
+    todo!()
+}
+
+/// The span that covers both.
+pub fn cover(a: Span, b: Span) -> Span {
+    Span { start: a.start.min(b.start), end: a.end.max(b.end) }
+}

@@ -1,0 +1,91 @@
+//! Layers: from an overlay upper dir to a canonical directory, from there to a tar and back.
+//!
+//! ```text
+//! upper ── canonical ──▶ layer dir ── pack ──▶ tar (its SHA-256 is the diff ID)
+//!                            ▲                  │
+//!                            └───── unpack ─────┘        pack(unpack(pack(d))) == pack(d)
+//! ```
+//!
+//! A layer dir is an overlay lower dir: whiteouts are character devices 0:0, there are no opaque
+//! directories and no overlay xattrs, and every parent directory of an entry is there.
+
+use std::io::{Read, Write};
+use std::os::fd::BorrowedFd;
+
+use crate::diag::Result;
+use crate::digest::TreeDigest;
+
+/// What a canonical upper holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Entries below the root, parents and whiteouts included; 0 means the step changed nothing.
+    pub entries: u64,
+    /// Sum of the sizes of regular files, hard links once.
+    pub size_bytes: u64,
+}
+
+/// Makes an upper dir canonical, in place, once, at commit: compares it with what is below,
+/// removes what did not change, and turns opaque directories into explicit whiteouts. `lowers` are
+/// layer dirs, topmost first. `skeleton` is the directory that stood below all of them to offer mount points:
+/// its names do not count as there.
+pub fn canonicalize(
+    upper: BorrowedFd<'_>,
+    lowers: &[BorrowedFd<'_>],
+    skeleton: Option<BorrowedFd<'_>>,
+) -> Result<Summary> {
+    let _ = (upper, lowers, skeleton);
+    todo!()
+}
+
+/// What [`pack`] learned on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packed {
+    pub tree: TreeDigest,
+    pub entries: u64,
+}
+
+/// Writes a layer dir as a tar: a pure function of the directory's content.
+pub fn pack(dir: BorrowedFd<'_>, out: &mut dyn Write) -> Result<Packed> {
+    let _ = (dir, out);
+    todo!()
+}
+
+/// Applies a layer tar (uncompressed) to the empty directory `into`, as a layer dir that stands on
+/// `lowers` (topmost first): implied parents take their metadata from below, opaque markers become
+/// whiteouts of what is below. Hostile names never leave `into`.
+pub fn unpack(tar: &mut dyn Read, into: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<Summary> {
+    let _ = (tar, into, lowers);
+    todo!()
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Compression {
+    None,
+    /// zlib levels.
+    Gzip {
+        level: u32,
+    },
+}
+
+impl Compression {
+    /// What exports use when nothing is said.
+    pub const DEFAULT: Self = Self::Gzip { level: 6 };
+}
+
+/// Compresses on up to `threads` threads; the bytes do not depend on their number.
+pub fn compress(
+    input: &mut dyn Read,
+    output: &mut (dyn Write + Send),
+    compression: Compression,
+    threads: usize,
+) -> Result<()> {
+    let _ = (input, output, compression, threads);
+    todo!()
+}
+
+/// A reader of the plain content: gzip (several members), bzip2, xz and zstd are told by their
+/// first bytes; anything else is passed through.
+pub fn decompress<'a>(input: impl Read + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
+    let _ = input;
+    todo!() as Result<Box<dyn Read + Send + 'a>>
+}

@@ -1,0 +1,18 @@
+//! wythe builds container images from Dockerfiles.
+//!
+//! The modules, bottom to top; each uses only those above it in this list (`tests/it/tidy.rs` holds
+//! that). `build` is where to start reading.
+
+pub mod digest;
+pub mod diag;
+pub mod sys;
+pub mod progress;
+pub mod image;
+pub mod layer;
+pub mod dockerfile;
+pub mod context;
+pub mod store;
+pub mod plan;
+pub mod cache;
+pub mod container;
+pub mod copy;

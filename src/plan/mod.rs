@@ -1,0 +1,100 @@
+//! From a parsed Dockerfile and the configs of its base images to the step graph. Pure: variables
+//! are expanded, stages linked, configs and history texts computed; nothing is opened.
+//!
+//! ```text
+//! Dockerfile ── bases() ──▶ names to resolve ── (the world) ──▶ Bases ── plan() ──▶ Plan
+//! ```
+
+pub mod op;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::diag::Diagnostic;
+use crate::dockerfile::Dockerfile;
+use crate::image::{ImageConfig, Platform};
+
+pub use op::{
+    BaseKey, Copy, CopyKind, CopySource, HeredocFile, Input, Located, Network, Op, Root, Run, RunMount, RunMountKind,
+    Security, Sharing, Step, StepId, Workdir,
+};
+
+/// What the command line says about the language.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub target: Option<String>,
+    /// `--build-arg`, values already taken from the environment where none was given.
+    pub build_args: BTreeMap<String, String>,
+    /// `--label`, applied last.
+    pub labels: BTreeMap<String, String>,
+    /// What the image is built for.
+    pub platform: Platform,
+    /// Whether `platform` was asked for (then it is the image's, whatever the base says).
+    pub platform_is_explicit: bool,
+    /// What the build runs on.
+    pub build_platform: Platform,
+    /// Names given with `--build-context` that are images or directories; lower-cased.
+    pub named_contexts: BTreeSet<String>,
+    /// `--network`, for RUNs without their own.
+    pub network: Network,
+    /// `--allow`.
+    pub allows_insecure: bool,
+    pub allows_host_network: bool,
+}
+
+/// What a name turned out to be.
+#[derive(Clone, Debug)]
+pub enum Base {
+    Image(Box<ImageConfig>),
+    /// A named context that is a directory.
+    Directory,
+}
+
+/// Results of resolving, by name and platform as [`bases`] asked for them.
+pub type Bases = BTreeMap<BaseKey, Base>;
+
+/// A name that must be resolved before planning, and where it stands.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    pub key: BaseKey,
+    pub at: Located,
+}
+
+/// The names that the target needs and that are not in `known` yet. To be called again after
+/// resolving: the ONBUILD triggers of a base may ask for more. Empty when planning can start.
+pub fn bases(dockerfile: &Dockerfile, options: &Options, known: &Bases) -> Result<Vec<Wanted>, Vec<Diagnostic>> {
+    let _ = (dockerfile, options, known);
+    todo!()
+}
+
+/// The steps the target needs, parents before children.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    /// The last step of the target stage.
+    pub target: StepId,
+    /// The image's config, complete but for `created`, `rootfs` and the new entries of `history`
+    /// (the base's entries stand in it; each step's text is [`Step::history`]).
+    pub config: ImageConfig,
+    /// Lint findings and unused build arguments.
+    pub warnings: Vec<Diagnostic>,
+}
+
+impl Plan {
+    pub fn step(&self, id: StepId) -> &Step {
+        &self.steps[id.0]
+    }
+
+    /// The chain of steps that make up the rootfs of `id`, from its FROM to `id` itself; crosses
+    /// into parent stages.
+    pub fn ancestry(&self, id: StepId) -> Vec<StepId> {
+        let mut chain: Vec<_> = std::iter::successors(Some(id), |id| self.step(*id).parent).collect();
+        chain.reverse();
+        chain
+    }
+}
+
+/// Makes the step graph. Every fault found is returned.
+pub fn plan(dockerfile: &Dockerfile, options: &Options, bases: &Bases) -> Result<Plan, Vec<Diagnostic>> {
+    let _ = (dockerfile, options, bases);
+    todo!()
+}
