@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
 mod progress;
+mod tidy;
 
 use std::fs;
 use std::path::{Path, PathBuf};
