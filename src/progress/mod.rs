@@ -8,7 +8,7 @@
 //! | [`Plain`]    | `#3 …` lines, for logs                                        |
 //! | [`Terminal`] | running steps and the end of their output, redrawn in place   |
 //! | [`Json`]     | one object a line, for programs                               |
-//! | [`Quiet`]    | nothing                                                       |
+//! | [`Silent`]   | nothing                                                       |
 //!
 //! Showing never fails a build: when nobody reads any more, a reporter falls silent.
 
@@ -29,7 +29,7 @@ use crate::diag::Diagnostic;
 pub use json::Json;
 pub use plain::Plain;
 pub use screen::Size;
-pub use terminal::{Colors, Terminal};
+pub use terminal::Terminal;
 pub use text::{Tail, defuse};
 
 /// How a step ended.
@@ -84,22 +84,16 @@ pub enum Event<'a> {
 pub trait Reporter: Send + Sync {
     fn report(&self, event: Event<'_>);
 
-    /// Whether the user has seen the output of a failed step. Where not, the error itself should
-    /// carry its [`Tail`].
-    fn shows_output(&self) -> bool {
-        true
-    }
+    /// Leaves the terminal to others: nothing more will be reported. Shows the table of steps if
+    /// [`Event::Ended`] was not reported.
+    fn close(&self) {}
 }
 
 /// Shows nothing.
-pub struct Quiet;
+pub struct Silent;
 
-impl Reporter for Quiet {
+impl Reporter for Silent {
     fn report(&self, _: Event<'_>) {}
-
-    fn shows_output(&self) -> bool {
-        false
-    }
 }
 
 /// Where the output of one step is written to: passes it on to the reporter and keeps its end.

@@ -46,6 +46,7 @@ pub struct Plain<W> {
 struct State<W> {
     writer: W,
     is_broken: bool,
+    is_ended: bool,
     is_terminal: bool,
     clock: Clock,
     steps: BTreeMap<Number, Step>,
@@ -93,6 +94,7 @@ impl<W: Write + Send + 'static> Plain<W> {
         let state = State {
             writer,
             is_broken: false,
+            is_ended: false,
             is_terminal,
             clock,
             steps: BTreeMap::new(),
@@ -117,6 +119,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl<W: Write + Send> Reporter for Plain<W> {
     fn report(&self, event: Event<'_>) {
         lock(&self.state).take(&event);
+    }
+
+    fn close(&self) {
+        lock(&self.state).end();
     }
 }
 
@@ -178,7 +184,7 @@ impl<W: Write> State<W> {
                 return;
             }
             Event::Ended => {
-                self.end(now);
+                self.end();
                 return;
             }
         }
@@ -247,7 +253,11 @@ impl<W: Write> State<W> {
         self.write(&text);
     }
 
-    fn end(&mut self, now: Duration) {
+    fn end(&mut self) {
+        if std::mem::replace(&mut self.is_ended, true) {
+            return;
+        }
+        let now = (self.clock)();
         let is_terminal = self.is_terminal;
         for (number, step) in &mut self.steps {
             step.end_line(*number, now, is_terminal);

@@ -22,7 +22,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 
 use super::screen::{Screen, Size, size_of};
 use super::table::Table;
-use super::text::{Lines, Tail, defuse, fit};
+use super::text::{Lines, defuse, fit};
 use super::ticker::Ticker;
 use super::units::{duration, size};
 use super::{Clock, Event, Number, Outcome, Reporter, stopwatch, warning_lines};
@@ -32,13 +32,7 @@ const FRAME: Duration = Duration::from_millis(100);
 const OUTPUT_LINES: usize = 6;
 const TABLE_COLUMNS: usize = 100;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Colors {
-    On,
-    Off,
-}
-
-/// The live view is gone when this is dropped, whether the build [ended](Event::Ended) or not.
+/// The live view is gone when this is closed or dropped, whether the build ended or not.
 /// While it lives nobody else should write to the terminal.
 pub struct Terminal {
     state: Arc<Mutex<State>>,
@@ -47,7 +41,8 @@ pub struct Terminal {
 
 struct State {
     clock: Clock,
-    colors: Colors,
+    has_color: bool,
+    is_ended: bool,
     screen: Screen,
     bar: ProgressBar,
     running: BTreeMap<Number, Running>,
@@ -61,17 +56,15 @@ struct Running {
     lines: Lines,
     /// The last lines written, defused; never an empty one.
     shown: VecDeque<String>,
-    /// Shown in full when the step fails.
-    tail: Tail,
     transfer: Option<(u64, Option<u64>)>,
     fault: Option<String>,
 }
 
 impl Terminal {
     /// On the standard error stream. Starts a thread.
-    pub fn stderr(colors: Colors) -> Self {
+    pub fn new(has_color: bool) -> Self {
         let size = size_of(io::stderr());
-        let mut terminal = Self::with_clock(Box::new(io::stderr()), size, colors, stopwatch());
+        let mut terminal = Self::with_clock(Box::new(io::stderr()), size, has_color, stopwatch());
         let state = Arc::clone(&terminal.state);
         terminal._ticker = Some(Ticker::start(FRAME, move || lock(&state).draw()));
         terminal
@@ -79,14 +72,23 @@ impl Terminal {
 
     /// On any writer, with a time of one's own and without a thread: [`Terminal::tick`] takes its
     /// place.
-    pub fn with_clock(writer: Box<dyn Write + Send>, size: Size, colors: Colors, clock: Clock) -> Self {
+    pub fn with_clock(writer: Box<dyn Write + Send>, size: Size, has_color: bool, clock: Clock) -> Self {
         let screen = Screen::new(writer, size);
         let target = ProgressDrawTarget::term_like(Box::new(screen.clone()));
         let bar = ProgressBar::with_draw_target(None, target);
         if let Ok(style) = ProgressStyle::with_template("{msg}") {
             bar.set_style(style);
         }
-        let state = State { clock, colors, screen, bar, running: BTreeMap::new(), done: 0, table: Table::default() };
+        let state = State {
+            clock,
+            has_color,
+            is_ended: false,
+            screen,
+            bar,
+            running: BTreeMap::new(),
+            done: 0,
+            table: Table::default(),
+        };
         Self { state: Arc::new(Mutex::new(state)), _ticker: None }
     }
 
@@ -103,6 +105,10 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 impl Reporter for Terminal {
     fn report(&self, event: Event<'_>) {
         lock(&self.state).take(&event);
+    }
+
+    fn close(&self) {
+        lock(&self.state).end();
     }
 }
 
@@ -124,7 +130,6 @@ impl State {
                     started_at: (self.clock)(),
                     lines: Lines::default(),
                     shown: VecDeque::new(),
-                    tail: Tail::default(),
                     transfer: None,
                     fault: None,
                 };
@@ -161,7 +166,7 @@ impl State {
         self.lay_out();
         for (index, line) in lines.iter().enumerate() {
             match color {
-                Some(color) if index == 0 && self.colors == Colors::On => {
+                Some(color) if index == 0 && self.has_color => {
                     self.bar.println(format!("\x1b[{color}m{line}\x1b[0m"));
                 }
                 _ => self.bar.println(line),
@@ -178,7 +183,7 @@ impl State {
     }
 
     fn draw(&mut self) {
-        if !self.bar.is_finished() && !self.running.is_empty() {
+        if !self.is_ended && !self.running.is_empty() {
             self.lay_out();
         }
     }
@@ -196,6 +201,9 @@ impl State {
     }
 
     fn end(&mut self) {
+        if std::mem::replace(&mut self.is_ended, true) {
+            return;
+        }
         self.bar.finish_and_clear();
         let table = self.table.lines(self.columns().min(TABLE_COLUMNS), (self.clock)());
         for line in &table {
@@ -208,7 +216,6 @@ impl State {
 
 impl Running {
     fn output(&mut self, bytes: &[u8]) {
-        self.tail.push(bytes);
         let Self { lines, shown, .. } = self;
         lines.push(bytes, |line| {
             let line = defuse(line);
@@ -221,7 +228,8 @@ impl Running {
         });
     }
 
-    /// What is left of a step when it is over: one line in `columns`, and all about a failure.
+    /// What is left of a step when it is over: one line in `columns`, and why it
+    /// failed.
     fn epitaph(&self, outcome: Outcome, elapsed: Duration, columns: usize) -> Vec<String> {
         let (word, time) = match outcome {
             Outcome::Cached => ("CACHED ", String::new()),
@@ -231,9 +239,7 @@ impl Running {
         };
         let title = fit(&format!(" => {word}{}", self.title), columns.saturating_sub(time.len()));
         let mut lines = vec![format!("{title}{time}")];
-        if outcome == Outcome::Failed {
-            lines.extend(self.tail.lines().iter().chain(&self.fault).map(|line| format!("    {line}")));
-        }
+        lines.extend(self.fault.iter().map(|fault| format!("    {fault}")));
         lines
     }
 }

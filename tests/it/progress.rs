@@ -12,6 +12,7 @@
 //! 0.400 screen                              the terminal as it looks now goes into terminal.txt
 //! 0.400 size 40 10                          the terminal is resized
 //! 0.500 end
+//! 0.500 close
 //! ```
 
 use std::fs;
@@ -21,7 +22,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use wythe::diag::{Diagnostic, Source, Span};
-use wythe::progress::{Colors, Event, Json, Number, Outcome, Plain, Reporter, Terminal};
+use wythe::progress::{Event, Json, Number, Outcome, Plain, Reporter, Terminal};
 
 #[test]
 fn reporters_show_what_the_goldens_say() {
@@ -95,6 +96,12 @@ fn check(case: &Path) {
                 continue;
             }
             "end" => Event::Ended,
+            "close" => {
+                for reporter in [&plain as &dyn Reporter, &defused, &json, &terminal] {
+                    reporter.close();
+                }
+                continue;
+            }
             other => panic!("{}: unknown event `{other}`", case.display()),
         };
         for reporter in [&plain as &dyn Reporter, &defused, &json, &terminal] {
@@ -201,7 +208,7 @@ impl Stage {
             let (rows, columns) = emulator.lock().unwrap().screen().size();
             (columns, rows)
         });
-        Terminal::with_clock(Box::new(Tty(Arc::clone(&self.emulator))), size, Colors::On, self.clock())
+        Terminal::with_clock(Box::new(Tty(Arc::clone(&self.emulator))), size, true, self.clock())
     }
 
     fn resize(&self, columns: u16, rows: u16) {
@@ -230,7 +237,7 @@ impl Stage {
 fn no_escape_of_a_step_reaches_the_terminal() {
     let stage = Stage::default();
     let bytes = Shared::default();
-    let terminal = Terminal::with_clock(Box::new(bytes.clone()), Arc::new(|| (80, 24)), Colors::Off, stage.clock());
+    let terminal = Terminal::with_clock(Box::new(bytes.clone()), Arc::new(|| (80, 24)), false, stage.clock());
     let hostile = b"\x1b]0;owned\x07\x1b[?25l\x1b[31mred\x9b2J\xc2\x9b2J\x1b[6n\x05\x0e\x1bc\r\x1b[2Jtext\n";
     let title = String::from_utf8_lossy(hostile).into_owned();
     for (number, outcome) in [(1, Outcome::Done), (2, Outcome::Failed)] {
