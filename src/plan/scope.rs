@@ -102,6 +102,12 @@ pub(super) fn globals(
     scope
 }
 
+/// What a FROM line may name: the platform arguments and every global ARG, those without a value too.
+pub(super) fn global_names<'a>(dockerfile: &'a Dockerfile, globals: &'a Scope) -> BTreeSet<&'a str> {
+    let declared = dockerfile.global_args.iter().flat_map(declarations).map(|declaration| declaration.name.as_str());
+    declared.chain(globals.names()).collect()
+}
+
 fn platform_arguments(dockerfile: &Dockerfile, options: &Options) -> Vec<(&'static str, String)> {
     let variant = |variant: &Option<String>| variant.clone().unwrap_or_default();
     let (build, target) = (&options.build_platform, &options.platform);

@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use wythe::diag::{Diagnostic, Severity, Source, Span};
 use wythe::dockerfile;
 use wythe::image::{ContainerConfig, ImageConfig, Platform};
-use wythe::plan::{self, Base, Bases, CopySource, Input, Network, Op, Options, Plan, Root, RunMountKind, Security, Step};
+use wythe::plan::{
+    self, Base, Bases, CopySource, Input, Network, Op, Options, Plan, Root, RunMountKind, Security, Step,
+};
 
 use crate::{cases, check_golden, testdata};
 
@@ -210,7 +212,8 @@ fn dump_copy(out: &mut String, copy: &plan::Copy) {
             writeln!(out, "  {name} {}", located(flag)).unwrap();
         }
     }
-    for (name, is_set) in [("link", copy.is_link), ("parents", copy.has_parents), ("keep-git-dir", copy.keeps_git_dir)] {
+    for (name, is_set) in [("link", copy.is_link), ("parents", copy.has_parents), ("keep-git-dir", copy.keeps_git_dir)]
+    {
         if is_set {
             writeln!(out, "  {name}").unwrap();
         }
