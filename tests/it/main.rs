@@ -2,8 +2,11 @@
 //! rewrites what they expect.
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
+mod layer;
+mod overlay;
 mod progress;
 mod tidy;
+mod tree;
 
 use std::fs;
 use std::path::{Path, PathBuf};
