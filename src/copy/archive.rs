@@ -54,14 +54,8 @@ pub(super) fn unpack(
 ) -> Result<()> {
     let plain = decompress(input)?;
     let mut members = Members::new(plain);
-    let mut unpacker = Unpacker {
-        into,
-        root,
-        owner,
-        times: BTreeMap::new(),
-        buffer: vec![0; content::BUFFER_BYTES],
-        left: limits,
-    };
+    let mut unpacker =
+        Unpacker { into, root, owner, times: BTreeMap::new(), buffer: vec![0; content::BUFFER_BYTES], left: limits };
     while let Some(member) = members.next().context(|| format!("cannot read the archive `{name}`"))? {
         unpacker.member(&member, &mut members).map_err(|error| {
             let member = String::from_utf8_lossy(&member.name);
@@ -133,9 +127,7 @@ impl Unpacker<'_, '_> {
             Kind::CharDevice { major, minor } => {
                 node::make_special(fd, name, FileType::CharacterDevice, (*major, *minor))
             }
-            Kind::BlockDevice { major, minor } => {
-                node::make_special(fd, name, FileType::BlockDevice, (*major, *minor))
-            }
+            Kind::BlockDevice { major, minor } => node::make_special(fd, name, FileType::BlockDevice, (*major, *minor)),
             Kind::Directory | Kind::Hardlink { .. } => return Ok(()),
         };
         let is_device = matches!(member.kind, Kind::CharDevice { .. } | Kind::BlockDevice { .. });
@@ -170,13 +162,7 @@ impl Unpacker<'_, '_> {
     }
 
     /// The last name's owner, mode and time count for all names of the file.
-    fn hardlink(
-        &mut self,
-        parent: &Directory,
-        name: &[u8],
-        target: &[u8],
-        attributes: &Attributes<'_>,
-    ) -> Result<()> {
+    fn hardlink(&mut self, parent: &Directory, name: &[u8], target: &[u8], attributes: &Attributes<'_>) -> Result<()> {
         let target = clamped(target);
         let shown_target = shown(&join(&self.into.path, &target));
         if target.is_empty() {

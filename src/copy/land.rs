@@ -196,9 +196,8 @@ impl<'a> Lander<'a> {
             mtime: entry.mtime,
             xattrs: &entry.xattrs,
         };
-        let special = |kind, device| {
-            move |parent: BorrowedFd<'_>, name: &[u8]| node::make_special(parent, name, kind, device)
-        };
+        let special =
+            |kind, device| move |parent: BorrowedFd<'_>, name: &[u8]| node::make_special(parent, name, kind, device);
         match &entry.kind {
             EntryKind::Directory => {
                 place::check_name(name, &path)?;
@@ -288,11 +287,15 @@ impl<'a> Lander<'a> {
         let group = entry.link_group;
         if let Some((first_parent, first_name)) = group.and_then(|group| links.get(&group)) {
             let first = self.root.open(first_parent)?;
-            let linked = |parent: BorrowedFd<'_>, name: &[u8]| {
-                match rustix::fs::linkat(&first, first_name.as_slice(), parent, name, AtFlags::empty()) {
-                    Err(Errno::MLINK) => Ok(false),
-                    other => other.map(|()| true),
-                }
+            let linked = |parent: BorrowedFd<'_>, name: &[u8]| match rustix::fs::linkat(
+                &first,
+                first_name.as_slice(),
+                parent,
+                name,
+                AtFlags::empty(),
+            ) {
+                Err(Errno::MLINK) => Ok(false),
+                other => other.map(|()| true),
             };
             if self.make(parent, name, linked)? {
                 return Ok(());

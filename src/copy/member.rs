@@ -361,11 +361,7 @@ impl Extension {
 fn header_name(header: &[u8; BLOCK]) -> Vec<u8> {
     let name = until_nul(&header[..100]);
     let prefix = until_nul(&header[345..500]);
-    if &header[257..263] == b"ustar\0" && !prefix.is_empty() {
-        [prefix, b"/", name].concat()
-    } else {
-        name.to_vec()
-    }
+    if &header[257..263] == b"ustar\0" && !prefix.is_empty() { [prefix, b"/", name].concat() } else { name.to_vec() }
 }
 
 /// A number field: octal digits among blanks and NULs, or, with the first bit set, big-endian two's

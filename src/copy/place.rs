@@ -131,7 +131,7 @@ impl<'a> Root<'a> {
                     if links > MAX_LINKS {
                         return Err(Diagnostic::error(format!(
                             "too many symbolic links on the way to `{}`",
-                            shown(&join(&base.path, path))
+                            shown(&join(&base.path, &clamped(path)))
                         )));
                     }
                     let target = rustix::fs::readlinkat(&fd, c"", Vec::new())
