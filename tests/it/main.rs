@@ -1,0 +1,5 @@
+//! The one integration test binary: a module for each thing tested.
+
+mod layer;
+mod overlay;
+mod tree;
