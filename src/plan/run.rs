@@ -70,7 +70,7 @@ impl Walk<'_> {
         let Command::Shell(text) = &run.command else { return (self.argv(&run.command), Vec::new(), None) };
         match run.heredocs.as_slice() {
             [] => (self.shell_argv(text), Vec::new(), None),
-            [heredoc] if is_heredoc_alone(text) => {
+            [heredoc] if run.script().is_some() => {
                 let summary = Some(title::summary(&heredoc.body));
                 let content = heredoc.content();
                 if content.starts_with("#!") {
@@ -303,40 +303,4 @@ impl Walk<'_> {
 
 fn owned((name, value): (&str, &str)) -> (String, String) {
     (name.to_owned(), value.to_owned())
-}
-
-/// Whether a command is nothing but `<<NAME`.
-fn is_heredoc_alone(text: &str) -> bool {
-    let text = text.trim().trim_start_matches(|digit: char| digit.is_ascii_digit());
-    let Some(name) = text.strip_prefix("<<") else { return false };
-    let name = name.strip_prefix('-').unwrap_or(name);
-    if name.contains('<') {
-        return false;
-    }
-    let mut quote = None;
-    for character in name.chars() {
-        match quote {
-            Some(open) if character == open => quote = None,
-            Some(_) => {}
-            None if character == '"' || character == '\'' => quote = Some(character),
-            None if character.is_whitespace() => return false,
-            None => {}
-        }
-    }
-    true
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_heredoc_alone;
-
-    #[test]
-    fn knows_a_heredoc_alone() {
-        for text in ["<<EOF", "<<-EOF", "3<<EOF", "<<'END OF'", "<<\"E\""] {
-            assert!(is_heredoc_alone(text), "{text}");
-        }
-        for text in ["cat <<EOF", "<<EOF bash", "<<A <<B", "<<EOF > /o", "echo"] {
-            assert!(!is_heredoc_alone(text), "{text}");
-        }
-    }
 }

@@ -4,6 +4,7 @@
 
 mod layer;
 mod overlay;
+mod plan;
 mod progress;
 mod tidy;
 mod tree;
