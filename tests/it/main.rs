@@ -2,6 +2,7 @@
 //! rewrites what they expect.
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
+mod dockerfile;
 mod layer;
 mod overlay;
 mod plan;
