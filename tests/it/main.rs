@@ -1,8 +1,12 @@
 //! The one test binary. A module a kind of test; cases are folders below `testdata/`, and `BLESS=1`
 //! rewrites what they expect.
-#![allow(clippy::unwrap_used)] // A test that cannot go on panics.
+// A test that cannot go on panics, and says what it cannot check.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
+mod build;
+mod image;
 mod progress;
+mod sandbox;
 mod tidy;
 
 use std::fs;
