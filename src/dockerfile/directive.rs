@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::diag::{Diagnostic, Source, Span};
 use crate::dockerfile::Word;
 use crate::dockerfile::line::{Reader, trim_line_end};
+use crate::dockerfile::statement::brief;
 
 pub struct Directives {
     pub escape: char,
@@ -52,7 +53,7 @@ pub fn read(source: &Arc<Source>, start: usize, faults: &mut Vec<Diagnostic>) ->
                 "\\" => directives.escape = '\\',
                 "`" => directives.escape = '`',
                 _ => faults.push(
-                    Diagnostic::error(format!("invalid escape character `{value}`"))
+                    Diagnostic::error(format!("invalid escape character `{}`", brief(value)))
                         .at(source, span_of(value), "must be `\\` or a backtick")
                         .hint("write `# escape=\\` or `` # escape=` ``"),
                 ),

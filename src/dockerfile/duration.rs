@@ -1,5 +1,7 @@
 //! Durations as Go writes them: `1h30m`, `1.5s`, `300ms`.
 
+use crate::dockerfile::statement::brief;
+
 /// Nanoseconds. The error says what is wrong with the text.
 pub fn parse_ns(text: &str) -> Result<i64, String> {
     let (is_negative, mut rest) = match text.strip_prefix('-') {
@@ -10,10 +12,10 @@ pub fn parse_ns(text: &str) -> Result<i64, String> {
         return Ok(0);
     }
     if rest.is_empty() {
-        return Err(format!("`{text}` is not a duration"));
+        return Err(format!("`{}` is not a duration", brief(text)));
     }
     let mut total: i64 = 0;
-    let too_long = || format!("duration `{text}` is too long");
+    let too_long = || format!("duration `{}` is too long", brief(text));
     while !rest.is_empty() {
         let (whole, after) = split_digits(rest);
         let (fraction, after) = match after.strip_prefix('.') {
@@ -21,7 +23,7 @@ pub fn parse_ns(text: &str) -> Result<i64, String> {
             None => ("", after),
         };
         if whole.is_empty() && fraction.is_empty() {
-            return Err(format!("`{text}` is not a duration"));
+            return Err(format!("`{}` is not a duration", brief(text)));
         }
         let unit_length = after.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(after.len());
         let (unit, after) = after.split_at(unit_length);
@@ -33,8 +35,8 @@ pub fn parse_ns(text: &str) -> Result<i64, String> {
             "s" => 1_000_000_000,
             "m" => 60_000_000_000,
             "h" => 3_600_000_000_000,
-            "" => return Err(format!("duration `{text}` has no unit")),
-            _ => return Err(format!("unknown unit `{unit}` in duration `{text}`")),
+            "" => return Err(format!("duration `{}` has no unit", brief(text))),
+            _ => return Err(format!("unknown unit `{}` in duration `{}`", brief(unit), brief(text))),
         };
         let whole: i64 = if whole.is_empty() { 0 } else { whole.parse().map_err(|_| too_long())? };
         // Eighteen digits are more than a nanosecond needs of an hour.

@@ -2,9 +2,9 @@
 //! `--` or the first word that does not begin with `--` ends them.
 
 use crate::diag::{Diagnostic, Span, nearest};
-use crate::dockerfile::Flag;
 use crate::dockerfile::line::{Slice, WordBuilder};
-use crate::dockerfile::statement::Statement;
+use crate::dockerfile::statement::{Statement, brief};
+use crate::dockerfile::{Flag, Word};
 
 /// A flag as written.
 #[derive(Debug)]
@@ -72,11 +72,15 @@ fn read(args: Slice<'_>, escape: char) -> (Option<RawFlag>, usize) {
         return (None, length);
     }
     let span = args.sub(0..length).span();
-    let name = name.finish(span.start as usize);
+    let name = name.finish();
     let flag = RawFlag {
         name: name.raw[2..].to_owned(),
         name_span: name.span,
-        value: value.map(|(word, at)| Flag { value: word.finish(args.place(at - 1) + 1), span }),
+        value: value.map(|(word, at)| {
+            let place = args.place(at - 1) + 1;
+            let empty = Word { span: Span::new(place, place), ..Word::default() };
+            Flag { value: if word.is_empty() { empty } else { word.finish() }, span }
+        }),
     };
     (Some(flag), length)
 }
@@ -133,7 +137,7 @@ impl Flags {
                 None
             }
             _ => {
-                let message = format!("flag `--{name}` is `true` or `false`, not `{}`", flag.value.raw);
+                let message = format!("flag `--{name}` is `true` or `false`, not `{}`", brief(&flag.value.raw));
                 statement.error(flag.value.span, message, "");
                 None
             }
@@ -143,7 +147,7 @@ impl Flags {
     /// Reports what was not taken. To be called last, before the other words are looked at.
     pub fn finish(self, statement: &mut Statement<'_>) {
         for flag in self.all {
-            let mut fault = Diagnostic::error(format!("unknown flag `--{}` of {}", flag.name, statement.name));
+            let mut fault = Diagnostic::error(format!("unknown flag `--{}` of {}", brief(&flag.name), statement.name));
             fault = fault.at(statement.source, flag.name_span, "");
             if let Some(name) = nearest(&flag.name, self.known.iter().copied()) {
                 fault = fault.hint(format!("did you mean `--{name}`?"));

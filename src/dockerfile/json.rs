@@ -106,5 +106,8 @@ fn decode(string: Slice<'_>) -> Word {
         let end = chars.peek().map_or(text.len(), |(end, _)| *end);
         word.push(c, string.place(at), string.place(end - 1) + 1);
     }
-    word.finish(string.place(1))
+    if word.is_empty() {
+        return Word { span: string.span(), ..Word::default() };
+    }
+    word.finish()
 }

@@ -156,11 +156,13 @@ impl WordBuilder {
         &self.raw
     }
 
-    /// The word; `place` is where an empty one stands.
-    pub fn finish(self, place: usize) -> Word {
-        let Some((raw, at)) = self.runs.last() else {
-            return Word { span: Span::new(place, place), ..Word::default() };
-        };
+    pub fn is_empty(&self) -> bool {
+        self.raw.is_empty()
+    }
+
+    /// The word; an empty one has an empty span at 0.
+    pub fn finish(self) -> Word {
+        let Some((raw, at)) = self.runs.last() else { return Word::default() };
         let start = self.runs[0].1 as usize;
         let end = *at as usize + (self.raw.len() - *raw as usize);
         let runs = if self.runs.len() == 1 { Vec::new() } else { self.runs };

@@ -9,7 +9,7 @@ use crate::dockerfile::flag;
 use crate::dockerfile::heredoc;
 use crate::dockerfile::json::{self, Form};
 use crate::dockerfile::line::{Line, Reader, Slice};
-use crate::dockerfile::statement::{self, Parsed, keyword_of, nearest_keyword};
+use crate::dockerfile::statement::{self, Parsed, brief, keyword_of, nearest_keyword};
 use crate::dockerfile::{Dockerfile, Instruction, Stage};
 
 /// More errors are not collected: who has that many does not read them.
@@ -41,7 +41,11 @@ pub fn parse(source: Arc<Source>) -> Result<Dockerfile, Vec<Diagnostic>> {
         let keyword = keyword_of(text);
         if let (Some(blank), true) = (line.blank, file.warnings.len() < WARNING_LIMIT) {
             let warning = Diagnostic::warning("NoEmptyContinuation", "empty continuation line");
-            file.warnings.push(warning.at(&source, blank, "").at(&source, text.span(), "in this instruction"));
+            file.warnings.push(warning.at(&source, blank, "").at(
+                &source,
+                text.split_first().0.span(),
+                "goes on below it",
+            ));
         }
         let parsed = read_statement(&source, escape, &line, &mut reader, &mut faults);
         // A misspelt FROM begins a stage all the same; what follows it is not misplaced.
@@ -170,7 +174,7 @@ fn read_statement(
 }
 
 fn unterminated(source: &Arc<Source>, name: &str, place: Span, start: usize) -> Diagnostic {
-    let fault = Diagnostic::error(format!("the heredoc is not closed: there is no line `{name}`"));
+    let fault = Diagnostic::error(format!("the heredoc is not closed: there is no line `{}`", brief(name)));
     let fault = fault.at(source, place, "opened here");
     let mut at = start;
     for line in source.text[start..].split_inclusive('\n') {

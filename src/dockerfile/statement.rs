@@ -90,7 +90,7 @@ pub fn parse(
 ) -> Outcome<Parsed> {
     let (keyword, args) = text.split_first();
     let Some(name) = keyword_of(text) else {
-        faults.push(unknown_keyword(source, keyword));
+        faults.push(unknown_keyword(source, escape, keyword));
         return Err(Reported);
     };
     let faults_before = faults.len();
@@ -111,16 +111,57 @@ pub fn parse(
     if faults.len() > faults_before { Err(Reported) } else { Ok(parsed) }
 }
 
-fn unknown_keyword(source: &Arc<Source>, keyword: Slice<'_>) -> Diagnostic {
+fn unknown_keyword(source: &Arc<Source>, escape: char, keyword: Slice<'_>) -> Diagnostic {
     if keyword.is_empty() {
         return Diagnostic::error("an instruction is missing").at(source, keyword.span(), "");
     }
     let word = keyword.text();
-    let fault = Diagnostic::error(format!("unknown instruction: `{word}`")).at(source, keyword.span(), "");
-    match nearest_keyword(word) {
-        Some(near) => fault.hint(format!("did you mean `{near}`?")),
-        None => fault,
+    let fault = Diagnostic::error(format!("unknown instruction: `{}`", brief(word)));
+    // White space that separates nothing: what looks like two words is one.
+    if let Some((at, c)) = word.char_indices().find(|(_, c)| c.is_whitespace()) {
+        let label = format!("not a space but U+{:04X}", u32::from(c));
+        return fault.at(source, keyword.sub(at..at + c.len_utf8()).span(), label);
     }
+    let fault = fault.at(source, keyword.span(), "");
+    if let Some(near) = nearest_keyword(word) {
+        return fault.hint(format!("did you mean `{near}`?"));
+    }
+    if ["&&", "||", "|"].iter().any(|operator| word.starts_with(operator)) {
+        let mark = if escape == '`' { "`` ` ``" } else { "`\\`" };
+        return fault.hint(format!("to continue the line above, end it with {mark}"));
+    }
+    fault
+}
+
+/// A word as quoted in a message: the beginning of a long one.
+pub fn brief(word: &str) -> String {
+    const LIMIT: usize = 60;
+    match word.char_indices().nth(LIMIT) {
+        Some((end, _)) => format!("{}…", &word[..end]),
+        None => word.to_owned(),
+    }
+}
+
+/// A command in JSON form, where it is plain what that is: no quoting, or single quotes for double.
+fn as_json(text: &str) -> Option<String> {
+    if text.len() > 200 || text.contains(['"', '\\', '`']) {
+        return None;
+    }
+    let list = match text.starts_with('[') {
+        true => text.replace('\'', "\""),
+        false if text.contains(['\'', '[', ',']) => return None,
+        false => {
+            format!("[{}]", text.split_whitespace().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", "))
+        }
+    };
+    serde_json::from_str::<Vec<String>>(&list).ok()?;
+    Some(list)
+}
+
+/// Of a name in lower case.
+fn is_stage_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c))
 }
 
 impl Statement<'_> {
@@ -190,6 +231,8 @@ impl Statement<'_> {
                 let mut fault = Diagnostic::error(message).at(self.source, keyword.span(), "expected `AS`");
                 if words.len() == 3 && nearest(keyword.text(), ["as"]).is_some() {
                     fault = fault.hint("did you mean `AS`?");
+                } else if words.len() == 2 && is_stage_name(keyword.text()) {
+                    fault = fault.hint(format!("to name the stage, write `AS {}`", brief(keyword.text())));
                 }
                 self.faults.push(fault);
                 return Err(Reported);
@@ -201,14 +244,10 @@ impl Statement<'_> {
             [_, _] => unreachable!("two words are covered by the arms for a wrong and a lone `AS`"),
         };
         let lower = name.map(|name| name.text().to_lowercase());
-        if let (Some(name), Some(lower)) = (name, &lower) {
-            let is_valid = lower.starts_with(|c: char| c.is_ascii_lowercase())
-                && lower.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c));
-            if !is_valid {
-                let label = "letters, digits, `-`, `_` and `.`, a letter first";
-                self.error(name.span(), format!("invalid name for a build stage: `{}`", name.text()), label);
-                return Err(Reported);
-            }
+        if let Some(name) = name.filter(|name| !is_stage_name(&name.text().to_lowercase())) {
+            let label = "letters, digits, `-`, `_` and `.`, a letter first";
+            self.error(name.span(), format!("invalid name for a build stage: `{}`", brief(name.text())), label);
+            return Err(Reported);
         }
         Ok(From {
             source: Arc::clone(self.source),
@@ -241,7 +280,7 @@ impl Statement<'_> {
         let value = &flag.value.raw;
         let list = known.iter().map(|known| format!("`{known}`")).collect::<Vec<_>>().join(", ");
         let span = if value.is_empty() { flag.span } else { flag.value.span };
-        let mut fault = Diagnostic::error(format!("`--{name}={value}` is not valid: it can be {list}"));
+        let mut fault = Diagnostic::error(format!("`--{name}={}` is not valid: it can be {list}", brief(value)));
         fault = fault.at(self.source, span, "");
         if let Some(near) = nearest(value, known.iter().copied()) {
             fault = fault.hint(format!("did you mean `--{name}={near}`?"));
@@ -329,14 +368,10 @@ impl Statement<'_> {
             Form::NotString(span) => self.not_string(span),
             Form::Shell if self.args.is_empty() => self.fail(self.keyword.span(), "SHELL needs a command in JSON form"),
             Form::Shell => {
-                // A suggestion where quoting is plain enough to be sure.
-                let words = self.args.words();
-                let is_plain = !self.args.text().contains(['"', '\'', '\\', '[', ']', '`', ',']);
                 let mut fault = Diagnostic::error("SHELL takes its arguments in JSON form only");
                 fault = fault.at(self.source, self.args.span(), "");
-                if is_plain {
-                    let list: Vec<_> = words.iter().map(|word| format!("\"{}\"", word.text())).collect();
-                    fault = fault.hint(format!("write `SHELL [{}]`", list.join(", ")));
+                if let Some(list) = as_json(self.args.text()) {
+                    fault = fault.hint(format!("write `SHELL {list}`"));
                 }
                 self.faults.push(fault);
                 Err(Reported)
@@ -417,19 +452,43 @@ impl Statement<'_> {
             return Ok(vec![(key.word(), value.word())]);
         }
         let mut pairs = Vec::new();
-        for word in &words {
+        let mut rest = &*words;
+        while let Some((word, after)) = rest.split_first() {
             match pair::split_value(*word) {
                 Some((key, _)) if key.is_empty() => {
                     self.error(word.span(), format!("the name of {name} cannot be empty"), "");
+                    rest = after;
                 }
-                Some((key, value)) => pairs.push((key.word(), value.word())),
+                Some((key, value)) => {
+                    pairs.push((key.word(), value.word()));
+                    rest = after;
+                }
                 None => {
-                    let label = "expected `name=value`";
-                    self.error(word.span(), format!("`{}` has no `=`", word.text()), label);
+                    let length = rest.iter().take_while(|word| !word.text().contains('=')).count();
+                    let before = words.len() - rest.len();
+                    self.no_equals(before.checked_sub(1).map(|index| words[index]), &rest[..length]);
+                    rest = &rest[length..];
                 }
             }
         }
         Ok(pairs)
+    }
+
+    /// Words of a list of pairs without `=`, mostly a value that was to be quoted.
+    fn no_equals(&mut self, before: Option<Slice<'_>>, words: &[Slice<'_>]) {
+        let text = words.iter().map(|word| word.text()).collect::<Vec<_>>().join(" ");
+        let verb = if words.len() == 1 { "has" } else { "have" };
+        let span = crate::dockerfile::cover(words[0].span(), words[words.len() - 1].span());
+        let mut fault = Diagnostic::error(format!("`{}` {verb} no `=`", brief(&text)));
+        fault = fault.at(self.source, span, "expected `name=value`");
+        if let Some((key, value)) = before.and_then(pair::split_value) {
+            let value = format!("{} {text}", value.text());
+            if value.len() < 80 && !value.contains(['"', '\'', '\\', '`', '$']) {
+                let key = key.text();
+                fault = fault.hint(format!("if it belongs to the value of `{key}`, write `{key}=\"{value}\"`"));
+            }
+        }
+        self.faults.push(fault);
     }
 
     fn healthcheck(&mut self) -> Outcome<Healthcheck> {
@@ -465,7 +524,7 @@ impl Statement<'_> {
                 })
             }
             _ => {
-                let message = format!("`{}` is not a kind of HEALTHCHECK", kind.text());
+                let message = format!("`{}` is not a kind of HEALTHCHECK", brief(kind.text()));
                 let fault = Diagnostic::error(message).at(self.source, kind.span(), "expected `CMD` or `NONE`");
                 self.faults.push(fault);
                 Err(Reported)
@@ -489,7 +548,7 @@ impl Statement<'_> {
         match flag.value.raw.parse::<i32>() {
             Ok(retries) if retries >= 0 => return retries.into(),
             Ok(_) => self.error(flag.value.span, "`--retries` cannot be negative", ""),
-            Err(_) => self.error(flag.value.span, format!("`{}` is not a number", flag.value.raw), ""),
+            Err(_) => self.error(flag.value.span, format!("`{}` is not a number", brief(&flag.value.raw)), ""),
         }
         0
     }

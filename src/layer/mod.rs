@@ -9,11 +9,24 @@
 //! A layer dir is an overlay lower dir: whiteouts are character devices 0:0, there are no opaque
 //! directories and no overlay xattrs, and every parent directory of an entry is there.
 
+pub mod node;
+pub mod xattr;
+pub mod whiteout;
+pub mod merged;
+pub mod canonical;
+pub mod header;
+pub mod pack;
+pub mod archive;
+pub mod staging;
+pub mod unpack;
+
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 
 use crate::diag::Result;
 use crate::digest::TreeDigest;
+
+pub use merged::{lookup, read_file};
 
 /// What a canonical upper holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,8 +46,7 @@ pub fn canonicalize(
     lowers: &[BorrowedFd<'_>],
     skeleton: Option<BorrowedFd<'_>>,
 ) -> Result<Summary> {
-    let _ = (upper, lowers, skeleton);
-    todo!()
+    canonical::canonicalize(upper, lowers, skeleton)
 }
 
 /// What [`pack`] learned on its way.
@@ -46,16 +58,14 @@ pub struct Packed {
 
 /// Writes a layer dir as a tar: a pure function of the directory's content.
 pub fn pack(dir: BorrowedFd<'_>, out: &mut dyn Write) -> Result<Packed> {
-    let _ = (dir, out);
-    todo!()
+    pack::pack(dir, out)
 }
 
 /// Applies a layer tar (uncompressed) to the empty directory `into`, as a layer dir that stands on
 /// `lowers` (topmost first): implied parents take their metadata from below, opaque markers become
 /// whiteouts of what is below. Hostile names never leave `into`.
 pub fn unpack(tar: &mut dyn Read, into: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<Summary> {
-    let _ = (tar, into, lowers);
-    todo!()
+    unpack::unpack(tar, into, lowers)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -2,9 +2,16 @@
 //! rewrites what they expect.
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
+mod build;
+mod dockerfile;
+mod image;
+mod layer;
+mod overlay;
 mod plan;
 mod progress;
+mod sandbox;
 mod tidy;
+mod tree;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,248 @@
+//! One object of a directory tree as the kernel describes it, and the few ways trees are walked:
+//! by directory fd and one name at a time, never by a path, so that neither `PATH_MAX` nor a
+//! symbolic link in the middle is ever in play.
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+/// What a name in a layer dir stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    File,
+    Directory,
+    Symlink,
+    Fifo,
+    CharDevice,
+    BlockDevice,
+    Socket,
+    /// The character device 0:0: the name is gone from the layers below.
+    Whiteout,
+}
+
+/// The metadata of one object; symbolic links are never followed to get it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub kind: Kind,
+    /// Permission bits with setuid, setgid and sticky.
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Device number of a device, else 0.
+    pub rdev: u64,
+    /// Of a regular file, else 0.
+    pub size_bytes: u64,
+    /// Seconds and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Device and inode: equal for two names of one file.
+    pub identity: (u64, u64),
+    pub links: u64,
+}
+
+impl Node {
+    pub fn is_directory(&self) -> bool {
+        self.kind == Kind::Directory
+    }
+
+    pub fn is_whiteout(&self) -> bool {
+        self.kind == Kind::Whiteout
+    }
+
+    fn of(stat: &Stat) -> Self {
+        let rdev = stat.st_rdev as u64;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => Kind::Directory,
+            FileType::Symlink => Kind::Symlink,
+            FileType::Fifo => Kind::Fifo,
+            FileType::CharacterDevice if rdev == 0 => Kind::Whiteout,
+            FileType::CharacterDevice => Kind::CharDevice,
+            FileType::BlockDevice => Kind::BlockDevice,
+            FileType::Socket => Kind::Socket,
+            FileType::RegularFile | FileType::Unknown => Kind::File,
+        };
+        let is_device = matches!(kind, Kind::CharDevice | Kind::BlockDevice);
+        Self {
+            kind,
+            mode: stat.st_mode & 0o7777,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            rdev: if is_device { rdev } else { 0 },
+            size_bytes: if kind == Kind::File { stat.st_size as u64 } else { 0 },
+            mtime: (stat.st_mtime as i64, stat.st_mtime_nsec as u32),
+            identity: (stat.st_dev as u64, stat.st_ino as u64),
+            links: stat.st_nlink as u64,
+        }
+    }
+}
+
+/// The object called `name` in `dir`; `None` if there is none.
+pub fn node_at(dir: impl AsFd, name: &CStr) -> Result<Option<Node>, Errno> {
+    match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(Node::of(&stat))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(errno),
+    }
+}
+
+pub fn node_of(fd: impl AsFd) -> Result<Node, Errno> {
+    fs::fstat(fd).map(|stat| Node::of(&stat))
+}
+
+/// Opens the directory `name` in `dir`, itself and not what a link of that name points at:
+/// anything else is `NOTDIR`.
+pub fn open_directory(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fs::openat(dir, name, flags, Mode::empty())
+}
+
+/// A second, readable descriptor of a directory that the caller may have opened with `O_PATH`.
+pub fn reopen(dir: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    open_directory(dir, c".")
+}
+
+/// Opens the regular file `name` in `dir` for reading. Does not hang should it be a fifo after all.
+pub fn open_file(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    fs::openat(dir, name, flags, Mode::empty())
+}
+
+/// The names in `dir` with their types (`Unknown` where the filesystem does not tell), sorted by
+/// bytes.
+pub fn names(dir: BorrowedFd<'_>) -> Result<Vec<(CString, FileType)>, Errno> {
+    // A second reading of the same descriptor would start at the end.
+    fs::seek(dir, fs::SeekFrom::Start(0))?;
+    let mut buffer = Vec::with_capacity(32 << 10);
+    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+    let mut names = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name != c"." && name != c".." {
+            names.push((name.to_owned(), entry.file_type()));
+        }
+    }
+    names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    Ok(names)
+}
+
+pub fn link_target(dir: impl AsFd, name: &CStr) -> Result<Vec<u8>, Errno> {
+    fs::readlinkat(dir, name, Vec::new()).map(CString::into_bytes)
+}
+
+/// Removes `name` from `dir`, whatever it is, with all that is below it.
+pub fn remove(dir: impl AsFd, name: &CStr) -> Result<(), Errno> {
+    match fs::unlinkat(&dir, name, AtFlags::empty()) {
+        Err(Errno::ISDIR) => {}
+        other => return other,
+    }
+    let top = open_directory(&dir, name)?;
+    let mut levels = vec![names(top.as_fd())?];
+    let mut ladder = Ladder::new(top);
+    let mut path: Vec<CString> = Vec::new();
+    while let Some(level) = levels.last_mut() {
+        match level.pop() {
+            Some((child, _)) => match fs::unlinkat(ladder.fd(), &child, AtFlags::empty()) {
+                Err(Errno::ISDIR) => {
+                    let fd = open_directory(ladder.fd(), &child)?;
+                    levels.push(names(fd.as_fd())?);
+                    ladder.push(fd);
+                    path.push(child);
+                }
+                other => other?,
+            },
+            None => {
+                levels.pop();
+                if let Some(child) = path.pop() {
+                    ladder.pop()?;
+                    fs::unlinkat(ladder.fd(), &child, AtFlags::REMOVEDIR)?;
+                }
+            }
+        }
+    }
+    fs::unlinkat(&dir, name, AtFlags::REMOVEDIR)
+}
+
+/// Gives `name` in `dir` an owner, without following it.
+pub fn set_owner(dir: impl AsFd, name: &CStr, uid: u32, gid: u32) -> Result<(), Errno> {
+    fs::chownat(dir, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// Sets the modification time of `name` in `dir`, without following it.
+pub fn set_mtime(dir: impl AsFd, name: &CStr, mtime: (i64, u32)) -> Result<(), Errno> {
+    fs::utimensat(dir, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)
+}
+
+/// The access time is set to the same: it is in no layer, so it may as well be reproducible.
+pub fn times(mtime: (i64, u32)) -> Timestamps {
+    let time = Timespec { tv_sec: mtime.0, tv_nsec: mtime.1.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+/// The directories from the root of a walk down to where it is. Only the lowest are held open: a
+/// tree may be deeper than there are descriptors, so the others are reached again by `..`, which
+/// is safe because nobody else changes a layer dir while it is walked.
+pub struct Ladder {
+    rungs: Vec<Option<OwnedFd>>,
+}
+
+/// How many directories of a walk are held open.
+pub const HELD: usize = 64;
+
+impl Ladder {
+    pub fn new(root: OwnedFd) -> Self {
+        Self { rungs: vec![Some(root)] }
+    }
+
+    /// The lowest directory.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        match self.rungs.last() {
+            Some(Some(fd)) => fd.as_fd(),
+            // `push` only closes what is HELD above the last, and `pop` opens it again.
+            _ => unreachable!("the lowest rung is open"),
+        }
+    }
+
+    pub fn push(&mut self, fd: OwnedFd) {
+        self.rungs.push(Some(fd));
+        if let Some(above) = self.rungs.len().checked_sub(HELD + 1) {
+            self.rungs[above] = None;
+        }
+    }
+
+    /// Goes up one directory; the root stays.
+    pub fn pop(&mut self) -> Result<(), Errno> {
+        if self.rungs.len() < 2 {
+            return Ok(());
+        }
+        let below = self.rungs.pop().flatten();
+        if let (Some(rung @ None), Some(below)) = (self.rungs.last_mut(), below) {
+            *rung = Some(open_directory(below, c"..")?);
+        }
+        Ok(())
+    }
+}
+
+/// A path of a layer as messages show it: control characters and what is no UTF-8 are escaped.
+pub fn shown(path: &[u8]) -> String {
+    let mut text = String::with_capacity(path.len());
+    for chunk in path.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if character.is_control() {
+                text.extend(character.escape_default());
+            } else {
+                text.push(character);
+            }
+        }
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+/// `parent/name`, or `name` below the root.
+pub fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
+}

@@ -1,0 +1,228 @@
+//! From a layer tar to a layer dir.
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, Uid};
+use rustix::io::Errno;
+use tar::EntryType;
+
+use super::Summary;
+use super::archive::{Archive, Chunk, Member};
+use super::node::{self, node_at, set_mtime, set_owner, shown};
+use super::staging::{Place, Staging, create_file};
+use super::whiteout::{Meaning, meaning};
+use super::xattr::{self, Xattrs};
+use crate::diag::{Context, Diagnostic, Result};
+
+/// More than any image has: what is past these is an attack.
+const MAX_ENTRIES: u64 = 20_000_000;
+const MAX_TOTAL_BYTES: u64 = 4 << 40;
+
+/// See [`super::unpack`].
+pub fn unpack(tar: &mut dyn Read, into: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<Summary> {
+    let mut archive = Archive::new(tar);
+    let mut staging = Staging::new(into, lowers).context(|| "cannot open the directory of a layer")?;
+    let mut buffer = vec![0; 256 << 10];
+    let (mut entries, mut total_bytes) = (0, 0_u64);
+    while let Some(member) = archive.next_member().context(|| "cannot read a layer tar")? {
+        entries += 1;
+        total_bytes = total_bytes.saturating_add(member.size_bytes);
+        if entries > MAX_ENTRIES || total_bytes > MAX_TOTAL_BYTES {
+            return Err(Diagnostic::error("cannot unpack a layer: it is too large to be one"));
+        }
+        apply(&member, &mut archive, &mut staging, &mut buffer).map_err(|error| {
+            Diagnostic::error(format!("cannot unpack `{}` of a layer", shown(&member.path))).caused_by(error)
+        })?;
+    }
+    archive.drain().context(|| "cannot read a layer tar")?;
+    staging.finish().context(|| "cannot finish the directory of a layer")
+}
+
+fn apply(
+    member: &Member,
+    archive: &mut Archive<&mut dyn Read>,
+    staging: &mut Staging<'_>,
+    buffer: &mut [u8],
+) -> io::Result<()> {
+    let Some((parent, name)) = split(&member.path)? else {
+        // A root that is a link would have its owner and mode set on what it points at.
+        return match member.entry_type {
+            EntryType::Directory => Ok(()),
+            _ => Err(refused("the root of a layer must be a directory")),
+        };
+    };
+    let of_aufs = |component: &[u8]| meaning(component) == Meaning::Aufs;
+    if of_aufs(name) || parent.split(|byte| *byte == b'/').any(of_aufs) {
+        return Ok(());
+    }
+    if parent.split(|byte| *byte == b'/').any(|component| meaning(component) != Meaning::Name) {
+        return Err(refused("a name starting with `.wh.` means a deleted file, nothing can be in it"));
+    }
+    let place = staging.place(&parent)?;
+    let meaning = meaning(name);
+    let Some(place) = place else {
+        return match meaning {
+            // Nothing can be there to be deleted.
+            Meaning::Whiteout(_) | Meaning::Opaque => Ok(()),
+            _ => Err(refused("its parent is not a directory")),
+        };
+    };
+    match meaning {
+        Meaning::Opaque => Ok(staging.opaque(&place)?),
+        Meaning::Whiteout(name) => Ok(staging.whiteout(&place, &CString::new(name)?)?),
+        Meaning::Name => add(member, archive, staging, buffer, &place, &CString::new(name)?),
+        Meaning::Aufs => Ok(()),
+        Meaning::Invalid => Err(refused("it deletes no name")),
+    }
+}
+
+fn add(
+    member: &Member,
+    archive: &mut Archive<&mut dyn Read>,
+    staging: &mut Staging<'_>,
+    buffer: &mut [u8],
+    place: &Place,
+    name: &CStr,
+) -> io::Result<()> {
+    let owner = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX);
+    let (Some(uid), Some(gid)) = (owner(member.uid), owner(member.gid)) else {
+        return Err(refused(&format!("its owner {}:{} is out of range", member.uid, member.gid)));
+    };
+    let owned = |result: Result<(), Errno>| match result {
+        Err(Errno::INVAL) => Err(refused(&format!(
+            "its owner {uid}:{gid} is outside the ids of this user namespace (see /etc/subuid and /etc/subgid)"
+        ))),
+        other => Ok(other?),
+    };
+    let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    let mode = Mode::from_raw_mode(member.mode);
+    if member.entry_type == EntryType::Directory {
+        let fd = staging.directory(place, name, member.mtime)?;
+        owned(fs::fchown(&fd, owner.0, owner.1))?;
+        fs::fchmod(&fd, mode)?;
+        return Ok(xattr::replace(&fd, &xattrs(member))?);
+    }
+    let source = match member.entry_type {
+        EntryType::Link => match link_source(member, staging)? {
+            (from, from_name) if from.path == place.path && *from_name == *name => return Ok(()),
+            source => Some(source),
+        },
+        // A device 0:0 is what a whiteout looks like in an overlay.
+        EntryType::Char if member.major == 0 && member.minor == 0 => return Ok(staging.whiteout(place, name)?),
+        _ => None,
+    };
+    if node_at(&place.fd, name)?.is_some() {
+        staging.clear(place, name)?;
+    }
+    match member.entry_type {
+        EntryType::Regular => {
+            let mut file = File::from(create_file(&place.fd, name)?);
+            write_content(archive, &mut file, buffer)?;
+            owned(fs::fchown(&file, owner.0, owner.1))?;
+            fs::fchmod(&file, mode)?;
+            xattr::set(&file, &xattrs(member))?;
+            return Ok(fs::futimens(&file, &node::times(member.mtime))?);
+        }
+        EntryType::Link => {
+            if let Some((from, from_name)) = source {
+                fs::linkat(&from.fd, from_name.as_c_str(), &place.fd, name, AtFlags::empty())?;
+            }
+            return Ok(());
+        }
+        EntryType::Symlink => {
+            if member.link.is_empty() {
+                return Err(refused("it is a symbolic link to nothing"));
+            }
+            fs::symlinkat(&member.link, &place.fd, name)?;
+            owned(set_owner(&place.fd, name, uid, gid))?;
+            return Ok(set_mtime(&place.fd, name, member.mtime)?);
+        }
+        EntryType::Fifo => fs::mknodat(&place.fd, name, FileType::Fifo, Mode::empty(), 0)?,
+        EntryType::Char | EntryType::Block => {
+            let file_type =
+                if member.entry_type == EntryType::Char { FileType::CharacterDevice } else { FileType::BlockDevice };
+            if member.major >= 1 << 12 || member.minor >= 1 << 20 {
+                return Err(refused("there is no such device"));
+            }
+            let device = fs::makedev(member.major, member.minor);
+            match fs::mknodat(&place.fd, name, file_type, Mode::empty(), device) {
+                // No user namespace may make devices. Nothing misses them: no container opens a
+                // device of its image, and the layer keeps its blob.
+                Err(Errno::PERM) => return Ok(()),
+                other => other?,
+            }
+        }
+        _ => return Err(refused("it is of a kind that no layer has")),
+    }
+    owned(set_owner(&place.fd, name, uid, gid))?;
+    fs::chmodat(&place.fd, name, mode, AtFlags::empty())?;
+    Ok(set_mtime(&place.fd, name, member.mtime)?)
+}
+
+/// The file that a hard link is another name of, in this layer if need be by a copy.
+fn link_source(member: &Member, staging: &mut Staging<'_>) -> io::Result<(Rc<Place>, CString)> {
+    let target = shown(&member.link);
+    let missing = || refused(&format!("it is a link to `{target}`, which is not there"));
+    let (parent, name) = split(&member.link)?.ok_or_else(missing)?;
+    let name = CString::new(name)?;
+    let place = staging.place(&parent)?.ok_or_else(missing)?;
+    match node_at(&place.fd, &name)? {
+        Some(node) if node.is_directory() => Err(refused(&format!("it is a hard link to the directory `{target}`"))),
+        Some(node) if node.is_whiteout() => Err(missing()),
+        Some(_) => Ok((place, name)),
+        None if staging.copy_up(&place, &name)? => Ok((place, name)),
+        None => Err(missing()),
+    }
+}
+
+/// The parent, slashes and dots cleaned, and the last component; `None` for the root.
+fn split(path: &[u8]) -> io::Result<Option<(Vec<u8>, &[u8])>> {
+    let mut components = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
+    if components.clone().any(|component| component == b"..") {
+        return Err(refused("its path leads upwards"));
+    }
+    if path.contains(&0) {
+        return Err(refused("its path holds a NUL"));
+    }
+    let Some(name) = components.next_back() else { return Ok(None) };
+    Ok(Some((components.collect::<Vec<_>>().join(&b'/'), name)))
+}
+
+fn write_content(archive: &mut Archive<&mut dyn Read>, file: &mut File, buffer: &mut [u8]) -> io::Result<()> {
+    let mut ends_in_hole = false;
+    while let Some(chunk) = archive.next_chunk(buffer)? {
+        match chunk {
+            Chunk::Data(count) => file.write_all(&buffer[..count])?,
+            Chunk::Hole(count) => {
+                file.seek(SeekFrom::Current(i64::try_from(count).map_err(|_| refused("it is too large"))?))?;
+            }
+        }
+        ends_in_hole = matches!(chunk, Chunk::Hole(_));
+    }
+    if ends_in_hole {
+        let size = file.stream_position()?;
+        file.set_len(size)?;
+    }
+    Ok(())
+}
+
+/// The attributes a layer dir holds, whatever the tar has.
+fn xattrs(member: &Member) -> Xattrs {
+    let kept = member.xattrs.iter().filter(|(name, _)| xattr::is_kept(name.to_bytes()));
+    let kept: BTreeMap<_, _> = kept
+        .map(|(name, value)| {
+            let is_capability = name.as_c_str() == xattr::CAPABILITY;
+            (name.clone(), if is_capability { xattr::portable_capability(value.clone()) } else { value.clone() })
+        })
+        .collect();
+    kept.into_iter().collect()
+}
+
+fn refused(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
