@@ -363,43 +363,54 @@ impl<'a> Graph<'a> {
 
     /// A stage must not need itself, not even one that is not built.
     fn find_cycles(&self, faults: &mut Vec<Diagnostic>) {
-        let mut visited = BTreeSet::new();
+        let mut done = BTreeSet::new();
         for index in 0..self.nodes.len() {
-            let mut path = Vec::new();
-            if let Some(cycle) = self.cycle_from(index, &mut path, &mut visited) {
-                let names: Vec<_> =
-                    cycle.iter().chain(&cycle[..1]).map(|index| self.nodes[*index].name.as_str()).collect();
-                let mut fault = Diagnostic::error(match cycle.len() {
-                    1 => format!("stage `{}` needs itself", names[0]),
-                    _ => format!("stages need each other: {}", names.join(" → ")),
-                });
-                for (from, to) in cycle.iter().zip(cycle.iter().cycle().skip(1)) {
-                    let node = &self.nodes[*from];
-                    let text = match from == to {
-                        true => String::new(),
-                        false => format!("`{}` needs `{}`", node.name, self.nodes[*to].name),
-                    };
-                    fault = match node.reads.iter().find(|read| read.provider == Provider::Stage(*to)) {
-                        Some(read) => fault.at(&read.at.source, read.at.span, text),
-                        None => fault.at(&node.stage.from.source, node.stage.from.image.span, text),
-                    };
-                }
-                faults.push(fault);
+            if let Some(cycle) = self.cycle_from(index, &mut done) {
+                faults.push(self.cycle_fault(&cycle));
             }
         }
     }
 
-    fn cycle_from(&self, index: usize, path: &mut Vec<usize>, visited: &mut BTreeSet<usize>) -> Option<Vec<usize>> {
-        if let Some(start) = path.iter().position(|earlier| *earlier == index) {
-            return Some(path[start..].to_vec());
-        }
-        if !visited.insert(index) {
+    /// The first cycle among the stages that `index` needs, leaving out those in `done`; adds all it has
+    /// looked at to `done`. A path is kept instead of recursing: a file may have any number of stages.
+    fn cycle_from(&self, index: usize, done: &mut BTreeSet<usize>) -> Option<Vec<usize>> {
+        if !done.insert(index) {
             return None;
         }
-        path.push(index);
-        let cycle = self.needs(index).into_iter().find_map(|needed| self.cycle_from(needed, path, visited));
-        path.pop();
-        cycle
+        let mut path = vec![(index, self.needs(index))];
+        while let Some((_, needs)) = path.last_mut() {
+            let Some(needed) = needs.pop() else {
+                path.pop();
+                continue;
+            };
+            if let Some(start) = path.iter().position(|(earlier, _)| *earlier == needed) {
+                return Some(path[start..].iter().map(|(index, _)| *index).collect());
+            }
+            if done.insert(needed) {
+                path.push((needed, self.needs(needed)));
+            }
+        }
+        None
+    }
+
+    fn cycle_fault(&self, cycle: &[usize]) -> Diagnostic {
+        let names: Vec<_> = cycle.iter().chain(&cycle[..1]).map(|index| self.nodes[*index].name.as_str()).collect();
+        let mut fault = Diagnostic::error(match cycle.len() {
+            1 => format!("stage `{}` needs itself", names[0]),
+            _ => format!("stages need each other: {}", names.join(" → ")),
+        });
+        for (from, to) in cycle.iter().zip(cycle.iter().cycle().skip(1)) {
+            let node = &self.nodes[*from];
+            let text = match from == to {
+                true => String::new(),
+                false => format!("`{}` needs `{}`", node.name, self.nodes[*to].name),
+            };
+            fault = match node.reads.iter().find(|read| read.provider == Provider::Stage(*to)) {
+                Some(read) => fault.at(&read.at.source, read.at.span, text),
+                None => fault.at(&node.stage.from.source, node.stage.from.image.span, text),
+            };
+        }
+        fault
     }
 
     /// The stages that a stage needs.

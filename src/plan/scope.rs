@@ -150,7 +150,7 @@ pub(super) fn proxies(build_args: &BTreeMap<String, String>) -> Vec<(String, Str
 }
 
 /// Build arguments that mean something without an ARG.
-const PREDEFINED: [&str; 13] = [
+const PREDEFINED: [&str; 11] = [
     "BUILDKIT_BUILD_NAME",
     "BUILDKIT_CACHE_MOUNT_NS",
     "BUILDKIT_CONTEXT_KEEP_GIT_DIR",
@@ -159,11 +159,9 @@ const PREDEFINED: [&str; 13] = [
     "BUILDKIT_MULTI_PLATFORM",
     "BUILDKIT_SANDBOX_HOSTNAME",
     "BUILDKIT_SBOM_SCAN_CONTEXT",
-    "BUILDKIT_SBOM_SCAN_GENERATOR",
     "BUILDKIT_SBOM_SCAN_STAGE",
     "BUILDKIT_SYNTAX",
     "SOURCE_DATE_EPOCH",
-    "TARGETSTAGE",
 ];
 
 /// A warning for each build argument that no ARG of the file (or of an ONBUILD trigger) declares.
