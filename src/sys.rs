@@ -237,3 +237,37 @@ pub fn bring_loopback_up() -> io::Result<()> {
     checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) }.into())?;
     Ok(())
 }
+
+/// Blocks `signals` for this thread and those it starts, and gives a descriptor from which they can
+/// be read instead.
+pub fn signal_fd(signals: &[c_int]) -> io::Result<OwnedFd> {
+    // SAFETY: a zeroed sigset_t is valid storage for sigemptyset, which initialises it.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is valid for writing.
+    unsafe { libc::sigemptyset(&mut set) };
+    for signal in signals {
+        // SAFETY: `set` is an initialised set.
+        unsafe { libc::sigaddset(&mut set, *signal) };
+    }
+    // SAFETY: `set` is an initialised set; the old mask is not asked for.
+    let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut()) };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    // SAFETY: `set` is an initialised set; -1 asks for a new descriptor.
+    let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: signalfd has just returned this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The number of the next signal of a [`signal_fd`]; waits for it.
+pub fn read_signal(fd: BorrowedFd<'_>) -> io::Result<c_int> {
+    // The kernel writes whole `signalfd_siginfo` structures, which begin with the number.
+    let mut information = [0_u8; size_of::<libc::signalfd_siginfo>()];
+    rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut information))?;
+    let number = information.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+    Ok(c_int::try_from(number).unwrap_or(0))
+}

@@ -25,6 +25,7 @@ mod root;
 mod seccomp;
 mod seccomp_table;
 mod serve;
+pub mod signal;
 mod skeleton;
 mod source;
 mod spawner;
