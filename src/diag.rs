@@ -4,6 +4,8 @@
 //! A function that can fail returns [`Result`]; one that finds several faults at once (the parser,
 //! the planner) returns `Result<T, Vec<Diagnostic>>`.
 
+mod render;
+
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,12 +25,21 @@ impl Source {
         Arc::new(Self { name: name.into(), text: text.into() })
     }
 
-    /// Line and column of a byte offset, both counted from 1; columns count characters.
+    /// Line and column of a byte offset, both counted from 1; columns count characters. A byte order
+    /// mark is none.
     pub fn position(&self, offset: usize) -> (usize, usize) {
-        let before = &self.text[..self.text.floor_char_boundary(offset.min(self.text.len()))];
+        let before = &self.text[..floor_boundary(&self.text, offset)];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        let line = &before[line_start..];
+        let is_marked = line_start == 0 && line.starts_with('\u{feff}');
+        (before.matches('\n').count() + 1, line.chars().count() + 1 - usize::from(is_marked))
     }
+}
+
+/// The last character boundary of `text` that is not after `offset`.
+fn floor_boundary(text: &str, offset: usize) -> usize {
+    let offset = offset.min(text.len());
+    (0..=offset).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 /// A range of bytes in a [`Source`].

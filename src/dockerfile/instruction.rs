@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::diag::{Source, Span};
+use crate::dockerfile::heredoc;
 
 /// A piece of an instruction as written: quotes, escapes and variables untouched, continuations
 /// removed. Knows where each of its bytes came from.
@@ -81,6 +82,7 @@ pub struct From {
 /// One `NAME` or `NAME=value` of an ARG list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArgDeclaration {
+    /// Unquoted. May hold variables, which BuildKit expands (`ARG $X`).
     pub name: String,
     pub name_span: Span,
     pub value: Option<Word>,
@@ -116,6 +118,17 @@ pub struct Run {
     /// Bodies that follow. With [`Command::Shell`], the planner decides between "the body is the
     /// script", "the body is an executable" (`#!`) and "the shell reads the heredoc itself".
     pub heredocs: Vec<Heredoc>,
+}
+
+impl Run {
+    /// The heredoc whose body is what RUN executes: `RUN <<EOF` and nothing else. `None` where the
+    /// shell is to read the heredocs itself, or there are none.
+    pub fn script(&self) -> Option<&Heredoc> {
+        match &self.command {
+            Command::Shell(text) if heredoc::mark(text).is_some() => self.heredocs.first(),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

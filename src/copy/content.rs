@@ -1,0 +1,43 @@
+//! The bytes of a file on their way into a new file.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+use crate::digest::Hasher;
+
+/// Room for one piece on its way.
+pub(super) const BUFFER_BYTES: usize = 128 * 1024;
+
+/// Copies up to `length` bytes of `input` to `offset` of `out`, where nothing was written yet, and
+/// hashes them. Returns how many there were. Pieces that are all zeros are left as holes, so the
+/// caller sets the length of the file.
+pub(super) fn fill(
+    out: &File,
+    offset: u64,
+    input: &mut dyn Read,
+    length: u64,
+    buffer: &mut [u8],
+    mut hasher: Option<&mut Hasher>,
+) -> io::Result<u64> {
+    const HOLE_BYTES: usize = 4096;
+    let mut done = 0;
+    while done < length {
+        let room = buffer.len().min(usize::try_from(length - done).unwrap_or(usize::MAX));
+        let count = match input.read(&mut buffer[..room]) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let piece = &buffer[..count];
+        if let Some(hasher) = hasher.as_deref_mut() {
+            hasher.update(piece);
+        }
+        if count < HOLE_BYTES || piece.iter().any(|&byte| byte != 0) {
+            out.write_all_at(piece, offset + done)?;
+        }
+        done += count as u64;
+    }
+    Ok(done)
+}
