@@ -97,7 +97,7 @@ impl<'a> Lander<'a> {
             xattrs: &[],
         };
         let length = blob.content.len() as u64;
-        content::fill(&file, 0, &mut &*blob.content, length, &mut self.buffer, None)
+        content::fill(&file, &mut &*blob.content, length, &mut self.buffer, None)
             .and_then(|_| file.set_len(length))
             .context(|| format!("cannot write `{}`", shown(&path)))?;
         self.dress(file.as_fd(), &path, &attributes)
@@ -329,7 +329,7 @@ impl<'a> Lander<'a> {
                 return Ok(hasher.finish());
             }
         }
-        let copied = content::fill(out, 0, &mut source, size_bytes, &mut self.buffer, Some(&mut hasher))
+        let copied = content::fill(out, &mut source, size_bytes, &mut self.buffer, Some(&mut hasher))
             .and_then(|copied| out.set_len(copied))
             .context(|| format!("cannot copy `{}` to `{}`", source_name(entry), shown(path)));
         copied.map(|()| hasher.finish())
@@ -384,5 +384,5 @@ fn changed(entry: &Entry) -> Diagnostic {
 }
 
 fn source_name(entry: &Entry) -> String {
-    String::from_utf8_lossy(&entry.path).into_owned()
+    crate::layer::node::shown(&entry.path)
 }

@@ -260,6 +260,7 @@ fn refused_members_are_named() {
         (&[("h", "h", "gone")], "h", "a hard link to `/o/gone`, which is not there"),
         (&[("d", "d", ""), ("h", "h", "d")], "h", "a hard link to the directory `/o/d`"),
         (&[("h", "h", "../..")], "h", "a hard link to the archive's root"),
+        (&[("M", "m", "")], "m", "a member of the unknown type `M`"),
         (&[("c", "n", "0:0")], "n", "a character device 0:0 is a deletion to the overlay"),
         (&[("f 0644 4294967295:0", "n", "")], "n", "there is no owner 4294967295:0"),
         (&[("f", "f", ""), ("f", "f/x", "")], "f/x", "`/o/f` is not a directory"),
@@ -267,10 +268,8 @@ fn refused_members_are_named() {
     ] {
         check_error(&tar(lines), &format!("cannot unpack `{member}` of the archive `x.tar`"), cause);
     }
-    let unknown = "the archive has a member of the unknown type 'M' that cannot be read";
-    check_error(&tar(&[("f", "f", ""), ("M", "m", "")]), "cannot read the archive `x.tar`", unknown);
     let cut = &tar(TOP)[..1024 + 300];
-    check_error(cut, "cannot read the archive `x.tar`", "unexpected end of file");
+    check_error(cut, "cannot read the archive `x.tar`", "it ends inside a member");
 }
 
 #[test]
@@ -337,22 +336,11 @@ fn pax_records_go_before_the_header() {
         &bytes,
         &format!("d 0755 0:0 now /o\nd 0755 0:0 now /o/{directory}\nf 0644 3000000000:7 -1.25 /o/{long} x\n"),
     );
-    for broken in [&b"7 a=b"[..], b"99 a=b\n", b"6 a=b\n\n", b"x a=b\n", b"4 a\n"] {
-        let mut extended = header(&("x", "pax", ""));
-        extended.set_size(broken.len() as u64);
-        extended.set_cksum();
-        let mut builder = tar::Builder::new(Vec::new());
-        builder.append(&header(&("f", "a", "")), &b""[..]).unwrap();
-        builder.append(&extended, broken).unwrap();
-        builder.append(&header(&("f", "f", "x")), &b"x"[..]).unwrap();
-        let cause = "the archive has a pax header that cannot be read";
-        check_error(&builder.into_inner().unwrap(), "cannot read the archive `x.tar`", cause);
-    }
     let mut huge = header(&("x", "pax", ""));
     huge.set_size(1 << 40);
     huge.set_cksum();
     let bytes = [&tar(&[("f", "a", "")])[..512], huge.as_bytes()].concat();
-    let cause = "the archive has an extended header of more than 1 MiB that cannot be read";
+    let cause = "an extension header is larger than 1 MiB";
     check_error(&bytes, "cannot read the archive `x.tar`", cause);
 }
 

@@ -67,7 +67,7 @@ fn make(root: &Path, line: &str) {
     }
     let path = at(root, words[4]);
     let rest = words.get(5).copied().unwrap_or_default();
-    parents(root, &path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
     let device = || {
         let (major, minor) = rest.split_once(':').unwrap();
         rustix::fs::makedev(major.parse().unwrap(), minor.parse().unwrap())
@@ -94,14 +94,6 @@ fn make(root: &Path, line: &str) {
 
 fn at(root: &Path, path: &str) -> std::path::PathBuf {
     root.join(path.trim_start_matches('/'))
-}
-
-fn parents(root: &Path, path: &Path) {
-    let parent = path.parent().unwrap();
-    if !parent.exists() {
-        parents(root, parent);
-        fs::create_dir(parent).unwrap();
-    }
 }
 
 pub(super) fn stamp(path: &Path, time: Timespec) {
@@ -261,7 +253,8 @@ fn copies_land_as_in_the_cases() {
 fn copies_land_in_an_overlay_as_in_the_cases() {
     let (lower, beside) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     if overlay(lower.path(), &beside).is_none() {
-        return eprintln!("skipped: no overlay can be mounted");
+        #[allow(clippy::print_stderr)]
+        return eprintln!("copies_land_in_an_overlay_as_in_the_cases: no overlay can be mounted here");
     }
     check_cases(true);
 }
@@ -307,7 +300,8 @@ fn check_cases(is_overlay: bool) {
 
 #[test]
 fn a_changed_file_is_an_error() {
-    let changes: [(&str, fn(&Path)); 5] = [
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 5] = [
         ("same size", |path| fs::write(path, "brand").unwrap()),
         ("longer", |path| fs::write(path, "alpha and more").unwrap()),
         ("shorter", |path| fs::write(path, "").unwrap()),
@@ -419,8 +413,8 @@ fn trees_deeper_than_a_path_may_be_long() {
     let landed = place::open_below(open(image.path()).as_fd(), directory.as_bytes(), rustix::fs::OFlags::PATH).unwrap();
     assert_eq!(rustix::fs::fstat(landed).unwrap().st_mtime, 7);
     // Nor can `remove_dir_all` name them.
-    node::remove_tree(open(image.path()).as_fd(), b"o").unwrap();
-    node::remove_tree(open(context.path()).as_fd(), name.as_bytes()).unwrap();
+    node::remove(open(image.path()).as_fd(), b"o").unwrap();
+    node::remove(open(context.path()).as_fd(), name.as_bytes()).unwrap();
 }
 
 #[test]
