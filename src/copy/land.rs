@@ -98,7 +98,6 @@ impl<'a> Lander<'a> {
         };
         let length = blob.content.len() as u64;
         content::fill(&file, &mut &*blob.content, length, &mut self.buffer, None)
-            .and_then(|_| file.set_len(length))
             .context(|| format!("cannot write `{}`", shown(&path)))?;
         self.dress(file.as_fd(), &path, &attributes)
     }
@@ -330,9 +329,8 @@ impl<'a> Lander<'a> {
             }
         }
         let copied = content::fill(out, &mut source, size_bytes, &mut self.buffer, Some(&mut hasher))
-            .and_then(|copied| out.set_len(copied))
             .context(|| format!("cannot copy `{}` to `{}`", source_name(entry), shown(path)));
-        copied.map(|()| hasher.finish())
+        copied.map(|_| hasher.finish())
     }
 
     /// Opens a file of the source as it was listed: a file, of that size, and no link.
@@ -356,11 +354,13 @@ impl<'a> Lander<'a> {
         file.rewind().context(|| format!("cannot read `{name}`"))?;
         let into = self.archive_directory()?;
         let mut reader = HashingReader::new(BufReader::with_capacity(content::BUFFER_BYTES, file));
-        archive::unpack(&mut reader, &name, &into, &mut self.root, self.owner, Limits::of(size_bytes))?;
-        // Behind the end of an archive there may be more, and it is part of the digest.
+        let limits = Limits::of(size_bytes);
+        let unpacked = archive::unpack(&mut reader, &name, &into, &mut self.root, self.owner, limits);
+        // Behind the end of an archive there may be more, and it is part of the digest. One that
+        // changed need not be an archive any more: that it changed is what is to be said.
         io::copy(&mut reader, &mut io::sink()).context(|| format!("cannot read `{name}`"))?;
         let (_, read, _) = reader.finish();
-        if read == *digest { Ok(true) } else { Err(changed(entry)) }
+        if read == *digest { unpacked.map(|()| true) } else { Err(changed(entry)) }
     }
 }
 

@@ -154,6 +154,25 @@ fn downloads_unpack_too() {
 }
 
 #[test]
+fn an_archive_that_changed_is_an_error() {
+    let (context, image) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let path = context.path().join("x.tar");
+    // The last member cut short, a byte of content, a byte behind the end.
+    let (whole, mut other, mut behind) = (tar(TOP), tar(TOP), tar(TOP));
+    other[1024] ^= 1;
+    *behind.last_mut().unwrap() = 1;
+    let cut = [&whole[..1536], &[b'x'; 512], &whole[2048..]].concat();
+    for changed in [cut, other, behind] {
+        fs::write(&path, &whole).unwrap();
+        let listing = listing(context.path(), &["x.tar"]);
+        fs::write(&path, &changed).unwrap();
+        let landing = Landing { unpacks: true, ..landing("/o/") };
+        let result = land(&tree(context.path(), false), &listing, open(image.path()).as_fd(), &landing);
+        assert_eq!(result.unwrap_err().message, "`x.tar` changed during the build");
+    }
+}
+
+#[test]
 fn owner_counts_and_chmod_does_not() {
     let image = TempDir::new().unwrap();
     add(&tar(TOP), &image, |landing| landing.chmod = Some("0711")).unwrap();
