@@ -122,7 +122,7 @@ impl Unpacker<'_, '_> {
                 self.write(&file, member.size_bytes, archive).context(|| format!("cannot write `{}`", shown(&path)))?;
                 return node::set_attributes(file.as_fd(), &attributes)
                     .and_then(|()| node::set_time(file.as_fd(), member.mtime))
-                    .context(|| format!("cannot set the owner and mode of `{}`", shown(&path)));
+                    .context(|| attributes.refused(&shown(&path)));
             }
             EntryType::Symlink => rustix::fs::symlinkat(member.link.as_slice(), fd, name),
             EntryType::Fifo => node::make_special(fd, name, FileType::Fifo, (0, 0)),
@@ -162,7 +162,7 @@ impl Unpacker<'_, '_> {
         }
         place::open_below(directory.fd.as_fd(), b"", OFlags::RDONLY | OFlags::DIRECTORY)
             .and_then(|fd| node::set_attributes(fd.as_fd(), attributes))
-            .context(|| format!("cannot set the owner and mode of `{}`", shown(&directory.path)))?;
+            .context(|| attributes.refused(&shown(&directory.path)))?;
         self.times.insert(directory.path, attributes.mtime);
         Ok(())
     }
@@ -189,8 +189,7 @@ impl Unpacker<'_, '_> {
                 .context(|| format!("cannot link `{}` to `{shown_target}`", shown(&path)))?;
             self.root.touch(&parent.path);
         }
-        node::set_attributes_at(parent.fd.as_fd(), name, attributes)
-            .context(|| format!("cannot set the owner and mode of `{}`", shown(&path)))
+        node::set_attributes_at(parent.fd.as_fd(), name, attributes).context(|| attributes.refused(&shown(&path)))
     }
 
     /// The directory a member is in, made if need be, and its name there.

@@ -204,8 +204,7 @@ impl<'a> Lander<'a> {
                     Err(Errno::NOTDIR | Errno::LOOP) => return Err(onto_a_file(&path)),
                     other => other.context(|| format!("cannot make the directory `{}`", shown(&path)))?,
                 };
-                node::set_attributes(fd.as_fd(), &attributes)
-                    .context(|| format!("cannot set the owner and mode of `{}`", shown(&path)))?;
+                node::set_attributes(fd.as_fd(), &attributes).context(|| attributes.refused(&shown(&path)))?;
                 return Ok(());
             }
             EntryKind::File { size_bytes, digest } => {
@@ -232,8 +231,7 @@ impl<'a> Lander<'a> {
                 self.make(parent, name, special(FileType::BlockDevice, (*major, *minor)))?;
             }
         }
-        node::set_attributes_at(parent.fd.as_fd(), name, &attributes)
-            .context(|| format!("cannot set the owner and mode of `{}`", shown(&path)))
+        node::set_attributes_at(parent.fd.as_fd(), name, &attributes).context(|| attributes.refused(&shown(&path)))
     }
 
     fn make_or_open_directory(&mut self, parent: &Directory, name: &[u8]) -> rustix::io::Result<OwnedFd> {
@@ -271,7 +269,7 @@ impl<'a> Lander<'a> {
     fn dress(&self, fd: BorrowedFd<'_>, path: &[u8], attributes: &Attributes<'_>) -> Result<()> {
         node::set_attributes(fd, attributes)
             .and_then(|()| node::set_time(fd, attributes.mtime))
-            .context(|| format!("cannot set the owner and mode of `{}`", shown(path)))
+            .context(|| attributes.refused(&shown(path)))
     }
 
     fn file(

@@ -24,6 +24,14 @@ pub(super) struct Attributes<'a> {
     pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
 }
 
+impl Attributes<'_> {
+    /// What to say where they cannot be set. An owner that the user namespace does not map is
+    /// `EINVAL`, so the owner is named.
+    pub fn refused(&self, path: &str) -> String {
+        format!("cannot give `{path}` the owner {}:{} and mode {:04o}", self.owner.uid, self.owner.gid, self.mode)
+    }
+}
+
 /// Makes an empty directory, closed to everyone else until its owner and mode are set.
 pub(super) fn make_directory(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     rustix::fs::mkdirat(parent, name, Mode::RWXU)?;
