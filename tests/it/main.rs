@@ -1,5 +1,6 @@
 //! The one integration test binary: a module for each thing tested.
 
+mod compression;
 mod layer;
 mod overlay;
 mod tree;
