@@ -42,7 +42,7 @@ impl Limits {
 /// Whether this is a tar with at least one member, compressed or not. What is damaged from its
 /// start is none.
 pub(super) fn is_archive(input: impl Read + Send) -> bool {
-    decompress(input).is_ok_and(|plain| matches!(Archive::new(plain).next_member(), Ok(Some(_))))
+    layer::decompress(input).is_ok_and(|plain| matches!(Archive::new(plain).next_member(), Ok(Some(_))))
 }
 
 /// Unpacks an archive into the directory `into`; `name` is its name for messages. What follows the
@@ -55,7 +55,7 @@ pub(super) fn unpack(
     owner: Option<Owner>,
     limits: Limits,
 ) -> Result<()> {
-    let mut archive = Archive::new(decompress(input)?);
+    let mut archive = Archive::new(layer::decompress(input)?);
     let buffer = vec![0; content::BUFFER_BYTES];
     let mut unpacker = Unpacker { into, root, owner, times: BTreeMap::new(), buffer, left: limits };
     while let Some(member) = archive.next_member().context(|| format!("cannot read the archive `{name}`"))? {
@@ -245,27 +245,4 @@ impl Unpacker<'_, '_> {
         let owner = id(member.uid).zip(id(member.gid)).map(|(uid, gid)| Owner { uid, gid });
         owner.ok_or_else(|| Diagnostic::error(format!("there is no owner {}:{}", member.uid, member.gid)))
     }
-}
-
-/// Reads what gzip, bzip2, xz or zstd made, told by its first bytes, and anything else as it is.
-fn decompress<'a>(input: impl Read + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
-    const MAX_XZ_BYTES: u64 = 1 << 30;
-    let mut input = io::BufReader::new(input);
-    let start = io::BufRead::fill_buf(&mut input).context(|| "cannot read the archive")?;
-    Ok(if start.starts_with(&[0x1f, 0x8b]) {
-        Box::new(flate2::bufread::MultiGzDecoder::new(input))
-    } else if start.starts_with(b"BZh") {
-        Box::new(bzip2::bufread::MultiBzDecoder::new(input))
-    } else if start.starts_with(b"\xfd7zXZ\0") {
-        let mut plain = Vec::new();
-        lzma_rs::xz_decompress(&mut input.take(MAX_XZ_BYTES), &mut plain)
-            .map_err(|error| Diagnostic::error("cannot read the archive").caused_by(format!("{error:?}")))?;
-        Box::new(io::Cursor::new(plain))
-    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let decoder = ruzstd::decoding::StreamingDecoder::new(input)
-            .map_err(|error| Diagnostic::error("cannot read the archive").caused_by(error))?;
-        Box::new(decoder)
-    } else {
-        Box::new(input)
-    })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, OFlags};
@@ -346,12 +346,12 @@ impl<'a> Lander<'a> {
     fn unpack(&mut self, entry: &Entry, size_bytes: u64, digest: &Digest) -> Result<bool> {
         let mut file = self.open_source(entry, size_bytes)?;
         let name = source_name(entry);
-        if !archive::is_archive(BufReader::new(&file)) {
+        if !archive::is_archive(&file) {
             return Ok(false);
         }
         file.rewind().context(|| format!("cannot read `{name}`"))?;
         let into = self.archive_directory()?;
-        let mut reader = HashingReader::new(BufReader::with_capacity(content::BUFFER_BYTES, file));
+        let mut reader = HashingReader::new(file);
         let limits = Limits::of(size_bytes);
         let unpacked = archive::unpack(&mut reader, &name, &into, &mut self.root, self.owner, limits);
         // Behind the end of an archive there may be more, and it is part of the digest. One that
