@@ -89,8 +89,9 @@ impl Draft {
                     let dir = self.upper.try_clone().map_err(cannot_commit)?;
                     return Ok(Layer { id: *id, meta, path: inner.layer_path(id), dir, _lock: lock });
                 }
-                // A layer is never an empty directory, so rename does not replace one.
-                Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+                // A layer is never an empty directory, so rename does not replace one. What is no directory
+                // is no layer either, and dropped below.
+                Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
                 Err(errno) => return Err(cannot_commit(errno.into())),
             }
             if let Some(layer) = store.layer(id)? {

@@ -2,4 +2,5 @@
 
 mod layer;
 mod overlay;
+mod store;
 mod tree;
