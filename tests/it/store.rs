@@ -12,10 +12,8 @@ use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 use wythe::diag::Result;
 use wythe::digest::{ChainId, DiffId, HashingWriter};
-use wythe::image::archive::{
-    Archive, Contents, Format, ImageContents, LayerBlob, Selector, write_directory, write_file,
-};
-use wythe::image::manifest::{Descriptor, media_type};
+use wythe::image::archive::{Archive, Contents, Format, ImageContents, Selector, write_directory, write_file};
+use wythe::image::manifest::media_type;
 use wythe::image::{ImageConfig, Platform};
 use wythe::layer::{self, Compression};
 use wythe::store::{Draft, Layer, LayerMeta, Store};
@@ -164,6 +162,48 @@ fn processes_that_commit_the_same_layer_share_one() {
     assert_eq!(names(&root.join("tmp")), Vec::<String>::new());
 }
 
+#[test]
+fn a_full_or_read_only_store_says_so() {
+    const NAME: &str = "store::a_full_or_read_only_store_says_so";
+    if let Some((_, root)) = role() {
+        let store = Store::open(&root).unwrap();
+        let whole = store.put_blob(b"whole").unwrap();
+        let error = store.import_blob(&mut std::io::repeat(1), &whole, 8 << 20).unwrap_err_message();
+        assert!(error.contains("cannot write blob") && error.contains("its filesystem is full"), "{error}");
+        // What was half written made room again.
+        let layer = commit(&store, None, &[("file", "text", 0o644)]);
+        assert_eq!(names(&root.join("blobs/sha256")), [whole.hex()]);
+        // A filesystem with files open for writing cannot be made read-only.
+        store.empty_trash();
+        drop(store);
+        run("mount", &["-o", "remount,ro", root.parent().unwrap().to_str().unwrap()]);
+        // It still can be read.
+        let store = Store::open(&root).unwrap();
+        assert!(store.read_blob(&whole, 100).unwrap().is_some() && store.layer(&layer.id).unwrap().is_some());
+        for error in [
+            store.put_blob(b"new").unwrap_err_message(),
+            store.draft().map(drop).unwrap_err_message(),
+            store.write_record("cache", "00", b"").unwrap_err_message(),
+        ] {
+            assert!(error.contains("its filesystem is read-only"), "{error}");
+        }
+        println!("done");
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", "mount -t tmpfs -o size=4m none \"$0\" && exec \"$@\""])
+        .arg(dir.path())
+        .arg(std::env::current_exe().unwrap())
+        .args([NAME, "--exact", "--nocapture", "--test-threads=1"])
+        .env("WYTHE_TEST_ROLE", "full")
+        .env("WYTHE_TEST_STORE", dir.path().join("store"))
+        .output()
+        .unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && text.contains("done"), "{text}");
+}
+
 /// An image of two layers in a store, ready to be written.
 struct Sample {
     dir: TempDir,
@@ -198,20 +238,12 @@ impl Sample {
         config
     }
 
-    fn contents(&self, config: &ImageConfig, compression: Compression, names: &[&str]) -> Contents<'_> {
-        let blob = |layer: &Layer| {
-            let form = self.store.compressed(layer, compression).unwrap();
-            LayerBlob {
-                descriptor: Descriptor::new(form.media_type, form.digest, form.size_bytes),
-                open: Box::new(move || -> Result<Box<dyn Read + Send>> {
-                    Ok(Box::new(self.store.open_blob(&form.digest)?.expect("it was just made")))
-                }),
-            }
-        };
+    fn contents(&self, config: &ImageConfig, compression: Compression, names: &[&str]) -> Contents<'static> {
+        let diff_ids: Vec<_> = self.layers.iter().map(|layer| layer.meta.diff_id).collect();
         let image = ImageContents {
             platform: amd64(),
             config: config.to_json(),
-            layers: self.layers.iter().map(blob).collect(),
+            layers: self.store.layer_blobs(&diff_ids, compression).unwrap(),
             annotations: BTreeMap::new(),
         };
         let names = names.iter().map(|name| name.parse().unwrap()).collect();
@@ -234,9 +266,9 @@ fn run(program: &str, arguments: &[&str]) -> String {
 #[test]
 fn other_tools_read_what_is_written() {
     let sample = sample();
-    for compression in [Compression::None, Compression::DEFAULT] {
+    for (kind, compression) in [("plain", Compression::None), ("gzip", Compression::DEFAULT)] {
         let contents = sample.contents(&sample.config(), compression, &["app:v1", "registry.example/app:v2"]);
-        let text = |name: &str| sample.path(&format!("{compression:?}-{name}")).to_str().unwrap().to_owned();
+        let text = |name: &str| sample.path(&format!("{kind}-{name}")).to_str().unwrap().to_owned();
         let (layout, oci, docker) = (text("layout"), text("oci.tar"), text("docker.tar"));
         write_directory(&contents, Path::new(&layout)).unwrap();
         write_file(&contents, Format::Oci, Path::new(&oci)).unwrap();
@@ -247,8 +279,7 @@ fn other_tools_read_what_is_written() {
             format!("docker-archive:{docker}:app:v1"),
             format!("docker-archive:{docker}:registry.example/app:v2"),
         ] {
-            let inspected: serde_json::Value =
-                serde_json::from_str(&run("skopeo", &["inspect", &source])).unwrap();
+            let inspected: serde_json::Value = serde_json::from_str(&run("skopeo", &["inspect", &source])).unwrap();
             assert_eq!(inspected["Labels"]["is"], "labelled", "{source}");
             assert_eq!(inspected["Architecture"], "amd64", "{source}");
             assert_eq!(inspected["Layers"].as_array().map(Vec::len), Some(2), "{source}");
