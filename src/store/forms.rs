@@ -94,7 +94,7 @@ impl Store {
             .hint("run the same build with `--pull`"));
         }
         if actual != *diff_id.digest() {
-            self.drop_layer(&layer.id)?;
+            self.drop_layer(&layer.id, layer.dir.as_fd())?;
             return Err(Diagnostic::error(format!(
                 "layer `{diff_id}` was damaged in the store `{}` (it now packs to `{actual}`) and has been removed",
                 self.inner.path.display()
