@@ -4,3 +4,4 @@ mod compression;
 mod layer;
 mod overlay;
 mod tree;
+mod unpack;
