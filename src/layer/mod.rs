@@ -19,6 +19,8 @@ pub mod pack;
 pub mod archive;
 pub mod staging;
 pub mod unpack;
+pub mod compress;
+pub mod decompress;
 
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
@@ -89,13 +91,11 @@ pub fn compress(
     compression: Compression,
     threads: usize,
 ) -> Result<()> {
-    let _ = (input, output, compression, threads);
-    todo!()
+    compress::compress(input, output, compression, threads)
 }
 
 /// A reader of the plain content: gzip (several members), bzip2, xz and zstd are told by their
 /// first bytes; anything else is passed through.
 pub fn decompress<'a>(input: impl Read + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
-    let _ = input;
-    todo!() as Result<Box<dyn Read + Send + 'a>>
+    decompress::decompress(input)
 }
