@@ -12,8 +12,10 @@ mod overlay;
 mod plan;
 mod progress;
 mod sandbox;
+mod store;
 mod tidy;
 mod tree;
+mod unpack;
 
 use std::fs;
 use std::path::{Path, PathBuf};
