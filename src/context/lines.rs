@@ -130,6 +130,12 @@ impl fmt::Display for What {
     }
 }
 
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`: {}", self.path.escape_ascii(), self.what)
+    }
+}
+
 /// What has changed from `old` to `new`, sorted by path; a path may have several changes.
 pub fn diff(old: &[Vec<u8>], new: &[Vec<u8>]) -> Vec<Change> {
     let (old_paths, new_paths) = (by_path(old), by_path(new));

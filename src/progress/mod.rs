@@ -30,7 +30,7 @@ pub use json::Json;
 pub use plain::Plain;
 pub use screen::Size;
 pub use terminal::Terminal;
-pub use text::{Tail, defuse};
+pub use text::{Tail, defuse, fit};
 
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

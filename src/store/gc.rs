@@ -77,6 +77,14 @@ pub struct Pruned {
     pub in_use: u64,
 }
 
+/// Whether a prune removes or only tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Remove,
+    /// Nothing changes.
+    Tell,
+}
+
 impl Store {
     /// Counts and sizes of what is there; a layer counts with the sizes of its files.
     pub fn usage(&self) -> Result<Usage> {
@@ -99,7 +107,7 @@ impl Store {
     /// Moves to the trash every layer and blob that is neither kept nor in use and was last used
     /// before `unused_since` (when given). Images and cache records are the caller's to remove first. The
     /// space is free after [`Store::empty_trash`].
-    pub fn prune(&self, keep: &Keep, unused_since: Option<SystemTime>) -> Result<Pruned> {
+    pub fn prune(&self, keep: &Keep, unused_since: Option<SystemTime>, action: Action) -> Result<Pruned> {
         // A builder that starts after it was looked for uses nothing before this instant either.
         let now = self.inner.workspace.now().map_err(|errno| self.inner.error("prune", errno))?;
         let live = self.inner.workspace.live_others();
@@ -112,7 +120,7 @@ impl Store {
             if Digest::from_hex(&name).is_some_and(|hex| keep.layers.contains(&ChainId::new(hex))) || !is_due(&stat) {
                 continue;
             }
-            match self.take_unlocked(self.inner.layers.as_fd(), &name, is_old)? {
+            match self.take_unlocked(self.inner.layers.as_fd(), &name, is_old, action)? {
                 true => pruned.layers.add(size_bytes),
                 false => pruned.in_use += 1,
             }
@@ -133,10 +141,13 @@ impl Store {
             if Digest::from_hex(&name).is_some_and(|hex| kept_blobs.contains(&hex)) || !is_due(&stat) {
                 continue;
             }
-            match self.take_unlocked(self.inner.blobs.as_fd(), &name, is_old)? {
+            match self.take_unlocked(self.inner.blobs.as_fd(), &name, is_old, action)? {
                 true => pruned.blobs.add(stat.st_size as u64),
                 false => pruned.in_use += 1,
             }
+        }
+        if action == Action::Tell {
+            return Ok(pruned);
         }
         // Forms whose blobs are all gone say nothing any more.
         for name in &forms {
@@ -195,7 +206,13 @@ impl Store {
     }
 
     /// Moves it to the trash, unless somebody holds it, or used it of late, or it is another one by now.
-    fn take_unlocked(&self, dir: BorrowedFd<'_>, name: &str, is_old: impl Fn(&Stat) -> bool) -> Result<bool> {
+    fn take_unlocked(
+        &self,
+        dir: BorrowedFd<'_>,
+        name: &str,
+        is_old: impl Fn(&Stat) -> bool,
+        action: Action,
+    ) -> Result<bool> {
         let cannot_take = |errno| self.inner.error(format_args!("remove `{name}`"), errno);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         match rustix::fs::openat(dir, name, flags, Mode::empty()) {
@@ -210,11 +227,15 @@ impl Store {
                 if !is_old(&stat) || !super::is_still_at(dir, name, fd.as_fd()) {
                     return Ok(false);
                 }
+                if action == Action::Tell {
+                    return Ok(true);
+                }
                 // The lock is held over the rename: who waits for it looks again and finds nothing.
                 self.inner.trash.take(dir, name).map_err(cannot_take)?;
                 Ok(true)
             }
             Err(Errno::NOENT) => Ok(false),
+            Err(Errno::LOOP | Errno::NXIO) if action == Action::Tell => Ok(true),
             // A link or something else that is none of ours.
             Err(Errno::LOOP | Errno::NXIO) => self.inner.trash.take(dir, name).map(|()| true).map_err(cannot_take),
             Err(errno) => Err(cannot_take(errno)),

@@ -9,9 +9,9 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::{Store, sealed};
-use crate::diag::Result;
+use crate::diag::{Diagnostic, Result};
 use crate::digest::{DiffId, Digest};
-use crate::image::{Platform, Reference};
+use crate::image::{ImageConfig, Platform, Reference, manifest};
 
 /// An image in the store. Its config and manifest are blobs; its layers are where `layer` or `form`
 /// finds them, if anywhere.
@@ -68,6 +68,17 @@ impl Store {
         let file: Option<ImageFile> = sealed::read_json(self.inner.images.as_fd(), &reference.file_name())
             .map_err(|error| self.inner.error(format_args!("read image `{}`", reference.familiar()), error))?;
         Ok(file.filter(|file| file.reference == reference.to_string()).map(|file| file.images).unwrap_or_default())
+    }
+
+    /// The image's config.
+    pub fn image_config(&self, record: &ImageRecord) -> Result<ImageConfig> {
+        let id = &record.config;
+        let Some(bytes) = self.read_blob(id, manifest::MAX_CONFIG_BYTES)? else {
+            return Err(Diagnostic::error(format!("the config `{id}` of an image is not in the store, or damaged"))
+                .hint("build or import the image again"));
+        };
+        ImageConfig::from_json(&bytes)
+            .map_err(|error| Diagnostic::error(format!("cannot read the config `{id}` of an image")).caused_by(error))
     }
 
     /// Gives the image this name; the name's earlier image for the same platform loses it.

@@ -77,6 +77,20 @@ impl Store {
         Ok(form)
     }
 
+    /// Unpacks a layer onto the layers below (topmost first) from any blob that is known to hold it.
+    pub fn unpack_form(&self, id: &ChainId, diff_id: &DiffId, lowers: &[BorrowedFd<'_>]) -> Result<Layer> {
+        // Two builders that need it unpack it once.
+        let _lock = self.lock_name(format!("layer-{}", id.hex()), || {})?;
+        for form in self.forms(diff_id)? {
+            if self.is_usable(diff_id, &form)? {
+                let descriptor = Descriptor::new(form.media_type, form.digest, form.size_bytes);
+                return self.unpack_blob(id, diff_id, &descriptor, lowers);
+            }
+        }
+        Err(Diagnostic::error(format!("the layer `{diff_id}` is no longer in the store"))
+            .hint("build with `--no-cache`, or import the base image again"))
+    }
+
     /// Unpacks a layer's blob onto the layers below (topmost first), unless it is there. What the
     /// blob decompresses to must have this diff ID; then it is noted as a form of it.
     pub fn unpack_blob(

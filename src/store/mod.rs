@@ -27,6 +27,7 @@ mod images;
 mod import;
 mod layers;
 mod locks;
+mod mounts;
 mod records;
 mod sealed;
 mod trash;
@@ -45,10 +46,11 @@ use crate::diag::{Context, Diagnostic, Result};
 
 pub use blobs::{Blob, BlobWriter};
 pub use forms::Form;
-pub use gc::{Keep, Pruned, Total, Usage};
+pub use gc::{Action, Keep, Pruned, Total, Usage};
 pub use images::{ImageLayer, ImageLookup, ImageRecord};
 pub use layers::{Draft, Layer, LayerMeta};
 pub use locks::KeyLock;
+pub use mounts::{CacheMount, MountLock};
 
 /// The number in `version`. It changes when an older program could misread what a newer one wrote.
 const FORMAT: u32 = 1;

@@ -3,11 +3,17 @@
 
 use std::os::fd::AsFd;
 
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::{AtFlags, Mode, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 
 use super::{Store, sealed};
 use crate::diag::Result;
+
+/// For `utimensat`: both times are set to the present.
+const NOW: Timestamps = Timestamps {
+    last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+    last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+};
 
 impl Store {
     /// The record, or nothing if it is not there or not whole. `dir` is a path in the store such as
@@ -31,6 +37,35 @@ impl Store {
         let shard = shard(dir, name);
         let fd = self.make_dirs(&shard).map_err(|errno| self.inner.error(format_args!("make `{shard}`"), errno))?;
         sealed::write(&self.inner, fd.as_fd(), name, bytes)
+    }
+
+    /// Notes that the record was used now: its mtime is when. A record that is gone by then, or a
+    /// store that cannot be written to, is no reason to fail.
+    pub fn touch_record(&self, dir: &str, name: &str) {
+        if let Ok(fd) = super::open_dir(self.inner.root.as_fd(), &shard(dir, name)) {
+            let _ = rustix::fs::utimensat(&fd, name, &NOW, AtFlags::SYMLINK_NOFOLLOW);
+        }
+    }
+
+    /// When the record was last written or touched, in seconds since the epoch; `None` if it is not
+    /// there.
+    pub fn record_time(&self, dir: &str, name: &str) -> Result<Option<i64>> {
+        let shard = shard(dir, name);
+        let stat = super::open_dir(self.inner.root.as_fd(), &shard)
+            .and_then(|fd| rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW));
+        match stat {
+            Ok(stat) => Ok(Some(stat.st_mtime)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.inner.error(format_args!("read `{shard}/{name}`"), errno)),
+        }
+    }
+
+    /// The file that remembers the hashes of the files of the context `path`; its directory is made.
+    pub fn context_index(&self, path: &std::path::Path) -> Result<std::path::PathBuf> {
+        use std::os::unix::ffi::OsStrExt as _;
+        self.make_dirs("files/index").map_err(|errno| self.inner.error("make `files/index`", errno))?;
+        let name = crate::digest::Digest::of(path.as_os_str().as_bytes()).hex();
+        Ok(self.inner.path.join("files/index").join(name))
     }
 
     /// Removes the record if it is there.

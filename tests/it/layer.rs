@@ -390,7 +390,7 @@ fn delete(root: BorrowedFd<'_>, path: &[u8]) -> Result<(), Errno> {
 fn a_layer_says_what_the_step_changed() {
     let seeds: Vec<u64> = match option_env!("WYTHE_SEED") {
         Some(seed) => vec![seed.parse().unwrap()],
-        None => (1..=120).collect(),
+        None => (1..=150).collect(),
     };
     for seed in seeds {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));

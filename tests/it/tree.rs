@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, readlinkat, stata
 
 pub type Tree = BTreeMap<Vec<u8>, Object>;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Object {
     /// `f`, `d`, `l`, `p`, `c`, `b`, `s`; `w` for a whiteout.
     pub kind: char,
@@ -23,6 +23,15 @@ pub struct Object {
     pub content: Vec<u8>,
     /// The same for all names of one file, else unique.
     pub file: Vec<u8>,
+}
+
+impl std::fmt::Debug for Object {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { kind, mode, uid, gid, device, mtime, xattrs, content, file } = self;
+        let (file, start) = (file.escape_ascii(), content[..content.len().min(20)].escape_ascii());
+        let length = content.len();
+        write!(f, "{kind} {mode:o} {uid}:{gid} {device:?} {mtime:?} {xattrs:?} {length} \"{start}\" = {file}")
+    }
 }
 
 impl Object {
@@ -238,6 +247,8 @@ pub fn read_tar(tar: &[u8]) -> Tree {
         };
         assert!(previous.is_none(), "no name twice");
     }
+    // A walk meets `a/b` before `a.b`, a map the other way round.
+    name_files(&mut tree);
     tree
 }
 

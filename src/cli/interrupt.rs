@@ -1,0 +1,83 @@
+//! Ctrl-C and its kin: the first ends the build gently, the second at once.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread::{Scope, ScopedJoinHandle};
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::diag::{Context as _, Result};
+use crate::sys;
+
+/// The signals that end a build, taken from their default action.
+pub struct Interrupts {
+    signals: OwnedFd,
+    /// Closing the writer ends the watch.
+    stop: OwnedFd,
+    caught: AtomicI32,
+}
+
+/// Ends the watch when dropped.
+pub struct Watch<'scope> {
+    writer: Option<OwnedFd>,
+    thread: Option<ScopedJoinHandle<'scope, ()>>,
+}
+
+impl Interrupts {
+    /// From here on SIGINT, SIGTERM and SIGHUP of this thread, and of those it starts, only reach
+    /// the watch.
+    pub fn block() -> Result<(Self, OwnedFd)> {
+        let signals = sys::signal_fd(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])
+            .context(|| "cannot watch for signals")?;
+        let (stop, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .context(|| "cannot make a pipe")?;
+        Ok((Self { signals, stop, caught: AtomicI32::new(0) }, writer))
+    }
+
+    /// Calls `act` with the number of each signal and how many came so far, until the watch ends.
+    pub fn watch<'scope, 'env>(
+        &'scope self,
+        scope: &'scope Scope<'scope, 'env>,
+        writer: OwnedFd,
+        act: impl Fn(i32, usize) + Send + 'scope,
+    ) -> Watch<'scope> {
+        let thread = scope.spawn(move || {
+            let mut count = 0;
+            loop {
+                let mut fds = [
+                    PollFd::new(&self.signals, PollFlags::IN),
+                    PollFd::new(&self.stop, PollFlags::IN),
+                ];
+                if poll(&mut fds, None).is_err() {
+                    continue;
+                }
+                if !fds[1].revents().is_empty() {
+                    return;
+                }
+                if let Ok(signal) = sys::read_signal(self.signals.as_fd()) {
+                    count += 1;
+                    self.caught.store(signal, Ordering::Relaxed);
+                    act(signal, count);
+                }
+            }
+        });
+        Watch { writer: Some(writer), thread: Some(thread) }
+    }
+
+    /// The last signal that came.
+    pub fn caught(&self) -> Option<i32> {
+        match self.caught.load(Ordering::Relaxed) {
+            0 => None,
+            signal => Some(signal),
+        }
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        drop(self.writer.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! What a build would find in the cache, and for each miss the fact that differs from the nearest
+//! earlier record. Nothing is executed and nothing is recorded.
+
+use std::collections::BTreeMap;
+
+use super::facts::UNKNOWN;
+use super::{Keyed, Lookup, Settings, Solver, is_shown};
+use crate::cache::{Difference, Reason};
+use crate::context;
+use crate::diag::Result;
+use crate::digest::Digest;
+use crate::host::Host;
+use crate::plan::{BaseKey, Plan, StepId};
+use crate::store::ImageRecord;
+
+/// The most changed files that are named; the rest are counted.
+const FILES_NAMED: usize = 5;
+
+/// A step and why it would run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    pub title: String,
+    /// Empty for a hit; else one line a reason.
+    pub reasons: Vec<String>,
+    pub is_hit: bool,
+}
+
+/// Explains every step that is shown, in order.
+pub fn explain(
+    plan: &Plan,
+    host: &Host<'_>,
+    settings: &Settings,
+    bases: &BTreeMap<BaseKey, ImageRecord>,
+) -> Result<Vec<Explained>> {
+    let solver = Solver::new(plan, host, settings, bases);
+    let mut explained = Vec::new();
+    for index in 0..plan.steps.len() {
+        let id = StepId(index);
+        let step = plan.step(id);
+        let missed = solver.needs(id).into_iter().filter(|need| solver.get(*need).is_none()).collect::<Vec<_>>();
+        let (is_hit, reasons) = if missed.is_empty() {
+            match solver.look_up(id)? {
+                Lookup::Hit(solved) => {
+                    solver.set(id, solved);
+                    (true, Vec::new())
+                }
+                Lookup::Miss { key, reason } => (false, solver.describe(&key, &reason)?),
+            }
+        } else {
+            let key = solver.facts(id, None)?;
+            let mut reasons: Vec<_> =
+                missed.iter().map(|need| format!("it follows `{}`, which has to run", plan.step(*need).title)).collect();
+            reasons.dedup();
+            if let Reason::Changed(differences) = solver.reason(id, &key.facts, &["parent"])? {
+                let known = differences.into_iter().filter(|difference| !is_unknown(difference)).collect();
+                reasons.extend(solver.describe(&key, &Reason::Changed(known))?);
+            }
+            (false, reasons)
+        };
+        if is_shown(&step.op) {
+            explained.push(Explained { title: step.title.clone(), reasons, is_hit });
+        }
+    }
+    solver.inputs.save();
+    Ok(explained)
+}
+
+/// What a missing input decides cannot be compared.
+fn is_unknown(difference: &Difference) -> bool {
+    let unknown = Digest::of(UNKNOWN.as_bytes()).to_string();
+    difference.after.as_ref().is_some_and(|after| after.contains(UNKNOWN) || *after == unknown)
+}
+
+impl Solver<'_> {
+    fn describe(&self, key: &Keyed, reason: &Reason) -> Result<Vec<String>> {
+        Ok(match reason {
+            Reason::NeverBuilt => vec!["nothing like it was built here before".into()],
+            Reason::NoCache => vec!["the cache is not asked (`--no-cache`)".into()],
+            Reason::AfterMiss => vec!["a step before it has to run".into()],
+            Reason::Lost => vec!["its record or its layer is gone from the store".into()],
+            Reason::Changed(differences) => {
+                let mut lines = Vec::new();
+                for difference in differences {
+                    match self.changed_files(key, difference)? {
+                        Some(files) => lines.extend(files),
+                        None => lines.push(difference.describe()),
+                    }
+                }
+                lines
+            }
+        })
+    }
+
+    /// For a difference in `files`, which files; `None` when that is not known.
+    fn changed_files(&self, key: &Keyed, difference: &Difference) -> Result<Option<Vec<String>>> {
+        if difference.fact != "files" {
+            return Ok(None);
+        }
+        let before = match difference.before.as_deref().and_then(|before| before.parse::<Digest>().ok()) {
+            Some(digest) => {
+                self.host.store.read_record("files", &digest.hex())?.and_then(|bytes| context::lines::from_bytes(&bytes))
+            }
+            None => None,
+        };
+        let Some(before) = before else { return Ok(None) };
+        let changes = context::diff(&before, &key.reads.lines());
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        let mut lines: Vec<_> = changes.iter().take(FILES_NAMED).map(ToString::to_string).collect();
+        if changes.len() > FILES_NAMED {
+            lines.push(format!("and {} more files", changes.len() - FILES_NAMED));
+        }
+        Ok(Some(lines))
+    }
+}
