@@ -6,6 +6,7 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
+use super::gc::Action;
 use super::*;
 use crate::digest::{CacheKey, ChainId, DiffId, Digest, HashingWriter};
 use crate::image::{Platform, Reference};
@@ -497,8 +498,8 @@ fn prune_takes_what_is_neither_kept_nor_used() {
     make_old(&fixture);
     store.put_blob(b"new").unwrap();
     let year_1970 = SystemTime::UNIX_EPOCH + Duration::from_secs(900_000);
-    assert_eq!(pruner.prune(&keep, Some(year_1970)).unwrap(), Pruned::default());
-    let pruned = pruner.prune(&keep, None).unwrap();
+    assert_eq!(pruner.prune(&keep, Some(year_1970), Action::Remove).unwrap(), Pruned::default());
+    let pruned = pruner.prune(&keep, None, Action::Remove).unwrap();
     assert_eq!((pruned.layers.count, pruned.blobs.count, pruned.in_use), (1, 1, 3));
     assert!(store.layer(&gone.0).unwrap().is_none() && !store.has_blob(&gone.1));
     assert!(store.layer(&kept.id).unwrap().is_some() && store.layer(&held.id).unwrap().is_some());
@@ -506,7 +507,7 @@ fn prune_takes_what_is_neither_kept_nor_used() {
 
     drop((held, held_blob));
     make_old(&fixture);
-    let pruned = pruner.prune(&Keep::default(), None).unwrap();
+    let pruned = pruner.prune(&Keep::default(), None, Action::Remove).unwrap();
     assert_eq!((pruned.layers.count, pruned.blobs.count, pruned.in_use), (1, 4, 1), "`kept` is still held");
     assert!(fixture.entries("forms").is_empty());
     pruner.empty_trash();
@@ -524,10 +525,10 @@ fn prune_spares_what_a_live_builder_found() {
     let finder = fixture.reopen();
     drop(finder.layer(&id).unwrap());
     finder.put_blob(b"blob").unwrap();
-    assert_eq!(pruner.prune(&Keep::default(), None).unwrap(), Pruned { in_use: 2, ..Pruned::default() });
+    assert_eq!(pruner.prune(&Keep::default(), None, Action::Remove).unwrap(), Pruned { in_use: 2, ..Pruned::default() });
     drop((finder, fixture.store.clone()));
     make_old(&fixture);
-    let pruned = pruner.prune(&Keep::default(), None).unwrap();
+    let pruned = pruner.prune(&Keep::default(), None, Action::Remove).unwrap();
     assert_eq!((pruned.layers.count, pruned.blobs.count, pruned.in_use), (1, 1, 0));
     assert!(!pruner.has_blob(&blob));
 }
