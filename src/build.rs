@@ -208,10 +208,8 @@ mod tests {
     use super::*;
 
     fn times(list: &[Option<&str>]) -> Vec<Option<String>> {
-        let mut history: Vec<_> = list
-            .iter()
-            .map(|created| History { created: created.map(str::to_owned), ..History::default() })
-            .collect();
+        let mut history: Vec<_> =
+            list.iter().map(|created| History { created: created.map(str::to_owned), ..History::default() }).collect();
         fill_times(&mut history);
         history.into_iter().map(|entry| entry.created).collect()
     }

@@ -22,14 +22,27 @@ use crate::store::{ImageLayer, ImageRecord};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// An OCI layout in a tar.
-    Oci { destination: Destination, compression: Compression },
-    OciDirectory { directory: PathBuf, compression: Compression },
+    Oci {
+        destination: Destination,
+        compression: Compression,
+    },
+    OciDirectory {
+        directory: PathBuf,
+        compression: Compression,
+    },
     /// An OCI layout in a tar with Docker's `manifest.json`.
-    Docker { destination: Destination, compression: Compression },
+    Docker {
+        destination: Destination,
+        compression: Compression,
+    },
     /// The files of the rootfs.
-    Local { directory: PathBuf },
+    Local {
+        directory: PathBuf,
+    },
     /// The files of the rootfs in a tar.
-    Tar { destination: Destination },
+    Tar {
+        destination: Destination,
+    },
     /// The local store alone.
     Store,
 }
@@ -179,11 +192,7 @@ fn contents<'a>(
             annotations: BTreeMap::new(),
         })
     });
-    Ok(Contents {
-        images: images.collect::<Result<Vec<_>>>()?,
-        names: request.names.clone(),
-        created,
-    })
+    Ok(Contents { images: images.collect::<Result<Vec<_>>>()?, names: request.names.clone(), created })
 }
 
 fn rootfs(image: &Built, host: &Host<'_>) -> Result<Tree> {
@@ -246,9 +255,10 @@ impl OutputFile {
         };
         self.writer.flush().context(shown)?;
         match self.pending.take() {
-            Some((beside, path)) => {
-                beside.persist(&path).map_err(|error| error.error).context(|| format!("cannot write `{}`", path.display()))
-            }
+            Some((beside, path)) => beside
+                .persist(&path)
+                .map_err(|error| error.error)
+                .context(|| format!("cannot write `{}`", path.display())),
             None => Ok(()),
         }
     }

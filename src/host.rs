@@ -44,7 +44,10 @@ pub struct LocalContext {
 pub enum NamedContext {
     Directory(PathBuf),
     /// An OCI layout, a directory or a tar, and the tag or digest wanted from it.
-    Layout { path: PathBuf, wanted: Selector },
+    Layout {
+        path: PathBuf,
+        wanted: Selector,
+    },
     /// An image reference, to be found like one in FROM.
     Image(String),
 }

@@ -20,8 +20,6 @@ pub enum Reason {
     NeverBuilt,
     /// The cache was not asked.
     NoCache,
-    /// A step before it has to run; its result is not known yet.
-    AfterMiss,
     /// These facts differ from the nearest earlier record.
     Changed(Vec<Difference>),
     /// All facts are as they were, but the record or its layer is gone or damaged.
@@ -40,9 +38,10 @@ pub fn differences(before: &Facts, now: &Facts, unknown: &[&str]) -> Vec<Differe
             after: Some(value.to_owned()),
         })
     });
-    let gone = before.iter().filter(|(name, _)| compared(name) && now.get(name).is_none()).map(|(name, value)| {
-        Difference { fact: name.to_owned(), before: Some(value.to_owned()), after: None }
-    });
+    let gone = before
+        .iter()
+        .filter(|(name, _)| compared(name) && now.get(name).is_none())
+        .map(|(name, value)| Difference { fact: name.to_owned(), before: Some(value.to_owned()), after: None });
     changed.chain(gone).collect()
 }
 

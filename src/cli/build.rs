@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::Build;
 use super::interrupt::Interrupts;
@@ -67,7 +67,10 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         Err(diagnostics) => {
             return match interrupts.caught() {
                 Some(signal) => {
-                    super::print_diagnostics(&[Diagnostic::error(format!("stopped by {}", crate::container::signal::name(signal)))]);
+                    super::print_diagnostics(&[Diagnostic::error(format!(
+                        "stopped by {}",
+                        crate::container::signal::name(signal)
+                    ))]);
                     Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)))
                 }
                 None => Err(diagnostics.into()),

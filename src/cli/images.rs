@@ -117,12 +117,7 @@ pub fn history(store: &Store, image: &str, as_json: bool) -> std::result::Result
     for (entry, size) in rows {
         let made = entry.created.as_deref().and_then(crate::host::seconds).map(|made| age(now - made));
         let step = entry.created_by.as_deref().or(entry.comment.as_deref()).unwrap_or_default();
-        text.push_str(&format!(
-            "{:>9}  {:>8}  {}\n",
-            made.unwrap_or_default(),
-            units::size(size),
-            one_line(step, 100)
-        ));
+        text.push_str(&format!("{:>9}  {:>8}  {}\n", made.unwrap_or_default(), units::size(size), one_line(step, 100)));
     }
     print(&text);
     Ok(ExitCode::SUCCESS)
@@ -163,10 +158,10 @@ fn find(store: &Store, text: &str) -> Result<(Vec<Reference>, ImageRecord)> {
     match store.image_by_id(text)? {
         ImageLookup::Found { record, references } => Ok((references, record)),
         ImageLookup::NotFound => Err(unknown(store, text)?),
-        ImageLookup::Ambiguous(_) => Err(Diagnostic::error(format!(
-            "several images have an ID that begins with `{text}`"
-        ))
-        .hint("give more digits")),
+        ImageLookup::Ambiguous(_) => {
+            Err(Diagnostic::error(format!("several images have an ID that begins with `{text}`"))
+                .hint("give more digits"))
+        }
     }
 }
 
@@ -194,7 +189,11 @@ fn layer_sizes(store: &Store, record: &ImageRecord) -> Vec<u64> {
             .find_map(|standing| store.layer(&stack.id_above(&layer.diff_id, standing)).ok().flatten());
         sizes.push(match unpacked {
             Some(unpacked) => unpacked.meta.size_bytes,
-            None => store.forms(&layer.diff_id).ok().and_then(|forms| forms.first().map(|form| form.size_bytes)).unwrap_or(0),
+            None => store
+                .forms(&layer.diff_id)
+                .ok()
+                .and_then(|forms| forms.first().map(|form| form.size_bytes))
+                .unwrap_or(0),
         });
         stack = stack.with(layer.diff_id, crate::solve::Standing::OnStack);
     }

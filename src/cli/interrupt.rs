@@ -27,10 +27,10 @@ impl Interrupts {
     /// From here on SIGINT, SIGTERM and SIGHUP of this thread, and of those it starts, only reach
     /// the watch.
     pub fn block() -> Result<(Self, OwnedFd)> {
-        let signals = sys::signal_fd(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP])
-            .context(|| "cannot watch for signals")?;
-        let (stop, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .context(|| "cannot make a pipe")?;
+        let signals =
+            sys::signal_fd(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP]).context(|| "cannot watch for signals")?;
+        let (stop, writer) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context(|| "cannot make a pipe")?;
         Ok((Self { signals, stop, caught: AtomicI32::new(0) }, writer))
     }
 
@@ -44,10 +44,7 @@ impl Interrupts {
         let thread = scope.spawn(move || {
             let mut count = 0;
             loop {
-                let mut fds = [
-                    PollFd::new(&self.signals, PollFlags::IN),
-                    PollFd::new(&self.stop, PollFlags::IN),
-                ];
+                let mut fds = [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
                 if poll(&mut fds, None).is_err() {
                     continue;
                 }

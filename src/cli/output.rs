@@ -30,7 +30,9 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
             }
             "oci-mediatypes" if flag(&value) == Some(true) => {}
             "push" if flag(&value) == Some(false) => {}
-            "push" => return Err(wrong("pushing is not supported yet; write an OCI tar and push it with skopeo".into())),
+            "push" => {
+                return Err(wrong("pushing is not supported yet; write an OCI tar and push it with skopeo".into()));
+            }
             "name" => return Err(wrong("name the image with `-t`".into())),
             _ => return Err(wrong(format!("there is no key `{key}` here"))),
         }
@@ -60,7 +62,9 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
         "docker" => match destination {
             Some(destination) => Output::Docker { destination, compression },
             None => {
-                return Err(wrong("`type=docker` needs `dest=FILE`; load that with `docker load` or `podman load`".into()));
+                return Err(wrong(
+                    "`type=docker` needs `dest=FILE`; load that with `docker load` or `podman load`".into(),
+                ));
             }
         },
         "tar" => Output::Tar { destination: destination.ok_or_else(missing)? },

@@ -70,10 +70,8 @@ pub fn age(option: &str, text: &str) -> Parsed<i64> {
 /// `name:address`, `name=address`.
 pub fn host(text: &str) -> Parsed<(String, IpAddr)> {
     let wrong = |why: &str| usage(format!("`--add-host {text}`: {why}"));
-    let (name, address) = text
-        .split_once('=')
-        .or_else(|| text.split_once(':'))
-        .ok_or_else(|| wrong("write it as NAME:ADDRESS"))?;
+    let (name, address) =
+        text.split_once('=').or_else(|| text.split_once(':')).ok_or_else(|| wrong("write it as NAME:ADDRESS"))?;
     if address == "host-gateway" {
         return Err(wrong("there is no gateway: steps are on the network of the host, where it is 127.0.0.1"));
     }
@@ -88,8 +86,21 @@ pub fn host(text: &str) -> Parsed<(String, IpAddr)> {
 /// `nofile=1024:2048`; the hard limit defaults to the soft one, -1 is unlimited.
 pub fn ulimit(text: &str) -> Parsed<(String, u64, u64)> {
     const NAMES: [&str; 15] = [
-        "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio",
-        "rttime", "sigpending", "stack",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
     ];
     let wrong = |why: String| usage(format!("`--ulimit {text}`: {why}"));
     let (name, limits) = text.split_once('=').ok_or_else(|| wrong("write it as NAME=SOFT[:HARD]".into()))?;
@@ -135,8 +146,9 @@ pub fn secret(text: &str) -> Parsed<(String, Secret)> {
         std::env::var_os(name).map(|value| Secret::Value(value.into_vec()))
     };
     let secret = match (source, variable) {
-        (_, Some(name)) => from_environment(&name)
-            .ok_or_else(|| wrong(format!("the environment variable `{name}` is not set")))?,
+        (_, Some(name)) => {
+            from_environment(&name).ok_or_else(|| wrong(format!("the environment variable `{name}` is not set")))?
+        }
         (Some(path), None) => Secret::File(PathBuf::from(path)),
         (None, None) => match from_environment(&id).filter(|_| kind.is_none()) {
             Some(value) => value,

@@ -62,7 +62,9 @@ impl From<Failure> for Diagnostic {
 pub enum Report {
     /// The root is mounted. With it come the overlay, the skeleton, and two descriptors for each
     /// stub, parent first.
-    Mounted { stubs: Vec<super::mount_point::StubRecord> },
+    Mounted {
+        stubs: Vec<super::mount_point::StubRecord>,
+    },
     Failed(Failure),
 }
 
@@ -78,7 +80,8 @@ impl Answer {
         match self {
             Self::Failed(failure) => Err(failure.into()),
             Self::Ended { status, cpu_us, peak_bytes } => {
-                let skeleton = fds.into_iter().next().ok_or_else(|| Diagnostic::error("an answer lacks its skeleton"))?;
+                let skeleton =
+                    fds.into_iter().next().ok_or_else(|| Diagnostic::error("an answer lacks its skeleton"))?;
                 let status = if libc::WIFSIGNALED(status) {
                     super::Status::Signaled(libc::WTERMSIG(status))
                 } else {
@@ -130,12 +133,7 @@ fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Option<(Vec<
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(
-            socket,
-            &mut [IoSliceMut::new(&mut bytes)],
-            &mut control,
-            flags | RecvFlags::CMSG_CLOEXEC,
-        )
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)
     });
     let received = match received {
         Err(Errno::CONNRESET) => return Ok(None),
@@ -169,7 +167,8 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 pub fn encode_to_memory(value: &impl Serialize) -> Result<OwnedFd> {
     let bytes = encode(value);
     let doing = || "cannot pass a container's description on";
-    let memory = rustix::fs::memfd_create("container", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(doing)?;
+    let memory =
+        rustix::fs::memfd_create("container", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(doing)?;
     let mut written = 0;
     while written < bytes.len() {
         written += rustix::io::pwrite(&memory, &bytes[written..], written as u64).context(doing)?;

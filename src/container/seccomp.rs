@@ -298,7 +298,10 @@ mod tests {
             let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/container/seccomp_table.rs");
             std::fs::write(path, &text).unwrap();
         } else {
-            assert!(text == include_str!("seccomp_table.rs"), "seccomp_table.rs is not what the lists say; run with BLESS=1");
+            assert!(
+                text == include_str!("seccomp_table.rs"),
+                "seccomp_table.rs is not what the lists say; run with BLESS=1"
+            );
         }
     }
 

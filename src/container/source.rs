@@ -175,7 +175,8 @@ impl Files {
         write_all(file.as_fd(), content).context(doing)?;
         mount::give_to(&file, uid, gid).context(doing)?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777)).context(doing)?;
-        let place = rustix::fs::openat(&self.tmpfs, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
+        let place =
+            rustix::fs::openat(&self.tmpfs, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
         let mount = mount::copy_of(place.as_fd()).context(doing)?;
         let attributes = if mode & 0o111 == 0 { DATA_ONLY } else { NO_SUID | NO_DEV };
         mount::set(mount.as_fd(), attributes | READ_ONLY).context(doing)?;

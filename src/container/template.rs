@@ -52,7 +52,8 @@ impl Template {
             .context(doing)?;
         rustix::fs::mkdirat(&files, "empty", Mode::from_raw_mode(0o555)).context(doing)?;
         let open = |name: &str| {
-            let place = rustix::fs::openat(&files, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
+            let place =
+                rustix::fs::openat(&files, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
             mount::give_to(&place, 0, 0).context(doing)?;
             mount::copy_of(place.as_fd()).context(doing)
         };
@@ -103,7 +104,8 @@ impl Template {
         let file = rustix::fs::openat(&self.files, &name, flags, Mode::from_raw_mode(0o644)).context(doing)?;
         write_all(file.as_fd(), text.as_bytes()).context(doing)?;
         mount::give_to(&file, 0, 0).context(doing)?;
-        let place = rustix::fs::openat(&self.files, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
+        let place =
+            rustix::fs::openat(&self.files, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
         let mount = mount::copy_of(place.as_fd()).context(doing)?;
         mount::set(mount.as_fd(), mount::READ_ONLY | mount::DATA_ONLY).context(doing)?;
         let mount = self.texts.entry(text).or_insert(mount);

@@ -28,7 +28,8 @@ pub fn map_swapping(as_root: u32) -> String {
     if as_root == 0 || as_root >= COUNT {
         return format!("0 {BASE} {COUNT}\n");
     }
-    let extents = [(0, as_root, 1), (1, 1, as_root - 1), (as_root, 0, 1), (as_root + 1, as_root + 1, COUNT - as_root - 1)];
+    let extents =
+        [(0, as_root, 1), (1, 1, as_root - 1), (as_root, 0, 1), (as_root + 1, as_root + 1, COUNT - as_root - 1)];
     let lines = extents.iter().filter(|(.., count)| *count > 0);
     lines.map(|(inside, outside, count)| format!("{inside} {} {count}\n", BASE + outside)).collect()
 }
@@ -46,7 +47,8 @@ pub fn create(proc: BorrowedFd<'_>, uid_map: &str, gid_map: &str) -> Result<Owne
     let pid = child.pid.as_raw_nonzero();
     let made = (|| {
         for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
-            let file = rustix::fs::openat(proc, format!("{pid}/{file}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+            let file =
+                rustix::fs::openat(proc, format!("{pid}/{file}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
             rustix::io::write(file, map.as_bytes())?;
         }
         rustix::fs::openat(proc, format!("{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())

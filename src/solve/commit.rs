@@ -65,7 +65,13 @@ impl Solver<'_> {
     }
 
     /// Commits files that are no step's: they stand on nothing and have a record of their own.
-    pub(super) fn commit_alone(&self, draft: Draft, facts: Facts, title: &str, begun: Instant) -> Result<Option<Layer>> {
+    pub(super) fn commit_alone(
+        &self,
+        draft: Draft,
+        facts: Facts,
+        title: &str,
+        begun: Instant,
+    ) -> Result<Option<Layer>> {
         let identified = identify(&draft, &[], None)?;
         let layer = identified.as_ref().map(|(result, _)| *result);
         let committed = match identified {
@@ -90,11 +96,12 @@ impl Solver<'_> {
     ) -> Result<Option<LayerResult>> {
         let Some(op) = key.facts.get("op") else { return Ok(None) };
         let Some(earlier) = self.records.newest_of_op(op)? else { return Ok(None) };
-        let is_same = |layer: &LayerResult| {
-            layer.tree == result.tree && earlier.facts.get("parent") == key.facts.get("parent")
-        };
+        let is_same =
+            |layer: &LayerResult| layer.tree == result.tree && earlier.facts.get("parent") == key.facts.get("parent");
         match earlier.layer {
-            Some(layer) if is_same(&layer) && self.host.store.layer(&below.id_above(&layer.diff_id, standing))?.is_some() => {
+            Some(layer)
+                if is_same(&layer) && self.host.store.layer(&below.id_above(&layer.diff_id, standing))?.is_some() =>
+            {
                 Ok(Some(layer))
             }
             _ => Ok(None),

@@ -14,7 +14,9 @@ use crate::context::{EntryKind, Form, Listing, lines};
 use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::host::Secret;
-use crate::plan::{Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir};
+use crate::plan::{
+    Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
+};
 use crate::progress::{self, Number};
 use crate::store::{CacheMount, Draft, MountLock};
 
@@ -53,15 +55,7 @@ impl Solver<'_> {
 
     /// Runs the container over `below` into `draft`. Returns what stood below all layers to offer
     /// mount points.
-    fn run(
-        &self,
-        id: StepId,
-        number: Number,
-        run: &Run,
-        below: &Stack,
-        draft: &Draft,
-        key: &Keyed,
-    ) -> Result<OwnedFd> {
+    fn run(&self, id: StepId, number: Number, run: &Run, below: &Stack, draft: &Draft, key: &Keyed) -> Result<OwnedFd> {
         let lowers = self.lowers(below)?;
         let user = self.user(below, run.user.as_ref())?;
         let mut held = Vec::new();
@@ -143,7 +137,8 @@ impl Solver<'_> {
             Status::Exited(code) => format!("exit code {code}"),
             Status::Signaled(signal) => format!("killed by {}", container::signal::name(signal)),
         };
-        let mut error = Diagnostic::error(format!("`{command}` did not complete: {how}")).at(&step.source, step.span, "");
+        let mut error =
+            Diagnostic::error(format!("`{command}` did not complete: {how}")).at(&step.source, step.span, "");
         if !tail.is_empty() {
             error = error.caused_by(format!("the last lines of its output:\n{}", tail.join("\n")));
         }
@@ -309,7 +304,8 @@ impl Solver<'_> {
                     }
                     if let Some(tree) = &rootfs {
                         let listing = self.listing(tree, copy, path, None)?;
-                        copy::land(tree, &listing, root.as_fd(), &landing).map_err(|error| locate(error, Some(path)))?;
+                        copy::land(tree, &listing, root.as_fd(), &landing)
+                            .map_err(|error| locate(error, Some(path)))?;
                     }
                 }
                 // Refused when the key was made.
@@ -361,7 +357,9 @@ impl Solver<'_> {
         let mut facts = crate::cache::Facts::new("scratch", "bind");
         facts.add("files", listing.digest().to_string());
         let path = match listing.selections.first() {
-            Some(selection) if selection.entries.first().is_none_or(|entry| entry.kind != EntryKind::Directory) => format!("/{}", String::from_utf8_lossy(&selection.name)),
+            Some(selection) if selection.entries.first().is_none_or(|entry| entry.kind != EntryKind::Directory) => {
+                format!("/{}", String::from_utf8_lossy(&selection.name))
+            }
             _ => "/".to_owned(),
         };
         let _lock = self.host.store.lock_key(&facts.key(), || {})?;

@@ -10,7 +10,7 @@ use crate::context;
 use crate::diag::Result;
 use crate::digest::Digest;
 use crate::host::Host;
-use crate::plan::{BaseKey, Plan, StepId};
+use crate::plan::{BaseKey, Op, Plan, Root, Step, StepId};
 use crate::store::ImageRecord;
 
 /// The most changed files that are named; the rest are counted.
@@ -44,16 +44,18 @@ pub fn explain(
                     solver.set(id, solved);
                     (true, Vec::new())
                 }
-                Lookup::Miss { key, reason } => (false, solver.describe(&key, &reason)?),
+                Lookup::Miss { key, reason } => (false, solver.describe(id, &key, &reason)?),
             }
         } else {
             let key = solver.facts(id, None)?;
-            let mut reasons: Vec<_> =
-                missed.iter().map(|need| format!("it follows `{}`, which has to run", plan.step(*need).title)).collect();
+            let mut reasons: Vec<_> = missed
+                .iter()
+                .map(|need| format!("it follows `{}`, which has to run", plan.step(*need).title))
+                .collect();
             reasons.dedup();
             if let Reason::Changed(differences) = solver.reason(id, &key.facts, &["parent"])? {
                 let known = differences.into_iter().filter(|difference| !is_unknown(difference)).collect();
-                reasons.extend(solver.describe(&key, &Reason::Changed(known))?);
+                reasons.extend(solver.describe(id, &key, &Reason::Changed(known))?);
             }
             (false, reasons)
         };
@@ -65,30 +67,49 @@ pub fn explain(
     Ok(explained)
 }
 
-/// What a missing input decides cannot be compared.
+/// What an input decides that is not solved yet cannot be compared.
 fn is_unknown(difference: &Difference) -> bool {
-    let unknown = Digest::of(UNKNOWN.as_bytes()).to_string();
-    difference.after.as_ref().is_some_and(|after| after.contains(UNKNOWN) || *after == unknown)
+    difference.after.as_ref().is_some_and(|after| after.contains(UNKNOWN))
 }
 
 impl Solver<'_> {
-    fn describe(&self, key: &Keyed, reason: &Reason) -> Result<Vec<String>> {
+    fn describe(&self, id: StepId, key: &Keyed, reason: &Reason) -> Result<Vec<String>> {
         Ok(match reason {
             Reason::NeverBuilt => vec!["nothing like it was built here before".into()],
             Reason::NoCache => vec!["the cache is not asked (`--no-cache`)".into()],
-            Reason::AfterMiss => vec!["a step before it has to run".into()],
             Reason::Lost => vec!["its record or its layer is gone from the store".into()],
             Reason::Changed(differences) => {
                 let mut lines = Vec::new();
                 for difference in differences {
-                    match self.changed_files(key, difference)? {
-                        Some(files) => lines.extend(files),
-                        None => lines.push(difference.describe()),
+                    if let Some(files) = self.changed_files(key, difference)? {
+                        lines.extend(files);
+                    } else if difference.fact == "parent" {
+                        lines.push(self.changed_parent(id, difference));
+                    } else {
+                        lines.push(difference.describe());
                     }
                 }
                 lines
             }
         })
+    }
+
+    /// Whose result changed, when the layers below did.
+    fn changed_parent(&self, id: StepId, difference: &Difference) -> String {
+        let ancestry = self.plan.ancestry(id);
+        let below = ancestry.iter().rev().skip(1).map(|id| self.plan.step(*id)).find(|step| is_shown(&step.op));
+        let short = |chain: &Option<String>| match chain.as_deref().and_then(|chain| chain.parse::<Digest>().ok()) {
+            Some(digest) => format!("`{}`", &digest.hex()[..12]),
+            None => "nothing".to_owned(),
+        };
+        let (before, after) = (short(&difference.before), short(&difference.after));
+        match below {
+            Some(Step { op: Op::From(Root::Image(key)), .. }) => {
+                format!("the base `{}` changed: its layers were {before}, are {after}", key.name)
+            }
+            Some(step) => format!("the result of `{}` changed: was {before}, is {after}", step.title),
+            None => difference.describe(),
+        }
     }
 
     /// For a difference in `files`, which files; `None` when that is not known.
@@ -97,9 +118,11 @@ impl Solver<'_> {
             return Ok(None);
         }
         let before = match difference.before.as_deref().and_then(|before| before.parse::<Digest>().ok()) {
-            Some(digest) => {
-                self.host.store.read_record("files", &digest.hex())?.and_then(|bytes| context::lines::from_bytes(&bytes))
-            }
+            Some(digest) => self
+                .host
+                .store
+                .read_record("files", &digest.hex())?
+                .and_then(|bytes| context::lines::from_bytes(&bytes)),
             None => None,
         };
         let Some(before) = before else { return Ok(None) };

@@ -132,14 +132,13 @@ impl Solver<'_> {
             facts.add("mode", &chmod.text);
         }
         let digest = self.read_sources(copy, reads)?;
-        facts.add("files", digest.to_string());
+        facts.add("files", digest.map_or_else(|| UNKNOWN.to_owned(), |digest| digest.to_string()));
         Ok(())
     }
 }
 
 fn run_op(run: &Run) -> String {
-    let words: Vec<_> = run.argv.iter().map(|word| format!("{word:?}")).collect();
-    format!("RUN [{}]", words.join(", "))
+    format!("RUN {}", serde_json::Value::from(run.argv.clone()))
 }
 
 /// Without the sources: what they are called below their root decides nothing but the names they

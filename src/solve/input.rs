@@ -41,7 +41,10 @@ pub(super) struct Reads {
 
 pub(super) enum Read {
     /// Files of a directory of the host, as they were when the key was made.
-    Listed { opened: Arc<Opened>, listing: Arc<Listing> },
+    Listed {
+        opened: Arc<Opened>,
+        listing: Arc<Listing>,
+    },
     /// Files of a rootfs, which cannot change: listed again when they are copied.
     Immutable,
     Heredoc,
@@ -144,36 +147,38 @@ impl Solver<'_> {
         crate::container::overlay_detached(&self.lowers(stack)?, None)
     }
 
-    /// The digest of what a COPY or ADD reads, source by source.
-    pub(super) fn read_sources(&self, copy: &Copy, reads: &mut Reads) -> Result<Digest> {
+    /// The digest of what a COPY or ADD reads, source by source; `None` while the stage it reads from
+    /// is not solved.
+    pub(super) fn read_sources(&self, copy: &Copy, reads: &mut Reads) -> Result<Option<Digest>> {
         let mut hasher = Hasher::default();
         for source in &copy.sources {
             let (digest, read) = match source {
-                CopySource::Path(path) => self.read_path(copy, path)?,
+                CopySource::Path(path) => match self.read_path(copy, path)? {
+                    Some(found) => found,
+                    None => return Ok(None),
+                },
                 CopySource::Heredoc(file) => {
                     hasher.field(file.name.as_bytes());
                     (Digest::of(file.content.as_bytes()), Read::Heredoc)
                 }
                 CopySource::Url(url) | CopySource::Git(url) => {
-                    return Err(url.error("ADD from the network is not supported yet").hint(
-                        "download it with a RUN, or before the build and copy it from the context",
-                    ));
+                    return Err(url
+                        .error("ADD from the network is not supported yet")
+                        .hint("download it with a RUN, or before the build and copy it from the context"));
                 }
             };
             hasher.field(digest.as_bytes());
             reads.sources.push(read);
         }
-        Ok(hasher.finish())
+        Ok(Some(hasher.finish()))
     }
 
-    fn read_path(&self, copy: &Copy, path: &Located) -> Result<(Digest, Read)> {
+    fn read_path(&self, copy: &Copy, path: &Located) -> Result<Option<(Digest, Read)>> {
         if let Some(opened) = self.opened(&copy.from)? {
             let listing = Arc::new(self.listing(&opened.tree, copy, path, opened.index())?);
-            return Ok((listing.digest(), Read::Listed { opened, listing }));
+            return Ok(Some((listing.digest(), Read::Listed { opened, listing })));
         }
-        let Some(stack) = self.stack_of(&copy.from) else {
-            return Ok((Digest::of(super::facts::UNKNOWN.as_bytes()), Read::Immutable));
-        };
+        let Some(stack) = self.stack_of(&copy.from) else { return Ok(None) };
         // A rootfs never changes, so what was found in it once is so for ever.
         let mut memo = Hasher::default();
         memo.field(stack.fact().as_bytes());
@@ -194,11 +199,17 @@ impl Solver<'_> {
                 digest
             }
         };
-        Ok((digest, Read::Immutable))
+        Ok(Some((digest, Read::Immutable)))
     }
 
     /// What one source argument of a copy selects.
-    pub(super) fn listing(&self, tree: &Tree, copy: &Copy, path: &Located, index: Option<&HashIndex>) -> Result<Listing> {
+    pub(super) fn listing(
+        &self,
+        tree: &Tree,
+        copy: &Copy,
+        path: &Located,
+        index: Option<&HashIndex>,
+    ) -> Result<Listing> {
         let form = if copy.has_parents { Form::Parents } else { Form::Wildcard };
         self.select(tree, path, form, &copy.exclude, index)
     }
@@ -244,7 +255,8 @@ impl Solver<'_> {
     /// The digest of a whole named context.
     pub(super) fn read_all(&self, input: &Input, reads: &mut Reads) -> Result<Digest> {
         let Some(opened) = self.opened(input)? else { return Ok(Digest::of(b"")) };
-        let everything = Located { text: "/".into(), source: Source::new(&opened.tree.name, ""), span: Span::default() };
+        let everything =
+            Located { text: "/".into(), source: Source::new(&opened.tree.name, ""), span: Span::default() };
         let listing = Arc::new(self.select(&opened.tree, &everything, Form::Literal, &[], opened.index())?);
         let digest = listing.digest();
         reads.sources.push(Read::Listed { opened, listing });

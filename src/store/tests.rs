@@ -525,7 +525,10 @@ fn prune_spares_what_a_live_builder_found() {
     let finder = fixture.reopen();
     drop(finder.layer(&id).unwrap());
     finder.put_blob(b"blob").unwrap();
-    assert_eq!(pruner.prune(&Keep::default(), None, Action::Remove).unwrap(), Pruned { in_use: 2, ..Pruned::default() });
+    assert_eq!(
+        pruner.prune(&Keep::default(), None, Action::Remove).unwrap(),
+        Pruned { in_use: 2, ..Pruned::default() }
+    );
     drop((finder, fixture.store.clone()));
     make_old(&fixture);
     let pruned = pruner.prune(&Keep::default(), None, Action::Remove).unwrap();
