@@ -76,6 +76,11 @@ impl IgnoreRules {
         self.rules.is_empty()
     }
 
+    /// Whether any rule has a `!`. Docker's lint does not look for ignored sources then.
+    pub fn has_exceptions(&self) -> bool {
+        self.rules.iter().any(|rule| rule.is_exception)
+    }
+
     /// The verdict on `path`, whose parent directory has the verdict `parent`. Paths are relative
     /// to the root, without a leading slash; the root itself has the default verdict.
     pub fn judge(&self, parent: Verdict, path: &[u8]) -> Verdict {

@@ -325,7 +325,7 @@ fn a_walk_shows_what_the_rules_do_not_hide() {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (random >> 33) as usize % bound
     };
-    for round in 0..60 {
+    for round in 0..25 {
         let directory = tempfile::tempdir().unwrap();
         for _ in 0..12 {
             let depth = 1 + next(4);
@@ -467,4 +467,36 @@ fn a_stage_keeps_its_owners_and_a_context_does_not() {
         let entry = &listing.selections[0].entries[0];
         assert_eq!((entry.uid, entry.gid), owner);
     }
+}
+
+/// Files that come and go while a directory is listed are in the listing or not, and no error.
+#[test]
+fn what_vanishes_meanwhile_was_never_there() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    let directory = tempfile::tempdir().unwrap();
+    for number in 0..50 {
+        plant(directory.path(), &format!("stays{number}=x"));
+    }
+    let tree = tree(directory.path(), None);
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                plant(directory.path(), "fleeting|");
+                fs::remove_file(directory.path().join("fleeting")).unwrap();
+                plant(directory.path(), "brief/");
+                fs::remove_dir(directory.path().join("brief")).unwrap();
+            }
+        });
+        for _ in 0..200 {
+            let listing = select(&tree, &request(&["."], Form::Wildcard), None).map(|listing| listing.lines().len());
+            let is_whole = listing.as_ref().is_ok_and(|count| (51..=53).contains(count));
+            if !is_whole {
+                is_done.store(true, Ordering::Relaxed);
+            }
+            assert!(is_whole, "{listing:?}");
+        }
+        is_done.store(true, Ordering::Relaxed);
+    });
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags};
+use rustix::io::Errno;
 
 use super::Tree;
 use super::collect::{Collector, Place};
@@ -74,13 +75,16 @@ pub enum Walked {
     Hidden,
 }
 
+/// Name and kind, as far as the file system tells with the name.
+pub type Child = (Vec<u8>, FileType);
+
 /// A directory that is being walked.
 struct Level {
     /// None while the walk is far below.
     fd: Option<Arc<OwnedFd>>,
     id: (u64, u64),
     /// What is still to be visited, the first one last.
-    children: Vec<(Vec<u8>, FileType)>,
+    children: Vec<Child>,
     path_length: usize,
     land_length: usize,
     context: Verdict,
@@ -103,7 +107,8 @@ pub fn walk(tree: &Tree, start: &Start<'_>, filter: Filter<'_>, out: &mut Collec
         buffer: Vec::with_capacity(32 << 10),
     };
     let fd = open(start.directory.fd.as_fd(), b".").context(|| walk.doing())?;
-    walk.enter(fd, start.directory.verdict, start.verdicts, out)?;
+    let children = names(&fd, &mut walk.buffer).context(|| walk.doing())?;
+    walk.enter((fd, children), start.directory.verdict, start.verdicts, out)?;
     if let Some(level) = walk.levels.last_mut() {
         level.is_selected = start.is_selected;
     }
@@ -136,14 +141,13 @@ impl Walk<'_> {
     /// Adds the directory `self.path`, whose rules have been asked, and makes it the current one.
     fn enter(
         &mut self,
-        fd: OwnedFd,
+        (fd, mut children): (OwnedFd, Vec<Child>),
         context: Verdict,
         verdicts: Verdicts,
         out: &mut Collector<'_, '_, '_>,
     ) -> Result<()> {
         let stat = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS);
         let stat = stat.context(|| self.doing())?;
-        let mut children = self.children(&fd).context(|| self.doing())?;
         children.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
         let fd = Arc::new(fd);
         let first_entry = out.len();
@@ -189,21 +193,31 @@ impl Walk<'_> {
         let is_hidden = self.hides(context);
 
         let file_type = match file_type {
-            FileType::Unknown => kind(&stat(fd.as_fd(), &name).context(|| self.doing())?),
+            FileType::Unknown => match stat(fd.as_fd(), &name) {
+                Err(Errno::NOENT) => return Ok(None),
+                stat => kind(&stat.context(|| self.doing())?),
+            },
             known => known,
         };
+        // What has vanished since the directory was read is as good as never there.
         if file_type != FileType::Directory {
             if is_hidden {
                 return Ok(None);
             }
             let is_selected = self.filter.selects(verdicts);
+            if is_selected {
+                let stat = match stat(fd.as_fd(), &name) {
+                    Err(Errno::NOENT) => return Ok(None),
+                    stat => stat.context(|| self.doing())?,
+                };
+                if kind(&stat) == FileType::Directory {
+                    return Err(Diagnostic::error(self.doing()).caused_by("it was replaced while it was read"));
+                }
+                out.push(&Place { directory: &fd, name: &name, path: &self.path, land: &self.land, stat: &stat })?;
+            }
             if let Some(level) = self.levels.last_mut() {
                 level.is_visible = true;
                 level.is_selected |= is_selected;
-            }
-            if is_selected {
-                let stat = stat(fd.as_fd(), &name).context(|| self.doing())?;
-                out.push(&Place { directory: &fd, name: &name, path: &self.path, land: &self.land, stat: &stat })?;
             }
             return Ok(None);
         }
@@ -218,8 +232,15 @@ impl Walk<'_> {
             }
             return Ok(None);
         }
-        let child = open(fd.as_fd(), &name).context(|| self.doing())?;
-        self.enter(child, context, verdicts, out)?;
+        let child = match open(fd.as_fd(), &name) {
+            Err(Errno::NOENT) => return Ok(None),
+            child => child.context(|| self.doing())?,
+        };
+        let children = match names(&child, &mut self.buffer) {
+            Err(Errno::NOENT) => return Ok(None),
+            children => children.context(|| self.doing())?,
+        };
+        self.enter((child, children), context, verdicts, out)?;
         Ok(None)
     }
 
@@ -253,15 +274,10 @@ impl Walk<'_> {
         }
         Ok(None)
     }
-
-    /// Names and kinds of what is in a directory, in no order.
-    fn children(&mut self, fd: &OwnedFd) -> rustix::io::Result<Vec<(Vec<u8>, FileType)>> {
-        names(fd, &mut self.buffer)
-    }
 }
 
 /// Names and kinds of what is in an open directory, in no order.
-pub fn names(fd: &OwnedFd, buffer: &mut Vec<u8>) -> rustix::io::Result<Vec<(Vec<u8>, FileType)>> {
+pub fn names(fd: &OwnedFd, buffer: &mut Vec<u8>) -> rustix::io::Result<Vec<Child>> {
     buffer.clear();
     let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
     let mut names = Vec::new();

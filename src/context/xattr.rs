@@ -21,7 +21,9 @@ pub fn of_file(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>
         }
         match grow(|buffer| rustix::fs::fgetxattr(file, name, spare_capacity(buffer)).map(drop)) {
             Ok(value) => xattrs.push((name.to_vec(), value)),
-            Err(Errno::NODATA) => {} // removed since it was listed
+            // Removed since it was listed; or a capability that root of another user namespace
+            // has given, which means nothing in this one.
+            Err(Errno::NODATA | Errno::OVERFLOW) => {}
             Err(errno) => return Err(errno),
         }
     }
