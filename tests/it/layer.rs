@@ -24,7 +24,7 @@ struct Stack {
 
 impl Stack {
     fn new() -> Self {
-        let dir = TempDir::new().unwrap();
+        let dir = overlay::scratch();
         fs::create_dir(dir.path().join("empty")).unwrap();
         Self { dir, layers: Vec::new(), skeleton: None }
     }
@@ -507,7 +507,8 @@ fn a_distribution_and_an_upgrade() {
     let mut stack = Stack::new();
     stack.commit("base", |root| {
         let root = Root(root);
-        for dir in ["usr", "usr/bin", "usr/lib", "usr/share", "usr/share/doc", "etc", "var", "var/lib", "var/lib/dpkg"] {
+        for dir in ["usr", "usr/bin", "usr/lib", "usr/share", "usr/share/doc", "etc", "var", "var/lib", "var/lib/dpkg"]
+        {
             root.mkdir(dir, 0o755);
         }
         root.mkdir("tmp", 0o1777);
@@ -552,20 +553,36 @@ fn a_distribution_and_an_upgrade() {
         root.file("tmp/scratch", "");
         root.delete("tmp/scratch");
     });
-    assert_eq!(paths(&upgrade), [
-        "d usr", "d usr/bin", "f usr/bin/perl", "d usr/lib", "l usr/lib/libold.so.1", "w usr/lib/libold.so.1.0",
-        "f usr/lib/libold.so.1.1", "d var", "d var/lib", "d var/lib/dpkg", "f var/lib/dpkg/status",
-        "f var/lib/dpkg/status-old",
-    ]);
+    assert_eq!(
+        paths(&upgrade),
+        [
+            "d usr",
+            "d usr/bin",
+            "f usr/bin/perl",
+            "d usr/lib",
+            "l usr/lib/libold.so.1",
+            "w usr/lib/libold.so.1.0",
+            "f usr/lib/libold.so.1.1",
+            "d var",
+            "d var/lib",
+            "d var/lib/dpkg",
+            "f var/lib/dpkg/status",
+            "f var/lib/dpkg/status-old",
+        ]
+    );
     // The other name still has the old content: links across layers are cut.
-    assert!(stack.commit("nothing", |root| {
-        let root = Root(root);
-        write(root.0, b"usr/bin/perl", OFlags::APPEND, b"").unwrap();
-        root.file("usr/x", "");
-        root.delete("usr/x");
-        root.rename("etc/shadow", "etc/shadow-");
-        root.rename("etc/shadow-", "etc/shadow");
-    }).is_empty());
+    assert!(
+        stack
+            .commit("nothing", |root| {
+                let root = Root(root);
+                write(root.0, b"usr/bin/perl", OFlags::APPEND, b"").unwrap();
+                root.file("usr/x", "");
+                root.delete("usr/x");
+                root.rename("etc/shadow", "etc/shadow-");
+                root.rename("etc/shadow-", "etc/shadow");
+            })
+            .is_empty()
+    );
 }
 
 #[test]
@@ -724,7 +741,8 @@ fn the_tree_digest_knows_all_but_times() {
         digest(|root| root.symlink("m", "d")),
         digest(|root| root.symlink("m", "e")),
     ];
-    let distinct: std::collections::BTreeSet<_> = others.iter().chain([&plain]).map(|digest| digest.to_string()).collect();
+    let distinct: std::collections::BTreeSet<_> =
+        others.iter().chain([&plain]).map(|digest| digest.to_string()).collect();
     assert_eq!(distinct.len(), 13);
 }
 
@@ -750,7 +768,9 @@ fn paths_are_looked_up_through_layers() {
     let lowers = stack.lowers();
     let lowers: Vec<_> = lowers.iter().map(AsFd::as_fd).collect();
     let read = |path: &str| layer::read_file(&lowers, path.as_bytes(), 3).unwrap();
-    for path in ["/etc/passwd", "etc//passwd", "usr/./etc/../etc/passwd", "../etc/passwd", "up/etc/passwd", "etc/../etc/passwd"] {
+    for path in
+        ["/etc/passwd", "etc//passwd", "usr/./etc/../etc/passwd", "../etc/passwd", "up/etc/passwd", "etc/../etc/passwd"]
+    {
         assert_eq!(read(path).as_deref(), Some(&b"new"[..]), "{path}");
     }
     for path in ["etc/gone", "etc/none", "etc", "", "/", "etc/passwd/x", "pipe"] {

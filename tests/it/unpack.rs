@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use wythe::diag::Result;
 use wythe::layer::{self, Summary};
 
+use crate::overlay;
 use crate::tree::{self, Tree};
 
 /// A tar in the making.
@@ -18,7 +19,14 @@ use crate::tree::{self, Tree};
 struct Tar(Vec<u8>);
 
 impl Tar {
-    fn header(mut self, path: &str, entry_type: EntryType, link: &str, content: &[u8], with: impl Fn(&mut Header)) -> Self {
+    fn header(
+        mut self,
+        path: &str,
+        entry_type: EntryType,
+        link: &str,
+        content: &[u8],
+        with: impl Fn(&mut Header),
+    ) -> Self {
         let mut header = Header::new_ustar();
         header.as_old_mut().name[..path.len()].copy_from_slice(path.as_bytes());
         header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
@@ -86,7 +94,7 @@ struct Stack(TempDir, Vec<OwnedFd>);
 
 impl Stack {
     fn of(tars: impl IntoIterator<Item = Tar>) -> Self {
-        let mut stack = Self(TempDir::new().unwrap(), Vec::new());
+        let mut stack = Self(overlay::scratch(), Vec::new());
         for tar in tars {
             stack.unpack(&tar.end()).unwrap();
         }
@@ -162,11 +170,13 @@ fn names_are_cleaned() {
 
 #[test]
 fn implied_parents_are_as_below() {
-    let below = || tar().header("opt/", EntryType::Directory, "", b"", |header| {
-        header.set_mode(0o2750);
-        header.set_uid(7);
-        header.set_gid(8);
-    });
+    let below = || {
+        tar().header("opt/", EntryType::Directory, "", b"", |header| {
+            header.set_mode(0o2750);
+            header.set_uid(7);
+            header.set_gid(8);
+        })
+    };
     let mut stack = Stack::of([below(), tar().file("elsewhere", "")]);
     stack.unpack(&tar().file("opt/a/b", "1").end()).unwrap();
     let tree = stack.tree();
@@ -184,15 +194,21 @@ fn a_link_on_the_way_is_followed_inside() {
     let root = || tar().dir("run").dir("var").symlink("var/run", "/run").symlink("lock", "run/lock");
     check([root()], tar().file("var/run/x", "1"), &["d755 run", "f run/x \"1\""]);
     check([root()], tar().file("lock/x", "1"), &["d755 run", "d755 run/lock", "f run/lock/x \"1\""]);
-    check([], root().file("var/run/x", "1"), &[
-        "l lock -> run/lock", "d755 run", "f run/x \"1\"", "d755 var", "l var/run -> /run",
-    ]);
+    check(
+        [],
+        root().file("var/run/x", "1"),
+        &["l lock -> run/lock", "d755 run", "f run/x \"1\"", "d755 var", "l var/run -> /run"],
+    );
     // Out of the tree there is nothing: `..` at the top is the top.
     check([tar().symlink("up", "../../../up2")], tar().file("up/x", "1"), &["d755 up2", "f up2/x \"1\""]);
     check([], tar().symlink("l", "a/../b").file("l/x", "1"), &["d755 b", "f b/x \"1\"", "l l -> a/../b"]);
     // A directory in the place of a link is a directory.
     check([root()], tar().dir("var/run").file("var/run/x", "1"), &["d755 var", "d755 var/run", "f var/run/x \"1\""]);
-    refused([], tar().symlink("a", "b").symlink("b", "a").file("a/x", ""), "Too many levels of symbolic links (os error 40)");
+    refused(
+        [],
+        tar().symlink("a", "b").symlink("b", "a").file("a/x", ""),
+        "Too many levels of symbolic links (os error 40)",
+    );
     refused([tar().file("a", "")], tar().file("a/x", ""), "its parent is not a directory");
 }
 
@@ -214,12 +230,18 @@ fn whiteouts_hide_what_is_below_alone() {
     check([below()], tar().file("d/.wh..wh..opq", "").dir("d").file("d/z", "2"), replaced);
     check([below()], tar().dir("d").file("d/z", "2").file("d/.wh..wh..opq", ""), replaced);
     // And deeper.
-    check([below()], tar().file("d/.wh..wh..opq", "").file("d/e/z", "2"), &[
-        "d755 d", "d755 d/e", "w d/e/y", "f d/e/z \"2\"", "w d/x",
-    ]);
+    check(
+        [below()],
+        tar().file("d/.wh..wh..opq", "").file("d/e/z", "2"),
+        &["d755 d", "d755 d/e", "w d/e/y", "f d/e/z \"2\"", "w d/x"],
+    );
     check([below()], tar().file(".wh..wh..opq", "").file("b", "2"), &["w a", "f b \"2\"", "w d"]);
     // What is not there any more needs no whiteout.
-    check([below(), tar().file(".wh.a", "")], tar().file(".wh.a", "").file("d/.wh..wh..opq", ""), &["d755 d", "w d/e", "w d/x"]);
+    check(
+        [below(), tar().file(".wh.a", "")],
+        tar().file(".wh.a", "").file("d/.wh..wh..opq", ""),
+        &["d755 d", "w d/e", "w d/x"],
+    );
     // A whiteout is not followed.
     check([below().symlink("l", "d")], tar().file(".wh.l", ""), &["w l"]);
     check([below().symlink("l", "d")], tar().file("l/.wh.x", ""), &["d755 d", "w d/x"]);
@@ -240,16 +262,20 @@ fn the_later_of_two_members_counts() {
     check([], tar().dir("a").file("a/b", "1").file("a", "2"), &["f a \"2\""]);
     check([], tar().file("a", "1").dir("a").file("a/b", "2"), &["d755 a", "f a/b \"2\""]);
     check([], tar().dir("a").file("a/b", "1").dir("a").file("a/c", "2"), &["d755 a", "f a/b \"1\"", "f a/c \"2\""]);
-    check([], tar().dir("a").file("a/b", "1").symlink("a", "c").file("a/d", "2"), &[
-        "l a -> c", "d755 c", "f c/d \"2\"",
-    ]);
+    check(
+        [],
+        tar().dir("a").file("a/b", "1").symlink("a", "c").file("a/d", "2"),
+        &["l a -> c", "d755 c", "f c/d \"2\""],
+    );
     // In between, the directory below was gone.
     let below = tar().dir("a").file("a/below", "");
     check([below], tar().file("a", "1").dir("a").file("a/b", "2"), &["d755 a", "f a/b \"2\"", "w a/below"]);
     // A name written through a link that the same tar then takes away.
-    check([], tar().dir("t").symlink("l", "t").file("l/a", "1").file("l", "2"), &[
-        "f l \"2\"", "d755 t", "f t/a \"1\"",
-    ]);
+    check(
+        [],
+        tar().dir("t").symlink("l", "t").file("l/a", "1").file("l", "2"),
+        &["f l \"2\"", "d755 t", "f t/a \"1\""],
+    );
 }
 
 #[test]
@@ -298,7 +324,8 @@ fn nothing_leads_outside() {
             let _ = Stack::of(lowers).unpack(&Tar(hostile.0.clone()).end());
             let after = fs::metadata(&canary).unwrap();
             assert_eq!(fs::read_to_string(&canary).unwrap(), "sings", "tar {number}");
-            let facts = |metadata: &fs::Metadata| (metadata.mode(), metadata.nlink(), metadata.ctime(), metadata.ctime_nsec());
+            let facts =
+                |metadata: &fs::Metadata| (metadata.mode(), metadata.nlink(), metadata.ctime(), metadata.ctime_nsec());
             assert_eq!(facts(&after), facts(&before), "tar {number}");
             assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1, "tar {number}");
         }
@@ -363,8 +390,16 @@ fn kinds_owners_and_attributes_arrive() {
     assert_eq!(rich.xattrs, expected);
     assert_eq!(tree[&b"dir"[..]].xattrs.len(), 1);
     assert_eq!(tree[&b"caf\xe9/\n"[..]].mtime, (1_700_000_000, 123_456_789));
-    refused([], crate::unpack::tar().pax(&[("uid", b"4294967295")]).file("a", ""), "its owner 4294967295:0 is out of range");
-    refused([], crate::unpack::tar().file("a", "").header("v", EntryType::new(b'V'), "", b"", |_| {}), "it is of a kind that no layer has");
+    refused(
+        [],
+        crate::unpack::tar().pax(&[("uid", b"4294967295")]).file("a", ""),
+        "its owner 4294967295:0 is out of range",
+    );
+    refused(
+        [],
+        crate::unpack::tar().file("a", "").header("v", EntryType::new(b'V'), "", b"", |_| {}),
+        "it is of a kind that no layer has",
+    );
 }
 
 #[test]
