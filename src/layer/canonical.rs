@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 use std::ffi::{CStr, CString};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::vec;
 
 use rustix::fs::{self, AtFlags, Gid, Mode, Uid};
@@ -47,7 +48,7 @@ pub fn canonicalize(
         node: node_of(upper).context(|| "cannot read an upper dir")?,
         name: c".".to_owned(),
         names: Vec::new().into_iter(),
-        below: Merged::root(lowers).context(|| "cannot open the layers below")?,
+        below: Some(Rc::new(Merged::root(lowers).context(|| "cannot open the layers below")?)),
         skeleton: skeleton.map(root).transpose()?,
         is_opaque: false,
         is_kept: true,
@@ -82,8 +83,8 @@ struct Level {
     node: Node,
     name: CString,
     names: vec::IntoIter<CString>,
-    /// What the layers below have at this path.
-    below: Merged,
+    /// What the layers below have at this path; closed while the walk is far below.
+    below: Option<Rc<Merged>>,
     skeleton: Option<OwnedFd>,
     /// Nothing below shows through.
     is_opaque: bool,
@@ -105,7 +106,7 @@ impl Walk<'_> {
         strip(dir, c".", &attributes)?;
         let mut present: Vec<CString> = names(dir)?.into_iter().map(|(name, _)| name).collect();
         if level.is_opaque {
-            for name in level.below.children()? {
+            for name in level.below.as_ref().map_or_else(|| Ok(Vec::new()), |below| below.children())? {
                 if present.binary_search(&name).is_err() {
                     whiteout::create(dir, &name)?;
                     level.is_touched = true;
@@ -117,7 +118,7 @@ impl Walk<'_> {
         level.names = present.into_iter();
         // Directories far up are reached again by their path, should the walk come back to them.
         if let Some(above) = self.levels.len().checked_sub(HELD) {
-            self.levels[above].below = Merged::default();
+            self.levels[above].below = None;
         }
         self.levels.push(level);
         Ok(())
@@ -129,7 +130,8 @@ impl Walk<'_> {
         let Some(name) = level.names.next() else { return self.leave().map(|()| None) };
         let dir = self.ladder.fd();
         let Some(node) = node_at(dir, &name)? else { return Ok(None) };
-        let below = level.below.find(&name)?;
+        let merged = level.below.clone().unwrap_or_default();
+        let below = merged.find(&name)?;
         match node.kind {
             Kind::Whiteout => {
                 if below.is_none() {
@@ -169,7 +171,7 @@ impl Walk<'_> {
         };
         if node.is_directory() {
             let child = open_directory(dir, &name)?;
-            let below = level.below.enter(&name)?;
+            let below = Some(Rc::new(merged.enter(&name)?));
             let skeleton = level.skeleton.as_ref().and_then(|skeleton| open_directory(skeleton, &name).ok());
             let is_opaque = level.is_opaque;
             self.path = join(&self.path, name.to_bytes());
@@ -193,6 +195,23 @@ impl Walk<'_> {
         Ok(None)
     }
 
+    /// Makes sure that the lowest level knows what is below it. One way down from the root serves
+    /// many levels, so that a deep tree does not cost its depth squared.
+    fn reopen_below(&mut self) -> Result<(), Errno> {
+        let Some(Level { below: None, .. }) = self.levels.last() else { return Ok(()) };
+        let first = self.levels.len().saturating_sub(HELD);
+        let mut merged = Rc::new(Merged::root(self.lowers)?);
+        for (depth, level) in self.levels.iter_mut().enumerate() {
+            if depth > 0 {
+                merged = Rc::new(merged.enter(&level.name)?);
+            }
+            if depth >= first {
+                level.below = Some(Rc::clone(&merged));
+            }
+        }
+        Ok(())
+    }
+
     fn leave(&mut self) -> Result<(), Errno> {
         let Some(level) = self.levels.pop() else { return Ok(()) };
         if self.levels.is_empty() {
@@ -206,13 +225,7 @@ impl Walk<'_> {
             self.path.pop();
         }
         self.ladder.pop()?;
-        if self.levels.len() > HELD {
-            let root = Merged::root(self.lowers)?;
-            let below = root.enter_all(self.levels[1..].iter().map(|level| level.name.as_c_str()))?;
-            if let Some(parent) = self.levels.last_mut() {
-                parent.below = below;
-            }
-        }
+        self.reopen_below()?;
         let Some(parent) = self.levels.last_mut() else { return Ok(()) };
         if level.is_kept || level.kept > 0 {
             parent.kept += 1;

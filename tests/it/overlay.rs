@@ -5,11 +5,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, openat};
+use rustix::fs::{Mode, OFlags, XattrFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen,
 };
+use tempfile::TempDir;
 
 /// Mounts `lowers` (topmost first) below `upper` and `work`, or read-only without, as the
 /// container does. `lowers` must not be empty, and hold two without an upper.
@@ -33,4 +34,14 @@ pub fn mount(lowers: &[&Path], upper: Option<(&Path, &Path)>) -> Result<OwnedFd,
     let mount = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
     // What `fsmount` returns is an `O_PATH` descriptor.
     openat(mount, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// A directory for layers: in memory where that can hold them, as thousands of small files made
+/// and deleted are slow on disks.
+pub fn scratch() -> TempDir {
+    let in_memory = TempDir::new_in("/dev/shm").ok().filter(|dir| {
+        // Since Linux 6.6.
+        rustix::fs::setxattr(dir.path(), "user.probe", b"", XattrFlags::empty()).is_ok()
+    });
+    in_memory.unwrap_or_else(|| TempDir::new().expect("there is room for a temporary directory"))
 }

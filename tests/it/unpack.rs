@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use wythe::diag::Result;
 use wythe::layer::{self, Summary};
 
+use crate::overlay;
 use crate::tree::{self, Tree};
 
 /// A tar in the making.
@@ -93,7 +94,7 @@ struct Stack(TempDir, Vec<OwnedFd>);
 
 impl Stack {
     fn of(tars: impl IntoIterator<Item = Tar>) -> Self {
-        let mut stack = Self(TempDir::new().unwrap(), Vec::new());
+        let mut stack = Self(overlay::scratch(), Vec::new());
         for tar in tars {
             stack.unpack(&tar.end()).unwrap();
         }
