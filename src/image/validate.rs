@@ -131,9 +131,9 @@ mod tests {
             image(&config_of(history, diff_ids).to_json(), layers).map(|_| ()).map_err(|error| error.message)
         };
         let gzip = layer(media_type::LAYER_GZIP);
-        assert_eq!(check("Le", 1, &[gzip.clone()]), Ok(()));
-        assert_eq!(check("", 1, &[gzip.clone()]), Ok(()));
-        assert!(check("LL", 1, &[gzip.clone()]).unwrap_err().contains("history has 2 layers"));
+        assert_eq!(check("Le", 1, std::slice::from_ref(&gzip)), Ok(()));
+        assert_eq!(check("", 1, std::slice::from_ref(&gzip)), Ok(()));
+        assert!(check("LL", 1, std::slice::from_ref(&gzip)).unwrap_err().contains("history has 2 layers"));
         assert!(check("L", 1, &[]).unwrap_err().contains("manifest has 0 layers"));
         let foreign = layer("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip");
         assert!(check("L", 1, &[foreign]).unwrap_err().contains("may not be distributed"));

@@ -248,7 +248,7 @@ impl Store {
 }
 
 fn modified(stat: &Stat) -> SystemTime {
-    let nanos = Duration::from_nanos(stat.st_mtime_nsec as u64);
+    let nanos = Duration::from_nanos(stat.st_mtime_nsec);
     match u64::try_from(stat.st_mtime) {
         Ok(seconds) => SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + nanos,
         Err(_) => SystemTime::UNIX_EPOCH,

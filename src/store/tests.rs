@@ -537,6 +537,52 @@ fn prune_spares_what_a_live_builder_found() {
 }
 
 #[test]
+fn builders_and_prune_do_not_get_into_each_others_way() {
+    let fixture = fixture();
+    let is_done = std::sync::atomic::AtomicBool::new(false);
+    let pruned = std::thread::scope(|scope| {
+        let builders: Vec<_> = (0..3)
+            .map(|number| {
+                let fixture = &fixture;
+                scope.spawn(move || {
+                    for round in 0..40 {
+                        // A build: what it makes or finds stays until it ends.
+                        let store = fixture.reopen();
+                        let text = format!("layer {}", (number + round) % 4);
+                        let layer = commit(&store, &text);
+                        let form = store.compressed(&layer, Compression::None).unwrap();
+                        let id = layer.id;
+                        drop(layer);
+                        std::thread::yield_now();
+                        let again = store.layer(&id).unwrap().expect("a layer that the build made is gone");
+                        assert_eq!(content(&again), text);
+                        assert!(store.verify_blob(&form.digest).unwrap(), "a blob that the build made is gone");
+                    }
+                })
+            })
+            .collect();
+        let pruner = scope.spawn(|| {
+            let (store, mut pruned) = (fixture.reopen(), 0);
+            while !is_done.load(Ordering::Relaxed) {
+                let now = store.prune(&Keep::default(), None).unwrap();
+                pruned += now.layers.count + now.blobs.count;
+                std::thread::yield_now();
+            }
+            pruned
+        });
+        let results: Vec<_> = builders.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        is_done.store(true, Ordering::Relaxed);
+        results.into_iter().for_each(|result| result.unwrap());
+        pruner.join().unwrap()
+    });
+    // Whether any of it went while others built depends on how they met; at the end all goes.
+    make_old(&fixture);
+    let left = fixture.store.prune(&Keep::default(), None).unwrap();
+    assert!(pruned + left.layers.count + left.blobs.count >= 2 * 4, "{pruned} {left:?}");
+    assert!(fixture.entries("layers").is_empty() && fixture.entries("blobs/sha256").is_empty());
+}
+
+#[test]
 fn whatever_is_in_the_trash_goes() {
     let fixture = fixture();
     let trash = fixture.path("trash");
@@ -555,7 +601,7 @@ fn whatever_is_in_the_trash_goes() {
     let closed = trash.join("closed");
     DirBuilder::new().mode(0o700).create(&closed).unwrap();
     fs::write(closed.join("file"), "").unwrap();
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o0)).unwrap();
     std::os::unix::fs::symlink("/", trash.join("link")).unwrap();
     for number in 0..300 {
         fs::write(trash.join(format!("{number}")), "").unwrap();
