@@ -169,9 +169,12 @@ pub fn close_all_but(keep: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Gives every signal its default action and unblocks all.
 pub fn reset_signals() {
+    // The kernel's `struct sigaction`: all zeroes say the default action. The C library would
+    // refuse the two signals it keeps for itself, which may come ignored from whoever started us.
+    let default = [0u64; 4];
     for signal in 1..=64 {
-        // SAFETY: the default action runs no code of ours; numbers that cannot be set are refused.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // SAFETY: the default action runs no code of ours; `default` is as large as what is read.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u64>(), 8) };
     }
     // SAFETY: all-zero is a value of sigset_t.
     let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };

@@ -93,6 +93,9 @@ impl Answer {
     }
 }
 
+/// Bytes and the descriptors that came with them.
+pub type Packet = (Vec<u8>, Vec<OwnedFd>);
+
 /// Two connected sockets that keep packets apart.
 pub fn pair() -> Result<(OwnedFd, OwnedFd)> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -116,19 +119,16 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Res
 }
 
 /// Receives one packet; `None` when the other side is closed.
-pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, Errno> {
+pub fn receive(socket: BorrowedFd<'_>) -> Result<Option<Packet>, Errno> {
     receive_with(socket, RecvFlags::empty())
 }
 
-/// Receives one packet if one is there; `None` also when there is none.
-pub fn receive_now(socket: BorrowedFd<'_>) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, Errno> {
-    match receive_with(socket, RecvFlags::DONTWAIT) {
-        Err(Errno::AGAIN) => Ok(None),
-        received => received,
-    }
+/// Receives one packet if one is there; `EAGAIN` if not.
+pub fn receive_now(socket: BorrowedFd<'_>) -> Result<Option<Packet>, Errno> {
+    receive_with(socket, RecvFlags::DONTWAIT)
 }
 
-fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, Errno> {
+fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Option<Packet>, Errno> {
     let mut bytes = vec![0; PACKET_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

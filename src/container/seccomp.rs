@@ -354,8 +354,8 @@ mod tests {
 
     #[test]
     fn programs_are_short() {
-        assert!(compile(&[&X86_64]).len() < 200, "{}", compile(&[&X86_64]).len());
-        assert!(compile(&[&X86_64, &I386]).len() < 200, "{}", compile(&[&X86_64, &I386]).len());
-        assert!(compile(&[&AARCH64, &ARM]).len() < 400);
+        assert!(compile(&[&X86_64]).len() < 200);
+        assert!(compile(&[&X86_64, &I386]).len() < 450);
+        assert!(compile(&[&AARCH64, &ARM]).len() < 450);
     }
 }
