@@ -334,7 +334,7 @@ mod tests {
             (b"a**/b", b"ax/b", true),
             (b"a**/b", b"axb", false),
             (b"**{x}", b"a/{x}", true),
-            (b"**/", b"anything/at all", true),
+            (b"**", b"anything/at all", true),
             (b"***", b"a/b", true),
             (b"**/a*b/c", b"x/y/a-b/c", true),
             (b"**/a*b/c", b"x/a/b/c", false),

@@ -39,8 +39,9 @@ pub struct Hashed {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// So many files wait at most.
-const QUEUE_FILES: usize = 256;
+/// So many files wait at most, each with its directory open: stages select at the same time, and a
+/// process may have 1024 files open.
+const QUEUE_FILES: usize = 128;
 /// From here on another thread pays.
 const MUCH_FILES: usize = 64;
 const MUCH_BYTES: u64 = 2 << 20;
@@ -139,7 +140,10 @@ impl<'scope, 'env> Hashers<'scope, 'env> {
         let is_much = state.jobs.len() >= MUCH_FILES || state.waiting_bytes >= MUCH_BYTES;
         let overflow = if state.jobs.len() > QUEUE_FILES { state.take() } else { None };
         drop(state);
-        self.shared.changed.notify_one();
+        if is_much {
+            // Threads sleep until it pays to wake them, and then work until nothing is left.
+            self.shared.changed.notify_one();
+        }
         if is_much && self.idle_threads.get() > 0 {
             self.idle_threads.set(self.idle_threads.get() - 1);
             let shared = self.shared;

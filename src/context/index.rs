@@ -29,6 +29,8 @@ const MAX_BYTES: u64 = 1 << 30;
 /// How old a ctime must be: the coarsest file system (FAT) counts in steps of two seconds.
 const SETTLED_SECONDS: i64 = 2;
 
+type Record = [u8; RECORD_BYTES];
+
 /// The hash index of one context directory. Threads may use it together.
 #[derive(Debug, Default)]
 pub struct HashIndex {
@@ -119,9 +121,10 @@ impl HashIndex {
     /// The digest of the file, if it was hashed before and has not changed since.
     pub fn get(&self, key: &FileKey) -> Option<Remembered> {
         if let Some(index) = self.find(key) {
-            let remembered = self.remembered(index)?;
+            let record = &self.records()[index];
+            let digest = Digest::from_bytes(*record.last_chunk()?);
             self.seen[index].store(true, Ordering::Relaxed);
-            return Some(remembered);
+            return Some(Remembered { digest, has_xattrs: record[48] != 0 });
         }
         self.new.lock().ok()?.get(key).copied()
     }
@@ -160,8 +163,8 @@ impl HashIndex {
         if new.is_empty() && self.seen.iter().all(|seen| seen.load(Ordering::Relaxed)) {
             return None;
         }
-        let kept = self.seen.iter().enumerate().filter(|(_, seen)| seen.load(Ordering::Relaxed));
-        let mut records: Vec<[u8; RECORD_BYTES]> = kept.map(|(index, _)| self.record(index)).collect();
+        let kept = self.records().iter().zip(&self.seen).filter(|(_, seen)| seen.load(Ordering::Relaxed));
+        let mut records: Vec<Record> = kept.map(|(record, _)| *record).collect();
         records.extend(new.iter().map(|(key, remembered)| {
             let mut record = [0; RECORD_BYTES];
             record[..48].copy_from_slice(&key.to_bytes());
@@ -169,7 +172,8 @@ impl HashIndex {
             record[64..].copy_from_slice(remembered.digest.as_bytes());
             record
         }));
-        records.sort_unstable_by_key(order);
+        // Both parts are in order: a stable sort finds that and merges them.
+        records.sort_by_key(order);
         let mut bytes = Vec::with_capacity(MAGIC.len() + records.len() * RECORD_BYTES + CHECKSUM_BYTES);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(records.as_flattened());
@@ -178,45 +182,23 @@ impl HashIndex {
         Some(bytes)
     }
 
-    fn record(&self, index: usize) -> [u8; RECORD_BYTES] {
-        let start = MAGIC.len() + index * RECORD_BYTES;
-        let mut record = [0; RECORD_BYTES];
-        record.copy_from_slice(&self.old[start..start + RECORD_BYTES]);
-        record
-    }
-
-    fn remembered(&self, index: usize) -> Option<Remembered> {
-        let record = self.record(index);
-        let digest = Digest::from_bytes(record[64..].try_into().ok()?);
-        Some(Remembered { digest, has_xattrs: record[48] != 0 })
+    fn records(&self) -> &[Record] {
+        self.old.get(MAGIC.len()..).unwrap_or_default().as_chunks().0
     }
 
     /// Binary search: the records are never turned into anything else.
     fn find(&self, key: &FileKey) -> Option<usize> {
-        let wanted = (key.device, key.inode);
-        let (mut low, mut high) = (0, self.seen.len());
-        while low < high {
-            let middle = low.midpoint(high);
-            if order(&self.record(middle)) < wanted {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
+        let (records, wanted) = (self.records(), (key.device, key.inode));
+        let first = records.partition_point(|record| order(record) < wanted);
         let key = key.to_bytes();
-        (low..self.seen.len())
-            .take_while(|index| order(&self.record(*index)) == wanted)
-            .find(|index| self.record(*index)[..48] == key)
+        let same = records[first..].iter().take_while(|record| order(record) == wanted);
+        same.enumerate().find(|(_, record)| record[..48] == key).map(|(index, _)| first + index)
     }
 }
 
-fn order(record: &[u8; RECORD_BYTES]) -> (u64, u64) {
-    let number = |at: usize| {
-        let mut bytes = [0; 8];
-        bytes.copy_from_slice(&record[at..at + 8]);
-        u64::from_le_bytes(bytes)
-    };
-    (number(0), number(8))
+fn order(record: &Record) -> (u64, u64) {
+    let numbers = record.as_chunks().0;
+    (u64::from_le_bytes(numbers[0]), u64::from_le_bytes(numbers[1]))
 }
 
 /// Whether inode numbers and times of the file system with this `statfs` magic can be trusted to
@@ -242,4 +224,101 @@ pub fn is_trusted(magic: u32) -> bool {
         0xbacb_acbc, // VMware shared folders
     ];
     !REMOTE.contains(&magic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_000_000;
+
+    fn key(inode: u64, ctime: i64) -> FileKey {
+        FileKey { device: 7, inode, size_bytes: 1, mtime: (5, 6), ctime: (ctime, 9) }
+    }
+
+    fn content(text: &str) -> Remembered {
+        Remembered { digest: Digest::of(text.as_bytes()), has_xattrs: text.starts_with('x') }
+    }
+
+    #[test]
+    fn remembers_by_every_part_of_the_key() {
+        let index = HashIndex::new(NOW);
+        index.insert(key(1, 5), content("x"));
+        index.insert(key(2, 5), content("b"));
+        let index = HashIndex::from_bytes(index.to_bytes().unwrap(), NOW);
+        assert_eq!(index.get(&key(1, 5)), Some(content("x")));
+        assert_eq!(index.get(&key(2, 5)), Some(content("b")));
+        for other in [
+            FileKey { device: 8, ..key(1, 5) },
+            FileKey { inode: 3, ..key(1, 5) },
+            FileKey { size_bytes: 2, ..key(1, 5) },
+            FileKey { mtime: (5, 7), ..key(1, 5) },
+            FileKey { mtime: (6, 6), ..key(1, 5) },
+            FileKey { ctime: (5, 8), ..key(1, 5) },
+            FileKey { ctime: (6, 9), ..key(1, 5) },
+        ] {
+            assert_eq!(index.get(&other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_young_file_is_not_remembered() {
+        let index = HashIndex::new(NOW);
+        for (ctime, expected) in [(NOW - 3, true), (NOW - 2, false), (NOW, false), (NOW + 100, false)] {
+            index.insert(key(1, ctime), content("a"));
+            assert_eq!(index.get(&key(1, ctime)).is_some(), expected, "{ctime}");
+        }
+    }
+
+    #[test]
+    fn is_written_only_when_something_changed() {
+        let index = HashIndex::new(NOW);
+        assert_eq!(index.to_bytes(), None);
+        for inode in 0..100 {
+            index.insert(key(inode * 7 % 100, 5), content(&format!("{inode}")));
+        }
+        let bytes = index.to_bytes().unwrap();
+
+        let index = HashIndex::from_bytes(bytes.clone(), NOW);
+        assert!((0..100).all(|inode| index.get(&key(inode, 5)).is_some()));
+        assert_eq!(index.to_bytes(), None);
+
+        // What is not met any more goes, what is new comes.
+        let index = HashIndex::from_bytes(bytes, NOW);
+        assert!((10..100).all(|inode| index.get(&key(inode, 5)).is_some()));
+        index.insert(key(50, 6), content("new"));
+        let index = HashIndex::from_bytes(index.to_bytes().unwrap(), NOW);
+        assert_eq!(index.records().len(), 91);
+        assert_eq!(index.get(&key(9, 5)), None);
+        assert_eq!(index.get(&key(50, 6)), Some(content("new")));
+        assert!(index.get(&key(50, 5)).is_some());
+    }
+
+    #[test]
+    fn what_is_torn_is_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("index");
+        let load = || HashIndex::load(&path, NOW).get(&key(1, 5));
+        assert_eq!(load(), None);
+        let index = HashIndex::new(NOW);
+        index.insert(key(1, 5), content("a"));
+        index.save(&path).unwrap();
+        assert_eq!(load(), Some(content("a")));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut torn = whole.clone();
+            torn[at] ^= 1;
+            assert_eq!(HashIndex::from_bytes(torn, NOW).get(&key(1, 5)), None, "{at}");
+            assert_eq!(HashIndex::from_bytes(whole[..at].to_vec(), NOW).get(&key(1, 5)), None, "{at}");
+        }
+    }
+
+    #[test]
+    fn other_machines_files_are_not_trusted() {
+        assert!(is_trusted(0xef53)); // ext4
+        assert!(!is_trusted(0x6969));
+        assert!(!is_trusted(0xff53_4d42));
+    }
 }

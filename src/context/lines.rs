@@ -10,7 +10,8 @@
 //! tree a file was are in no line.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write as _};
+use std::fmt;
+use std::io::Write as _;
 
 use super::{Entry, EntryKind, Listing};
 
@@ -19,34 +20,50 @@ const MAGIC: &[u8] = b"wythe listing 1\n";
 
 /// One line an entry, in order.
 pub fn lines(listing: &Listing) -> Vec<Vec<u8>> {
-    let selections = listing.selections.iter();
-    selections.flat_map(|selection| selection.entries.iter().map(|entry| line(&selection.name, entry))).collect()
+    let mut lines = Vec::new();
+    each(listing, |line| lines.push(line.to_vec()));
+    lines
 }
 
-fn line(name: &[u8], entry: &Entry) -> Vec<u8> {
-    let mut path = Vec::with_capacity(name.len() + entry.land.len() + 160);
-    for part in [name, &entry.land] {
-        if !path.is_empty() && !part.is_empty() {
-            path.push(b'/');
+/// Calls `take` with each line in order.
+pub(super) fn each(listing: &Listing, mut take: impl FnMut(&[u8])) {
+    let mut line = Vec::new();
+    for selection in &listing.selections {
+        for entry in &selection.entries {
+            line.clear();
+            write(&mut line, &selection.name, entry);
+            take(&line);
         }
-        path.extend_from_slice(part);
     }
-    if path.is_empty() {
-        path.push(b'.');
+}
+
+fn write(line: &mut Vec<u8>, name: &[u8], entry: &Entry) {
+    line.extend_from_slice(name);
+    if !name.is_empty() && !entry.land.is_empty() {
+        line.push(b'/');
     }
-    let owner = format!("{:04o} {}:{}", entry.mode, entry.uid, entry.gid);
-    let facts = match &entry.kind {
-        EntryKind::File { size_bytes, digest } => format!("file {owner} {size_bytes} {digest}"),
-        EntryKind::Directory => format!("directory {owner}"),
-        EntryKind::Symlink { .. } => format!("link {owner}"),
-        EntryKind::Fifo => format!("fifo {owner}"),
-        EntryKind::Socket => format!("socket {owner}"),
-        EntryKind::CharDevice { major, minor } => format!("character-device {owner} {major}:{minor}"),
-        EntryKind::BlockDevice { major, minor } => format!("block-device {owner} {major}:{minor}"),
-    };
-    let mut line = path;
+    line.extend_from_slice(&entry.land);
+    if line.is_empty() {
+        line.push(b'.');
+    }
     line.push(0);
-    line.extend_from_slice(facts.as_bytes());
+    let kind = match &entry.kind {
+        EntryKind::File { .. } => "file",
+        EntryKind::Directory => "directory",
+        EntryKind::Symlink { .. } => "link",
+        EntryKind::Fifo => "fifo",
+        EntryKind::Socket => "socket",
+        EntryKind::CharDevice { .. } => "character-device",
+        EntryKind::BlockDevice { .. } => "block-device",
+    };
+    put(line, format_args!("{kind} {:04o} {}:{}", entry.mode, entry.uid, entry.gid));
+    match &entry.kind {
+        EntryKind::File { size_bytes, digest } => put(line, format_args!(" {size_bytes} {}", digest.hex())),
+        EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor } => {
+            put(line, format_args!(" {major}:{minor}"));
+        }
+        _ => {}
+    }
     line.push(0);
     if let EntryKind::Symlink { target } = &entry.kind {
         line.extend_from_slice(target);
@@ -55,13 +72,14 @@ fn line(name: &[u8], entry: &Entry) -> Vec<u8> {
         line.push(0);
         line.extend_from_slice(name);
         line.push(b'=');
-        let mut hex = String::with_capacity(2 * value.len());
         for byte in value {
-            _ = write!(hex, "{byte:02x}");
+            put(line, format_args!("{byte:02x}"));
         }
-        line.extend_from_slice(hex.as_bytes());
     }
-    line
+}
+
+fn put(line: &mut Vec<u8>, text: fmt::Arguments<'_>) {
+    line.write_fmt(text).expect("writing to memory does not fail");
 }
 
 /// Lines as they are stored: each behind its length.
@@ -253,7 +271,7 @@ mod tests {
         entry.xattrs = vec![(b"user.a".to_vec(), vec![0, 255])];
         let lines = listing(&[("src", &[entry])]).lines();
         let digest = Digest::of(b"a");
-        let expected = format!("src/main.c\0file 0644 0:0 1 {digest}\0\0user.a=00ff");
+        let expected = format!("src/main.c\0file 0644 0:0 1 {}\0\0user.a=00ff", digest.hex());
         assert_eq!(lines, [expected.into_bytes()]);
     }
 

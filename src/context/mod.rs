@@ -130,9 +130,7 @@ impl Listing {
     /// xattrs and bytes; never modification times.
     pub fn digest(&self) -> Digest {
         let mut hasher = Hasher::default();
-        for line in self.lines() {
-            hasher.field(&line);
-        }
+        lines::each(self, |line| hasher.field(line));
         hasher.finish()
     }
 

@@ -11,13 +11,15 @@ use std::os::fd::AsFd;
 
 use rustix::fs::{AtFlags, FileType, OFlags};
 use rustix::io::Errno;
+use tar::EntryType;
 
 use super::Owner;
 use super::content;
-use super::member::{Kind, Member, Members};
 use super::node::{self, Attributes};
 use super::place::{self, Directory, Follows, Makes, Root, Spot, clamped, components, join, shown};
 use crate::diag::{Context, Diagnostic, Result};
+use crate::layer::archive::{Archive, Chunk, Member};
+use crate::layer::{self, xattr};
 
 /// What an archive may grow to; generous, since an image of a system is one too.
 #[derive(Clone, Copy, Debug)]
@@ -40,10 +42,11 @@ impl Limits {
 /// Whether this is a tar with at least one member, compressed or not. What is damaged from its
 /// start is none.
 pub(super) fn is_archive(input: impl Read + Send) -> bool {
-    decompress(input).is_ok_and(|plain| matches!(Members::new(plain).next(), Ok(Some(_))))
+    layer::decompress(input).is_ok_and(|plain| matches!(Archive::new(plain).next_member(), Ok(Some(_))))
 }
 
-/// Unpacks an archive into the directory `into`; `name` is its name for messages.
+/// Unpacks an archive into the directory `into`; `name` is its name for messages. What follows the
+/// end of the archive is not read.
 pub(super) fn unpack(
     input: impl Read + Send,
     name: &str,
@@ -52,13 +55,12 @@ pub(super) fn unpack(
     owner: Option<Owner>,
     limits: Limits,
 ) -> Result<()> {
-    let plain = decompress(input)?;
-    let mut members = Members::new(plain);
-    let mut unpacker =
-        Unpacker { into, root, owner, times: BTreeMap::new(), buffer: vec![0; content::BUFFER_BYTES], left: limits };
-    while let Some(member) = members.next().context(|| format!("cannot read the archive `{name}`"))? {
-        unpacker.member(&member, &mut members).map_err(|error| {
-            let member = String::from_utf8_lossy(&member.name);
+    let mut archive = Archive::new(layer::decompress(input)?);
+    let buffer = vec![0; content::BUFFER_BYTES];
+    let mut unpacker = Unpacker { into, root, owner, times: BTreeMap::new(), buffer, left: limits };
+    while let Some(member) = archive.next_member().context(|| format!("cannot read the archive `{name}`"))? {
+        unpacker.member(&member, &mut archive).map_err(|error| {
+            let member = layer::node::shown(&member.path);
             let cause = error.cause.map_or_else(String::new, |cause| format!(": {cause}"));
             Diagnostic::error(format!("cannot unpack `{member}` of the archive `{name}`"))
                 .caused_by(format!("{}{cause}", error.message))
@@ -85,55 +87,59 @@ impl Unpacker<'_, '_> {
     /// Implied parents are root's whatever `--chown` says.
     const MAKES: Makes = Makes { mode: 0o755, owner: Owner::ROOT };
 
-    fn member<R: Read>(&mut self, member: &Member, members: &mut Members<R>) -> Result<()> {
+    fn member<R: Read>(&mut self, member: &Member, archive: &mut Archive<R>) -> Result<()> {
         self.count(member)?;
-        let path = clamped(&member.name);
-        if path.is_empty() {
+        let path = clamped(&member.path);
+        // A member for the destination itself (`./`): that has its look already. And the label of
+        // a volume, which is no object.
+        if path.is_empty() || member.entry_type.as_byte() == b'V' {
             return Ok(());
         }
         for name in components(&path) {
             place::check_name(name, &join(&self.into.path, &path))?;
         }
-        let xattrs: Vec<_> = member.xattrs.iter().filter(|(name, _)| is_kept(name)).cloned().collect();
+        let xattrs = member.xattrs.iter().map(|(name, value)| (name.to_bytes().to_vec(), value.clone()));
+        let xattrs: Vec<_> = xattrs.filter(|(name, _)| xattr::is_kept(name)).collect();
         let attributes =
             Attributes { owner: self.owner_of(member)?, mode: member.mode, mtime: member.mtime, xattrs: &xattrs };
-        if member.kind == Kind::Directory {
+        // GNU tar has directories of its own, with a list of the names in them.
+        if member.entry_type == EntryType::Directory || member.entry_type.as_byte() == b'D' {
             return self.directory(&path, &attributes);
         }
         let (parent, name) = self.split(&path)?;
-        if let Kind::Hardlink { target } = &member.kind {
-            return self.hardlink(&parent, name, target, &attributes);
+        if member.entry_type == EntryType::Link {
+            return self.hardlink(&parent, name, &member.link, &attributes);
         }
         self.make_room(&parent, name)?;
         self.root.touch(&parent.path);
         let path = parent.join(name);
         let fd = parent.fd.as_fd();
-        let made = match &member.kind {
-            Kind::File { size_bytes, pieces } => {
+        let device = (member.major, member.minor);
+        let made = match member.entry_type {
+            EntryType::Regular => {
                 let fd = node::make_file(fd, name).context(|| format!("cannot make `{}`", shown(&path)))?;
                 let file = File::from(fd);
-                self.write(&file, *size_bytes, pieces, members)
-                    .context(|| format!("cannot write `{}`", shown(&path)))?;
+                self.write(&file, member.size_bytes, archive).context(|| format!("cannot write `{}`", shown(&path)))?;
                 return node::set_attributes(file.as_fd(), &attributes)
                     .and_then(|()| node::set_time(file.as_fd(), member.mtime))
-                    .context(|| format!("cannot set the owner and mode of `{}`", shown(&path)));
+                    .context(|| attributes.refused(&shown(&path)));
             }
-            Kind::Symlink { target } => rustix::fs::symlinkat(target.as_slice(), fd, name),
-            Kind::Fifo => node::make_special(fd, name, FileType::Fifo, (0, 0)),
+            EntryType::Symlink => rustix::fs::symlinkat(member.link.as_slice(), fd, name),
+            EntryType::Fifo => node::make_special(fd, name, FileType::Fifo, (0, 0)),
             // Overlays mark a deletion by such a device.
-            Kind::CharDevice { major: 0, minor: 0 } => {
+            EntryType::Char if device == (0, 0) => {
                 return Err(Diagnostic::error("a character device 0:0 is a deletion to the overlay"));
             }
-            Kind::CharDevice { major, minor } => {
-                node::make_special(fd, name, FileType::CharacterDevice, (*major, *minor))
+            EntryType::Char => node::make_special(fd, name, FileType::CharacterDevice, device),
+            EntryType::Block => node::make_special(fd, name, FileType::BlockDevice, device),
+            other => {
+                let letter = char::from(other.as_byte()).escape_default();
+                return Err(Diagnostic::error(format!("a member of the unknown type `{letter}`")));
             }
-            Kind::BlockDevice { major, minor } => node::make_special(fd, name, FileType::BlockDevice, (*major, *minor)),
-            Kind::Directory | Kind::Hardlink { .. } => return Ok(()),
         };
-        let is_device = matches!(member.kind, Kind::CharDevice { .. } | Kind::BlockDevice { .. });
         match made {
             // No devices in a user namespace.
-            Err(Errno::PERM) if is_device => Ok(()),
+            Err(Errno::PERM) if matches!(member.entry_type, EntryType::Char | EntryType::Block) => Ok(()),
             other => other
                 .and_then(|()| node::set_attributes_at(fd, name, &attributes))
                 .context(|| format!("cannot make `{}`", shown(&path))),
@@ -156,7 +162,7 @@ impl Unpacker<'_, '_> {
         }
         place::open_below(directory.fd.as_fd(), b"", OFlags::RDONLY | OFlags::DIRECTORY)
             .and_then(|fd| node::set_attributes(fd.as_fd(), attributes))
-            .context(|| format!("cannot set the owner and mode of `{}`", shown(&directory.path)))?;
+            .context(|| attributes.refused(&shown(&directory.path)))?;
         self.times.insert(directory.path, attributes.mtime);
         Ok(())
     }
@@ -183,8 +189,7 @@ impl Unpacker<'_, '_> {
                 .context(|| format!("cannot link `{}` to `{shown_target}`", shown(&path)))?;
             self.root.touch(&parent.path);
         }
-        node::set_attributes_at(parent.fd.as_fd(), name, attributes)
-            .context(|| format!("cannot set the owner and mode of `{}`", shown(&path)))
+        node::set_attributes_at(parent.fd.as_fd(), name, attributes).context(|| attributes.refused(&shown(&path)))
     }
 
     /// The directory a member is in, made if need be, and its name there.
@@ -199,7 +204,7 @@ impl Unpacker<'_, '_> {
     /// Whatever is there gives way, a directory with all that is in it.
     fn make_room(&mut self, parent: &Directory, name: &[u8]) -> Result<()> {
         let path = parent.join(name);
-        match node::remove_tree(parent.fd.as_fd(), name) {
+        match node::remove(parent.fd.as_fd(), name) {
             Err(Errno::NOENT) => return Ok(()),
             other => other.context(|| format!("cannot remove `{}`", shown(&path)))?,
         }
@@ -209,25 +214,22 @@ impl Unpacker<'_, '_> {
         Ok(())
     }
 
-    fn write<R: Read>(
-        &mut self,
-        file: &File,
-        size_bytes: u64,
-        pieces: &[(u64, u64)],
-        members: &mut Members<R>,
-    ) -> io::Result<()> {
-        for &(offset, length) in pieces {
-            content::fill(file, offset, &mut members.data(), length, &mut self.buffer, None)?;
+    fn write<R: Read>(&mut self, file: &File, size_bytes: u64, archive: &mut Archive<R>) -> io::Result<()> {
+        let mut position = 0;
+        while let Some(chunk) = archive.next_chunk(&mut self.buffer)? {
+            position += match chunk {
+                Chunk::Hole(length) => length,
+                Chunk::Data(count) => {
+                    content::write(file, position, &self.buffer[..count])?;
+                    count as u64
+                }
+            };
         }
         file.set_len(size_bytes)
     }
 
     fn count(&mut self, member: &Member) -> Result<()> {
-        let size_bytes = match member.kind {
-            Kind::File { size_bytes, .. } => size_bytes,
-            _ => 0,
-        };
-        let left = self.left.members.checked_sub(1).zip(self.left.size_bytes.checked_sub(size_bytes));
+        let left = self.left.members.checked_sub(1).zip(self.left.size_bytes.checked_sub(member.size_bytes));
         let (members, size_bytes) =
             left.ok_or_else(|| Diagnostic::error("the archive unpacks to more than is reasonable"))?;
         self.left = Limits { members, size_bytes };
@@ -239,36 +241,8 @@ impl Unpacker<'_, '_> {
             return Ok(owner);
         }
         // The last one is "do not change" to the kernel.
-        let id = |id: i64| u32::try_from(id).ok().filter(|&id| id != u32::MAX);
+        let id = |id: u64| u32::try_from(id).ok().filter(|&id| id != u32::MAX);
         let owner = id(member.uid).zip(id(member.gid)).map(|(uid, gid)| Owner { uid, gid });
         owner.ok_or_else(|| Diagnostic::error(format!("there is no owner {}:{}", member.uid, member.gid)))
     }
-}
-
-/// What the overlay keeps of its own in attributes, trusted or user, is not a stranger's to set.
-fn is_kept(xattr: &[u8]) -> bool {
-    xattr == b"security.capability" || xattr.starts_with(b"user.") && !xattr.starts_with(b"user.overlay.")
-}
-
-/// Reads what gzip, bzip2, xz or zstd made, told by its first bytes, and anything else as it is.
-fn decompress<'a>(input: impl Read + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
-    const MAX_XZ_BYTES: u64 = 1 << 30;
-    let mut input = io::BufReader::new(input);
-    let start = io::BufRead::fill_buf(&mut input).context(|| "cannot read the archive")?;
-    Ok(if start.starts_with(&[0x1f, 0x8b]) {
-        Box::new(flate2::bufread::MultiGzDecoder::new(input))
-    } else if start.starts_with(b"BZh") {
-        Box::new(bzip2::bufread::MultiBzDecoder::new(input))
-    } else if start.starts_with(b"\xfd7zXZ\0") {
-        let mut plain = Vec::new();
-        lzma_rs::xz_decompress(&mut input.take(MAX_XZ_BYTES), &mut plain)
-            .map_err(|error| Diagnostic::error("cannot read the archive").caused_by(format!("{error:?}")))?;
-        Box::new(io::Cursor::new(plain))
-    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let decoder = ruzstd::decoding::StreamingDecoder::new(input)
-            .map_err(|error| Diagnostic::error("cannot read the archive").caused_by(error))?;
-        Box::new(decoder)
-    } else {
-        Box::new(input)
-    })
 }

@@ -63,11 +63,11 @@ impl Mode {
             Change::AddIfExecutable(bits) if is_executable => mode | bits,
             Change::AddIfExecutable(_) => mode,
             Change::Copy { from, to, operator } => {
-                let bits = (mode >> from & 7) * EXECUTE & to;
+                let bits = (((mode >> from) & 7) * EXECUTE) & to;
                 match operator {
                     Operator::Add => mode | bits,
                     Operator::Remove => mode & !bits,
-                    Operator::Set => mode & !to | bits,
+                    Operator::Set => (mode & !to) | bits,
                 }
             }
         })

@@ -9,19 +9,17 @@ use crate::digest::Hasher;
 /// Room for one piece on its way.
 pub(super) const BUFFER_BYTES: usize = 128 * 1024;
 
-/// Copies up to `length` bytes of `input` to `offset` of `out`, where nothing was written yet, and
-/// hashes them. Returns how many there were. Pieces that are all zeros are left as holes, so the
-/// caller sets the length of the file.
+/// Copies up to `length` bytes of `input` into the new file `out` and hashes them. Returns how many
+/// there were, which is the length of the file then.
 pub(super) fn fill(
     out: &File,
-    offset: u64,
     input: &mut dyn Read,
     length: u64,
     buffer: &mut [u8],
     mut hasher: Option<&mut Hasher>,
 ) -> io::Result<u64> {
-    const HOLE_BYTES: usize = 4096;
     let mut done = 0;
+    let mut ends_in_hole = false;
     while done < length {
         let room = buffer.len().min(usize::try_from(length - done).unwrap_or(usize::MAX));
         let count = match input.read(&mut buffer[..room]) {
@@ -34,10 +32,22 @@ pub(super) fn fill(
         if let Some(hasher) = hasher.as_deref_mut() {
             hasher.update(piece);
         }
-        if count < HOLE_BYTES || piece.iter().any(|&byte| byte != 0) {
-            out.write_all_at(piece, offset + done)?;
-        }
+        ends_in_hole = !write(out, done, piece)?;
         done += count as u64;
     }
+    if ends_in_hole {
+        out.set_len(done)?;
+    }
     Ok(done)
+}
+
+/// Writes to where nothing was written yet. A piece that is all zeros is left as a hole instead, and
+/// the length of the file as it was: then it returns false.
+pub(super) fn write(out: &File, offset: u64, piece: &[u8]) -> io::Result<bool> {
+    const HOLE_BYTES: usize = 4096;
+    let is_written = piece.len() < HOLE_BYTES || piece.iter().any(|&byte| byte != 0);
+    if is_written {
+        out.write_all_at(piece, offset)?;
+    }
+    Ok(is_written)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek};
+use std::io::{self, Read, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, OFlags};
@@ -97,8 +97,7 @@ impl<'a> Lander<'a> {
             xattrs: &[],
         };
         let length = blob.content.len() as u64;
-        content::fill(&file, 0, &mut &*blob.content, length, &mut self.buffer, None)
-            .and_then(|_| file.set_len(length))
+        content::fill(&file, &mut &*blob.content, length, &mut self.buffer, None)
             .context(|| format!("cannot write `{}`", shown(&path)))?;
         self.dress(file.as_fd(), &path, &attributes)
     }
@@ -205,8 +204,7 @@ impl<'a> Lander<'a> {
                     Err(Errno::NOTDIR | Errno::LOOP) => return Err(onto_a_file(&path)),
                     other => other.context(|| format!("cannot make the directory `{}`", shown(&path)))?,
                 };
-                node::set_attributes(fd.as_fd(), &attributes)
-                    .context(|| format!("cannot set the owner and mode of `{}`", shown(&path)))?;
+                node::set_attributes(fd.as_fd(), &attributes).context(|| attributes.refused(&shown(&path)))?;
                 return Ok(());
             }
             EntryKind::File { size_bytes, digest } => {
@@ -233,8 +231,7 @@ impl<'a> Lander<'a> {
                 self.make(parent, name, special(FileType::BlockDevice, (*major, *minor)))?;
             }
         }
-        node::set_attributes_at(parent.fd.as_fd(), name, &attributes)
-            .context(|| format!("cannot set the owner and mode of `{}`", shown(&path)))
+        node::set_attributes_at(parent.fd.as_fd(), name, &attributes).context(|| attributes.refused(&shown(&path)))
     }
 
     fn make_or_open_directory(&mut self, parent: &Directory, name: &[u8]) -> rustix::io::Result<OwnedFd> {
@@ -272,7 +269,7 @@ impl<'a> Lander<'a> {
     fn dress(&self, fd: BorrowedFd<'_>, path: &[u8], attributes: &Attributes<'_>) -> Result<()> {
         node::set_attributes(fd, attributes)
             .and_then(|()| node::set_time(fd, attributes.mtime))
-            .context(|| format!("cannot set the owner and mode of `{}`", shown(path)))
+            .context(|| attributes.refused(&shown(path)))
     }
 
     fn file(
@@ -329,10 +326,9 @@ impl<'a> Lander<'a> {
                 return Ok(hasher.finish());
             }
         }
-        let copied = content::fill(out, 0, &mut source, size_bytes, &mut self.buffer, Some(&mut hasher))
-            .and_then(|copied| out.set_len(copied))
+        let copied = content::fill(out, &mut source, size_bytes, &mut self.buffer, Some(&mut hasher))
             .context(|| format!("cannot copy `{}` to `{}`", source_name(entry), shown(path)));
-        copied.map(|()| hasher.finish())
+        copied.map(|_| hasher.finish())
     }
 
     /// Opens a file of the source as it was listed: a file, of that size, and no link.
@@ -350,17 +346,19 @@ impl<'a> Lander<'a> {
     fn unpack(&mut self, entry: &Entry, size_bytes: u64, digest: &Digest) -> Result<bool> {
         let mut file = self.open_source(entry, size_bytes)?;
         let name = source_name(entry);
-        if !archive::is_archive(BufReader::new(&file)) {
+        if !archive::is_archive(&file) {
             return Ok(false);
         }
         file.rewind().context(|| format!("cannot read `{name}`"))?;
         let into = self.archive_directory()?;
-        let mut reader = HashingReader::new(BufReader::with_capacity(content::BUFFER_BYTES, file));
-        archive::unpack(&mut reader, &name, &into, &mut self.root, self.owner, Limits::of(size_bytes))?;
-        // Behind the end of an archive there may be more, and it is part of the digest.
+        let mut reader = HashingReader::new(file);
+        let limits = Limits::of(size_bytes);
+        let unpacked = archive::unpack(&mut reader, &name, &into, &mut self.root, self.owner, limits);
+        // Behind the end of an archive there may be more, and it is part of the digest. One that
+        // changed need not be an archive any more: that it changed is what is to be said.
         io::copy(&mut reader, &mut io::sink()).context(|| format!("cannot read `{name}`"))?;
         let (_, read, _) = reader.finish();
-        if read == *digest { Ok(true) } else { Err(changed(entry)) }
+        if read == *digest { unpacked.map(|()| true) } else { Err(changed(entry)) }
     }
 }
 
@@ -384,5 +382,5 @@ fn changed(entry: &Entry) -> Diagnostic {
 }
 
 fn source_name(entry: &Entry) -> String {
-    String::from_utf8_lossy(&entry.path).into_owned()
+    crate::layer::node::shown(&entry.path)
 }

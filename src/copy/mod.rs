@@ -3,7 +3,7 @@
 //! ```text
 //! land ── a selection ──▶ walk to the destination (place)   links resolved in the root, parents made
 //!                         ├─ a directory: its entries merge (land)
-//!                         ├─ an archive: its members (archive, member)
+//!                         ├─ an archive: its members (archive)
 //!                         └─ anything else: one entry (land, node)
 //!      └─ last: modification times of directories, when nothing is made in them any more
 //! ```
@@ -17,7 +17,6 @@ mod archive;
 pub mod chmod;
 mod content;
 mod land;
-mod member;
 mod node;
 mod place;
 #[cfg(test)]

@@ -4,12 +4,15 @@
 //! The order matters: a change of owner clears setuid, setgid and `security.capability`, so the
 //! owner comes first; the time comes last.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
 use rustix::io::{Errno, Result};
 
 use super::Owner;
+use crate::layer;
+use crate::layer::node::times;
 
 /// What an object looks like besides its content.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +22,14 @@ pub(super) struct Attributes<'a> {
     pub mode: u32,
     pub mtime: (i64, u32),
     pub xattrs: &'a [(Vec<u8>, Vec<u8>)],
+}
+
+impl Attributes<'_> {
+    /// What to say where they cannot be set. An owner that the user namespace does not map is
+    /// `EINVAL`, so the owner is named.
+    pub fn refused(&self, path: &str) -> String {
+        format!("cannot give `{path}` the owner {}:{} and mode {:04o}", self.owner.uid, self.owner.gid, self.mode)
+    }
 }
 
 /// Makes an empty directory, closed to everyone else until its owner and mode are set.
@@ -76,33 +87,14 @@ pub(super) fn set_attributes_at(parent: BorrowedFd<'_>, name: &[u8], attributes:
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         rustix::fs::chmod(path.as_str(), Mode::from_raw_mode(attributes.mode))?;
     }
-    rustix::fs::utimensat(parent, name, &timestamps(attributes.mtime), AtFlags::SYMLINK_NOFOLLOW)
+    rustix::fs::utimensat(parent, name, &times(attributes.mtime), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 pub(super) fn set_time(fd: BorrowedFd<'_>, mtime: (i64, u32)) -> Result<()> {
-    rustix::fs::futimens(fd, &timestamps(mtime))
-}
-
-fn timestamps((seconds, nanoseconds): (i64, u32)) -> Timestamps {
-    let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
-    Timestamps { last_access: time, last_modification: time }
+    rustix::fs::futimens(fd, &times(mtime))
 }
 
 /// Removes whatever is called `name`, a directory with all that is in it.
-pub(super) fn remove_tree(parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        other => return other,
-    }
-    let directory = open_directory(parent, name)?;
-    let mut names = Vec::new();
-    for entry in Dir::read_from(&directory)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push(name.to_vec());
-        }
-    }
-    names.iter().try_for_each(|name| remove_tree(directory.as_fd(), name))?;
-    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
+pub(super) fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    layer::node::remove(parent, &CString::new(name).map_err(|_| Errno::INVAL)?)
 }

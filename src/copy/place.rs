@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::Owner;
 use super::node;
 use crate::diag::{Context, Diagnostic, Result};
+use crate::layer;
 
 /// As many as the kernel follows in one path.
 const MAX_LINKS: u32 = 40;
@@ -245,7 +246,7 @@ pub(super) fn kind_of(parent: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result
 /// The OCI image format writes a deletion as a file called `.wh.NAME`: nothing else can have such a
 /// name in a layer.
 pub(super) fn check_name(name: &[u8], path: &[u8]) -> Result<()> {
-    if name.starts_with(b".wh.") {
+    if name.starts_with(layer::whiteout::PREFIX) {
         let path = shown(path);
         return Err(Diagnostic::error(format!("cannot make `{path}`: in a layer, a name with `.wh.` is a deletion")));
     }
@@ -273,15 +274,12 @@ pub(super) fn clamped(path: &[u8]) -> Vec<u8> {
     kept.join(&b'/')
 }
 
+/// `path/name`; either may be empty.
 pub(super) fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
-    match (path, name) {
-        ([], name) => name.to_vec(),
-        (path, []) => path.to_vec(),
-        (path, name) => [path, b"/", name].concat(),
-    }
+    if name.is_empty() { path.to_vec() } else { layer::node::join(path, name) }
 }
 
 /// A path below the root as a message shows it.
 pub(super) fn shown(path: &[u8]) -> String {
-    format!("/{}", String::from_utf8_lossy(path))
+    format!("/{}", layer::node::shown(path))
 }

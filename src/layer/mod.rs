@@ -19,6 +19,8 @@ pub mod pack;
 pub mod archive;
 pub mod staging;
 pub mod unpack;
+pub mod compress;
+pub mod decompress;
 
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
@@ -89,16 +91,11 @@ pub fn compress(
     compression: Compression,
     threads: usize,
 ) -> Result<()> {
-    let _ = (compression, threads);
-    let mut e = flate2::write::GzEncoder::new(output, flate2::Compression::new(6));
-    std::io::copy(input, &mut e).unwrap(); e.finish().unwrap(); Ok(())
+    compress::compress(input, output, compression, threads)
 }
 
 /// A reader of the plain content: gzip (several members), bzip2, xz and zstd are told by their
 /// first bytes; anything else is passed through.
 pub fn decompress<'a>(input: impl Read + Send + 'a) -> Result<Box<dyn Read + Send + 'a>> {
-    let mut b = std::io::BufReader::new(input);
-    use std::io::BufRead as _;
-    if b.fill_buf().unwrap().starts_with(&[0x1f,0x8b]) { return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(b))) }
-    Ok(Box::new(b))
+    decompress::decompress(input)
 }

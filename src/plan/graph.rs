@@ -42,6 +42,17 @@ pub(super) struct Node<'a> {
     reads: Vec<Read>,
 }
 
+impl Node<'_> {
+    /// A fault in a trigger of the base image also points at the FROM that brought it.
+    pub fn blame(&self, fault: Diagnostic) -> Diagnostic {
+        let from = &self.stage.from;
+        if fault.labels.iter().any(|label| Arc::ptr_eq(&label.source, &from.source)) {
+            return fault;
+        }
+        fault.at(&from.source, from.image.span, "the base image has this trigger")
+    }
+}
+
 /// A `--from` or `from=` of an instruction.
 struct Read {
     provider: Provider,
@@ -106,8 +117,8 @@ impl<'a> Graph<'a> {
         for index in &self.reachable {
             let node = &self.nodes[*index];
             let from = &node.stage.from;
-            let base =
-                Located { text: node.base_name.clone(), source: Arc::clone(&from.source), span: from.image.span };
+            let span = if node.is_replaced { from.name_span } else { from.image.span };
+            let base = Located { text: node.base_name.clone(), source: Arc::clone(&from.source), span };
             let reads = node.reads.iter().map(|read| (&read.provider, &read.at));
             for (provider, at) in std::iter::once((&node.base, &base)).chain(reads) {
                 if let Provider::Outside(key) = provider
@@ -130,9 +141,11 @@ impl<'a> Graph<'a> {
         if let Ok(index) = name.parse::<i64>() {
             return match usize::try_from(index) {
                 Ok(index) if index < self.nodes.len() => Ok(Provider::Stage(index)),
-                _ => Err(Diagnostic::error(format!("there is no stage number {index}"))
-                    .at(source, flag.value.span, "")
-                    .hint(format!("stages are numbered from 0 to {}", self.nodes.len() - 1))),
+                _ => {
+                    let last = self.nodes.len() - 1;
+                    let message = format!("there is no stage number {index}, the last is number {last}");
+                    Err(Diagnostic::error(message).at(source, flag.value.span, ""))
+                }
             };
         }
         self.named(name, source, flag.value.span)
@@ -233,6 +246,7 @@ impl<'a> Graph<'a> {
                 let platform = node.platform.as_ref().unwrap_or(&self.options.platform);
                 let own_context = stage.name().and_then(|name| self.context(name, platform));
                 if let Some(context) = own_context {
+                    node.base_name.clone_from(&context);
                     node.base = Provider::Outside(BaseKey { name: context, platform: platform.clone() });
                     node.is_replaced = true;
                 } else if let Some(earlier) = self.names.get(&node.base_name) {
@@ -268,9 +282,14 @@ impl<'a> Graph<'a> {
         Err(self.suggest_global(fault.at(source, word.span, ""), &expanded.unset))
     }
 
-    /// Suggests a global argument for a name that is unset.
+    /// Says what to do about names that are unset.
     fn suggest_global(&self, fault: Diagnostic, unset: &[String]) -> Diagnostic {
-        match unset.iter().find_map(|name| nearest(name, self.globals.names())) {
+        let names = scope::global_names(self.dockerfile, &self.globals);
+        if let Some(name) = unset.iter().find(|name| names.contains(name.as_str())) {
+            return fault
+                .hint(format!("give it a value with `--build-arg {name}=…`, or a default with `ARG {name}=…`"));
+        }
+        match unset.iter().find_map(|name| nearest(name, names.iter().copied())) {
             Some(near) => fault.hint(format!("did you mean `${near}`?")),
             None => fault,
         }
@@ -344,40 +363,54 @@ impl<'a> Graph<'a> {
 
     /// A stage must not need itself, not even one that is not built.
     fn find_cycles(&self, faults: &mut Vec<Diagnostic>) {
-        let mut visited = BTreeSet::new();
+        let mut done = BTreeSet::new();
         for index in 0..self.nodes.len() {
-            let mut path = Vec::new();
-            if let Some(cycle) = self.cycle_from(index, &mut path, &mut visited) {
-                let names: Vec<_> =
-                    cycle.iter().chain(&cycle[..1]).map(|index| self.nodes[*index].name.as_str()).collect();
-                let mut fault = Diagnostic::error(match cycle.len() {
-                    1 => format!("stage `{}` needs itself", names[0]),
-                    _ => format!("stages need each other: {}", names.join(" → ")),
-                });
-                for (from, to) in cycle.iter().zip(cycle.iter().cycle().skip(1)) {
-                    let node = &self.nodes[*from];
-                    let text = format!("`{}` needs `{}`", node.name, self.nodes[*to].name);
-                    fault = match node.reads.iter().find(|read| read.provider == Provider::Stage(*to)) {
-                        Some(read) => fault.at(&read.at.source, read.at.span, text),
-                        None => fault.at(&node.stage.from.source, node.stage.from.image.span, text),
-                    };
-                }
-                faults.push(fault);
+            if let Some(cycle) = self.cycle_from(index, &mut done) {
+                faults.push(self.cycle_fault(&cycle));
             }
         }
     }
 
-    fn cycle_from(&self, index: usize, path: &mut Vec<usize>, visited: &mut BTreeSet<usize>) -> Option<Vec<usize>> {
-        if let Some(start) = path.iter().position(|earlier| *earlier == index) {
-            return Some(path[start..].to_vec());
-        }
-        if !visited.insert(index) {
+    /// The first cycle among the stages that `index` needs, leaving out those in `done`; adds all it has
+    /// looked at to `done`. A path is kept instead of recursing: a file may have any number of stages.
+    fn cycle_from(&self, index: usize, done: &mut BTreeSet<usize>) -> Option<Vec<usize>> {
+        if !done.insert(index) {
             return None;
         }
-        path.push(index);
-        let cycle = self.needs(index).into_iter().find_map(|needed| self.cycle_from(needed, path, visited));
-        path.pop();
-        cycle
+        let mut path = vec![(index, self.needs(index))];
+        while let Some((_, needs)) = path.last_mut() {
+            let Some(needed) = needs.pop() else {
+                path.pop();
+                continue;
+            };
+            if let Some(start) = path.iter().position(|(earlier, _)| *earlier == needed) {
+                return Some(path[start..].iter().map(|(index, _)| *index).collect());
+            }
+            if done.insert(needed) {
+                path.push((needed, self.needs(needed)));
+            }
+        }
+        None
+    }
+
+    fn cycle_fault(&self, cycle: &[usize]) -> Diagnostic {
+        let names: Vec<_> = cycle.iter().chain(&cycle[..1]).map(|index| self.nodes[*index].name.as_str()).collect();
+        let mut fault = Diagnostic::error(match cycle.len() {
+            1 => format!("stage `{}` needs itself", names[0]),
+            _ => format!("stages need each other: {}", names.join(" → ")),
+        });
+        for (from, to) in cycle.iter().zip(cycle.iter().cycle().skip(1)) {
+            let node = &self.nodes[*from];
+            let text = match from == to {
+                true => String::new(),
+                false => format!("`{}` needs `{}`", node.name, self.nodes[*to].name),
+            };
+            fault = match node.reads.iter().find(|read| read.provider == Provider::Stage(*to)) {
+                Some(read) => fault.at(&read.at.source, read.at.span, text),
+                None => fault.at(&node.stage.from.source, node.stage.from.image.span, text),
+            };
+        }
+        fault
     }
 
     /// The stages that a stage needs.
@@ -415,7 +448,7 @@ impl<'a> Graph<'a> {
                 if let Provider::Stage(stage) = read.provider
                     && stage >= *index
                 {
-                    faults.push(self.too_early(*index, stage, &read.at));
+                    faults.push(self.nodes[*index].blame(self.too_early(*index, stage, &read.at)));
                 }
             }
         }
@@ -463,16 +496,15 @@ impl<'a> Graph<'a> {
                     let source = Source::new(format!("ONBUILD trigger of {}", key.name), text.clone());
                     match dockerfile::parse_trigger(source, '\\') {
                         Ok(trigger) => triggers.push(trigger),
-                        Err(found) => faults.extend(found.into_iter().map(|fault| {
-                            let from = &node.stage.from;
-                            fault.at(&from.source, from.image.span, "the base image has this trigger")
-                        })),
+                        Err(found) => faults.extend(found.into_iter().map(|fault| node.blame(fault))),
                     }
                 }
             }
         }
         self.nodes[index].has_triggers = true;
-        self.read_instructions(index, &triggers, faults);
+        let mut found = Vec::new();
+        self.read_instructions(index, &triggers, &mut found);
+        faults.extend(found.into_iter().map(|fault| self.nodes[index].blame(fault)));
         let found = !triggers.is_empty();
         self.nodes[index].triggers = triggers;
         found

@@ -33,8 +33,8 @@ fn quoted(text: &str) -> String {
                 let code = u32::from(character);
                 // Writing to a String cannot fail.
                 let _ = match code {
-                    ..0x80 => write!(out, "\\x{code:02x}"),
-                    ..0x1_0000 => write!(out, "\\u{code:04x}"),
+                    0..0x80 => write!(out, "\\x{code:02x}"),
+                    0x80..0x1_0000 => write!(out, "\\u{code:04x}"),
                     _ => write!(out, "\\U{code:08x}"),
                 };
             }
@@ -78,9 +78,9 @@ fn duration(nanoseconds: i64) -> String {
     };
     let text = match total {
         0 => "0s".to_owned(),
-        ..1_000 => format!("{total}ns"),
-        ..1_000_000 => format!("{}µs", fraction(total, 1_000)),
-        ..1_000_000_000 => format!("{}ms", fraction(total, 1_000_000)),
+        1..1_000 => format!("{total}ns"),
+        1_000..1_000_000 => format!("{}µs", fraction(total, 1_000)),
+        1_000_000..1_000_000_000 => format!("{}ms", fraction(total, 1_000_000)),
         _ => {
             let (minutes, rest) = (total / 60_000_000_000, total % 60_000_000_000);
             let seconds = fraction(rest, 1_000_000_000);

@@ -1,27 +1,20 @@
 //! Findings that need variables or configs: warnings, each with the rule's name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::diag::{Diagnostic, Source, nearest};
 use crate::dockerfile::expand;
-use crate::dockerfile::{Dockerfile, From, Kind, Word};
+use crate::dockerfile::{Dockerfile, From, Word};
 use crate::image::{Platform, Reference};
 
-use super::Options;
 use super::scope::{self, Scope};
+use super::{Options, title};
 
 /// Findings about FROM lines.
 pub(super) fn froms(dockerfile: &Dockerfile, options: &Options, globals: &Scope) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
-    let declared: BTreeSet<&str> = (dockerfile.global_args.iter())
-        .flat_map(|instruction| match &instruction.kind {
-            Kind::Arg(declarations) => declarations.as_slice(),
-            _ => &[],
-        })
-        .map(|declaration| declaration.name.as_str())
-        .chain(globals.names())
-        .collect();
+    let declared = scope::global_names(dockerfile, globals);
     let defaults = scope::globals(dockerfile, options, &BTreeMap::new(), &mut Vec::new());
     for stage in &dockerfile.stages {
         let from = &stage.from;
@@ -127,7 +120,7 @@ fn place(word: &Word, name: &str) -> crate::diag::Span {
         for (start, _) in word.raw.match_indices(&text) {
             let end = start + text.len();
             if !word.raw[end..].starts_with(|next: char| next.is_ascii_alphanumeric() || next == '_') {
-                return word.span_of(start, end);
+                return word.span_of(start, start + title::reference(&word.raw[start..]).len());
             }
         }
     }

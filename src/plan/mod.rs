@@ -9,6 +9,7 @@ mod copy;
 mod graph;
 mod history;
 mod lint;
+mod metadata;
 mod mount;
 pub mod op;
 mod path;
@@ -144,12 +145,7 @@ fn finish(mut config: ImageConfig, options: &Options) -> ImageConfig {
             config.extra.remove("os.version");
         }
     }
-    let written = Platform {
-        os: config.os.clone(),
-        architecture: config.architecture.clone(),
-        variant: config.variant.clone().filter(|variant| !variant.is_empty()),
-    };
-    if let Ok(normal) = written.to_string().parse::<Platform>() {
+    if let Some(normal) = stage::platform_of(&config) {
         config.os = normal.os;
         config.architecture = normal.architecture;
         config.variant = normal.variant;

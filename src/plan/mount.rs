@@ -20,39 +20,41 @@ pub(super) struct Field {
 
 /// Splits at commas. A field in double quotes may hold commas, `""` in it stands for a quote.
 pub(super) fn fields(flag: &Flag, source: &Arc<Source>) -> Result<Vec<Field>, Diagnostic> {
-    let raw = &flag.value.raw;
+    let word = &flag.value;
+    let raw = word.raw.as_str();
+    let fault =
+        |message: &str, start: usize, end: usize| Diagnostic::error(message).at(source, word.span_of(start, end), "");
     let mut fields = Vec::new();
     let mut start = 0;
     loop {
         let rest = &raw[start..];
-        let (inner, text, end) = if rest.starts_with('"') {
-            let close = closing_quote(rest).ok_or_else(|| {
-                Diagnostic::error("the quote of this mount option is not closed").at(
-                    source,
-                    flag.value.span_of(start, raw.len()),
-                    "",
-                )
-            })?;
-            (start + 1, rest[1..close].replace("\"\"", "\""), start + close + 1)
+        let (inside, end) = if rest.starts_with('"') {
+            let Some(close) = closing_quote(rest) else {
+                return Err(fault("the quote of this mount option is not closed", start, raw.len()));
+            };
+            (unquoted(word, start + 1, &rest[1..close]), start + close + 1)
         } else {
-            let length = rest.find(',').unwrap_or(rest.len());
-            if let Some(quote) = rest[..length].find('"') {
-                return Err(Diagnostic::error("a quote must enclose the whole mount option")
-                    .at(source, flag.value.span_of(start + quote, start + quote + 1), "")
-                    .hint(format!("write `\"{}\"`", rest[..length].replace('"', ""))));
+            let option = &rest[..rest.find(',').unwrap_or(rest.len())];
+            if let Some(quote) = option.find('"') {
+                let hint = format!("write `\"{}\"`", option.replace('"', ""));
+                let (start, end) = (start + quote, start + quote + 1);
+                return Err(fault("a quote must enclose the whole mount option", start, end).hint(hint));
             }
-            (start, rest[..length].to_owned(), start + length)
+            (part(word, start, start + option.len()), start + option.len())
         };
-        fields.push(field(&flag.value, text, inner, (start, end)));
+        let key_length = inside.raw.find('=').unwrap_or(inside.raw.len());
+        fields.push(Field {
+            key: inside.raw[..key_length].to_ascii_lowercase(),
+            key_span: inside.span_of(0, key_length),
+            value: (key_length < inside.raw.len()).then(|| part(&inside, key_length + 1, inside.raw.len())),
+            span: word.span_of(start, end),
+        });
         match raw[end..].chars().next() {
             None => return Ok(fields),
             Some(',') => start = end + 1,
-            Some(_) => {
-                return Err(Diagnostic::error("a comma must follow the closing quote of a mount option").at(
-                    source,
-                    flag.value.span_of(end, end + 1),
-                    "",
-                ));
+            Some(other) => {
+                let after = end + other.len_utf8();
+                return Err(fault("a comma must follow the closing quote of a mount option", end, after));
             }
         }
     }
@@ -72,30 +74,36 @@ fn closing_quote(text: &str) -> Option<usize> {
     None
 }
 
-/// `inner` is where `text` begins in the word, `outer` the field with its quotes.
-fn field(word: &Word, text: String, inner: usize, outer: (usize, usize)) -> Field {
-    let key_length = text.find('=').unwrap_or(text.len());
-    let value = text.get(key_length + 1..).map(|value| part(word, value, inner + key_length + 1));
-    Field {
-        key: text[..key_length].to_ascii_lowercase(),
-        key_span: word.span_of(inner, (inner + key_length).min(word.raw.len())),
-        value,
-        span: word.span_of(outer.0, outer.1),
+/// The word within quotes, `text` at `start` of `word`, with `""` made one quote.
+fn unquoted(word: &Word, start: usize, text: &str) -> Word {
+    let mut joined = part(word, start, start + text.len());
+    joined.raw.clear();
+    joined.runs.clear();
+    let mut at = start;
+    for (index, piece) in text.split("\"\"").enumerate() {
+        if index > 0 {
+            // The second of the two quotes is the one that stays.
+            joined.runs.push((joined.raw.len() as u32, word.span_of(at - 1, at - 1).start));
+            joined.raw.push('"');
+        }
+        let offset = joined.raw.len() as u32;
+        joined.runs.extend(part(word, at, at + piece.len()).runs.iter().map(|(raw, place)| (raw + offset, *place)));
+        joined.raw.push_str(piece);
+        at += piece.len() + 2;
     }
+    joined
 }
 
-/// The word `text`, which stands at `start` of `word`.
-fn part(word: &Word, text: &str, start: usize) -> Word {
-    let end = (start + text.len()).min(word.raw.len());
-    let mut runs = Vec::new();
-    for (raw, at) in &word.runs {
-        if *raw as usize <= start {
-            runs = vec![(0, at + (start as u32 - raw))];
-        } else if (*raw as usize) < end {
-            runs.push((raw - start as u32, *at));
-        }
-    }
-    Word { raw: text.into(), span: word.span_of(start.min(end), end), runs }
+/// The word `word.raw[start..end]`.
+fn part(word: &Word, start: usize, end: usize) -> Word {
+    let mut runs = vec![(0, word.span_of(start, start).start)];
+    runs.extend(
+        word.runs
+            .iter()
+            .filter(|(raw, _)| (*raw as usize) > start && (*raw as usize) < end)
+            .map(|(raw, place)| (raw - start as u32, *place)),
+    );
+    Word { raw: word.raw[start..end].into(), span: word.span_of(start, end), runs }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -418,8 +426,19 @@ mod tests {
     fn a_part_of_a_joined_word_knows_its_place() {
         // `ab` at 0 of the source, `cd` at 10, `ef` at 20.
         let word = Word { raw: "abcdef".into(), span: Span::new(0, 22), runs: vec![(0, 0), (2, 10), (4, 20)] };
-        let part = part(&word, "de", 3);
-        assert_eq!(part.runs, [(0, 11), (1, 20)]);
+        let part = part(&word, 3, 5);
+        assert_eq!((part.raw.as_str(), part.runs.as_slice()), ("de", &[(0, 11), (1, 20)][..]));
         assert_eq!(part.span_of(1, 2), Span::new(20, 21));
+    }
+
+    #[test]
+    fn a_doubled_quote_does_not_shift_what_follows() {
+        let text = "\"id=\"\"\u{e9}\"\"${X^}\"";
+        let (flag, source) = flag(text);
+        let fields = fields(&flag, &source).expect("fields");
+        let value = fields[0].value.as_ref().expect("a value");
+        assert_eq!(value.raw, "\"\u{e9}\"${X^}");
+        let at = value.raw.find('^').expect("a fault");
+        assert_eq!(&text[value.span_of(at, at + 1).range()], "^");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::diag::{Diagnostic, nearest};
+use crate::diag::Diagnostic;
 use crate::dockerfile::expand;
 use crate::dockerfile::{self, Command, Flag, Heredoc, Instruction, Word};
 
@@ -18,7 +18,12 @@ impl Walk<'_> {
         let network = self.network(instruction, run);
         let security = self.security(instruction, run);
         let devices = self.devices(instruction, run);
-        let (argv, heredocs, summary) = self.command(run);
+        let (argv, heredocs) = self.command(run);
+        if argv.is_empty() {
+            let fault = Diagnostic::error("this RUN has nothing to run");
+            self.draft.faults.push(fault.at(&instruction.source, run.command_span, ""));
+            return None;
+        }
         let (mounts, network, security) = (mounts?, network?, security?);
         devices?;
 
@@ -30,8 +35,8 @@ impl Walk<'_> {
             })
             .collect();
         let mut shown = title::command(&instruction.text, escape, &self.state.scope, &secrets);
-        if let Some(summary) = summary {
-            shown += &format!(" ({})", title::command(&summary, escape, &self.state.scope, &secrets));
+        if let Some(script) = run.script() {
+            shown += &title::summary(&script.body, escape, &self.state.scope, &secrets);
         }
 
         let state = &self.state;
@@ -42,7 +47,6 @@ impl Walk<'_> {
         if !history.is_empty() {
             history.insert(0, format!("|{}", history.len()));
         }
-        history.insert(0, "RUN".into());
         history.extend(argv.iter().cloned());
         let op = Op::Run(Run {
             argv,
@@ -57,27 +61,26 @@ impl Walk<'_> {
             heredocs,
             platform: state.platform.clone(),
         });
-        self.layer(instruction, op, shown, history.join(" "));
+        self.layer(instruction, op, shown, format!("RUN {}", history.join(" ")));
         Some(())
     }
 
-    /// The argv, the scripts to mount, and what the title says of a heredoc.
+    /// The argv and the scripts to mount.
     ///
     /// A heredoc that is all of the command is the script itself, so that it works with shells that know no
     /// heredocs; with `#!` it is an executable. In any other command the heredocs are the shell's affair,
     /// which gets the lines as they were.
-    fn command(&self, run: &dockerfile::Run) -> (Vec<String>, Vec<HeredocFile>, Option<String>) {
-        let Command::Shell(text) = &run.command else { return (self.argv(&run.command), Vec::new(), None) };
+    fn command(&self, run: &dockerfile::Run) -> (Vec<String>, Vec<HeredocFile>) {
+        let Command::Shell(text) = &run.command else { return (self.argv(&run.command), Vec::new()) };
         match run.heredocs.as_slice() {
-            [] => (self.shell_argv(text), Vec::new(), None),
+            [] => (self.shell_argv(text), Vec::new()),
             [heredoc] if run.script().is_some() => {
-                let summary = Some(title::summary(&heredoc.body));
                 let content = heredoc.content();
                 if content.starts_with("#!") {
                     let argv = self.shell_argv(&format!("/dev/pipes/{}", heredoc.name));
-                    (argv, vec![HeredocFile { name: heredoc.name.clone(), content }], summary)
+                    (argv, vec![HeredocFile { name: heredoc.name.clone(), content }])
                 } else {
-                    (self.shell_argv(&content), Vec::new(), summary)
+                    (self.shell_argv(&content), Vec::new())
                 }
             }
             heredocs => {
@@ -85,7 +88,7 @@ impl Walk<'_> {
                 for Heredoc { name, body, .. } in heredocs {
                     script += &format!("\n{body}{name}");
                 }
-                (self.shell_argv(&script), Vec::new(), None)
+                (self.shell_argv(&script), Vec::new())
             }
         }
     }
@@ -93,12 +96,11 @@ impl Walk<'_> {
     fn network(&mut self, instruction: &Instruction, run: &dockerfile::Run) -> Option<Network> {
         let network = match &run.network {
             None => self.graph.options.network,
+            // The parser has checked the value; the default is the build's own, which may be another.
             Some(flag) => match flag.value.raw.as_str() {
-                // The build's own, which may be another.
-                "default" => self.graph.options.network,
                 "none" => Network::None,
                 "host" => Network::Host,
-                _ => return self.unknown(instruction, flag, "network", &["default", "none", "host"]),
+                _ => self.graph.options.network,
             },
         };
         if network == Network::Host && !self.graph.options.allows_host_network {
@@ -115,33 +117,18 @@ impl Walk<'_> {
 
     fn security(&mut self, instruction: &Instruction, run: &dockerfile::Run) -> Option<Security> {
         let Some(flag) = &run.security else { return Some(Security::Sandbox) };
-        match flag.value.raw.as_str() {
-            "sandbox" => Some(Security::Sandbox),
-            "insecure" if self.graph.options.allows_insecure => Some(Security::Insecure),
-            "insecure" => {
-                self.draft.faults.push(
-                    Diagnostic::error("this RUN may not be insecure")
-                        .at(&instruction.source, flag.span, "")
-                        .hint("to allow it, build with `--allow security.insecure`"),
-                );
-                None
-            }
-            _ => self.unknown(instruction, flag, "security", &["sandbox", "insecure"]),
+        if flag.value.raw != "insecure" {
+            return Some(Security::Sandbox);
         }
-    }
-
-    fn unknown<T>(&mut self, instruction: &Instruction, flag: &Flag, name: &str, known: &[&str]) -> Option<T> {
-        let value = &flag.value.raw;
-        let fault = Diagnostic::error(format!("`--{name}` is {}, not `{value}`", known.join(", "))).at(
-            &instruction.source,
-            flag.value.span,
-            "",
-        );
-        self.draft.faults.push(match nearest(value, known.iter().copied()) {
-            Some(near) => fault.hint(format!("did you mean `--{name}={near}`?")),
-            None => fault,
-        });
-        None
+        if !self.graph.options.allows_insecure {
+            self.draft.faults.push(
+                Diagnostic::error("this RUN may not be insecure")
+                    .at(&instruction.source, flag.span, "")
+                    .hint("to allow it, build with `--allow security.insecure`"),
+            );
+            return None;
+        }
+        Some(Security::Insecure)
     }
 
     /// Devices are not given to a RUN. One that is not required may be missing, here as in BuildKit.

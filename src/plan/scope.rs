@@ -102,6 +102,12 @@ pub(super) fn globals(
     scope
 }
 
+/// What a FROM line may name: the platform arguments and every global ARG, those without a value too.
+pub(super) fn global_names<'a>(dockerfile: &'a Dockerfile, globals: &'a Scope) -> BTreeSet<&'a str> {
+    let declared = dockerfile.global_args.iter().flat_map(declarations).map(|declaration| declaration.name.as_str());
+    declared.chain(globals.names()).collect()
+}
+
 fn platform_arguments(dockerfile: &Dockerfile, options: &Options) -> Vec<(&'static str, String)> {
     let variant = |variant: &Option<String>| variant.clone().unwrap_or_default();
     let (build, target) = (&options.build_platform, &options.platform);
@@ -144,7 +150,7 @@ pub(super) fn proxies(build_args: &BTreeMap<String, String>) -> Vec<(String, Str
 }
 
 /// Build arguments that mean something without an ARG.
-const PREDEFINED: [&str; 13] = [
+const PREDEFINED: [&str; 11] = [
     "BUILDKIT_BUILD_NAME",
     "BUILDKIT_CACHE_MOUNT_NS",
     "BUILDKIT_CONTEXT_KEEP_GIT_DIR",
@@ -153,11 +159,9 @@ const PREDEFINED: [&str; 13] = [
     "BUILDKIT_MULTI_PLATFORM",
     "BUILDKIT_SANDBOX_HOSTNAME",
     "BUILDKIT_SBOM_SCAN_CONTEXT",
-    "BUILDKIT_SBOM_SCAN_GENERATOR",
     "BUILDKIT_SBOM_SCAN_STAGE",
     "BUILDKIT_SYNTAX",
     "SOURCE_DATE_EPOCH",
-    "TARGETSTAGE",
 ];
 
 /// A warning for each build argument that no ARG of the file (or of an ONBUILD trigger) declares.

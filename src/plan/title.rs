@@ -7,9 +7,14 @@ pub(super) fn words(text: &str, escape: char, variables: &dyn Variables) -> Stri
     upper_keyword(&expand::expand(text, escape, variables).map_or_else(|_| text.to_owned(), |expanded| expanded.text))
 }
 
-/// The title of RUN: quotes stay, and so does every variable that only the shell will know. `secrets` are
-/// variables whose values are never shown.
+/// The title of RUN. `secrets` are variables whose values are never shown.
 pub(super) fn command(text: &str, escape: char, variables: &dyn Variables, secrets: &[&str]) -> String {
+    upper_keyword(&known(text, escape, variables, secrets))
+}
+
+/// A command with its known variables replaced: quotes stay, and so does every variable that only the shell
+/// will know.
+fn known(text: &str, escape: char, variables: &dyn Variables, secrets: &[&str]) -> String {
     let masked = Masked { variables, secrets };
     let mut out = String::new();
     let mut rest = text;
@@ -43,15 +48,18 @@ pub(super) fn command(text: &str, escape: char, variables: &dyn Variables, secre
         out.push_str(&rest[..length]);
         rest = &rest[length..];
     }
-    upper_keyword(&out)
+    out
 }
 
-/// What a heredoc adds to a title: the first line of its body.
-pub(super) fn summary(body: &str) -> String {
+/// What a heredoc adds to the title of RUN: ` (first line of its body...)`.
+pub(super) fn summary(body: &str, escape: char, variables: &dyn Variables, secrets: &[&str]) -> String {
     let body = body.trim();
     match body.split_once('\n') {
-        Some((first, _)) => format!("{}...", first.trim_end_matches('\r')),
-        None => body.to_owned(),
+        _ if body.is_empty() => String::new(),
+        Some((first, _)) => {
+            format!(" ({}...)", known(first.trim_end_matches('\r'), escape, variables, secrets))
+        }
+        None => format!(" ({})", known(body, escape, variables, secrets)),
     }
 }
 
@@ -80,7 +88,7 @@ fn is_name(character: char) -> bool {
 }
 
 /// The `$NAME` or `${…}` that `text` begins with; `$` alone where there is neither.
-fn reference(text: &str) -> &str {
+pub(super) fn reference(text: &str) -> &str {
     if !text.starts_with("${") {
         let length = text[1..].find(|c: char| !is_name(c)).unwrap_or(text.len() - 1);
         return &text[..1 + length];

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::workspace::Bench;
 use super::{Inner, Store};
-use crate::diag::{Diagnostic, Result};
+use crate::diag::{Context, Diagnostic, Result};
 use crate::digest::{Digest, HashingReader, HashingWriter};
 
 const BUFFER_SIZE_BYTES: usize = 128 << 10;
@@ -109,6 +109,36 @@ impl BlobWriter {
     }
 }
 
+/// Passes reads on and writes what was read to a blob.
+pub(super) struct Tee<R> {
+    pub input: R,
+    pub blob: BlobWriter,
+    /// Why the blob could not be written; the reader is told only that.
+    pub error: Option<io::Error>,
+}
+
+impl<R: Read> Read for Tee<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.input.read(buffer)?;
+        if let Err(error) = self.blob.write_all(&buffer[..count]) {
+            self.error = Some(error);
+            return Err(io::Error::other("the blob cannot be written"));
+        }
+        Ok(count)
+    }
+}
+
+impl<R> Tee<R> {
+    /// The blob with all of the input, or what went wrong: in the store, or with the input.
+    pub(super) fn finish(self, read: io::Result<()>, digest: &Digest) -> Result<BlobWriter> {
+        if let Some(error) = self.error {
+            return Err(self.blob.inner.error(format_args!("write blob `{digest}`"), error));
+        }
+        read.context(|| format!("cannot read blob `{digest}`"))?;
+        Ok(self.blob)
+    }
+}
+
 /// All of a blob, beside the others.
 pub(super) struct VerifiedBlob {
     writer: BlobWriter,
@@ -154,10 +184,9 @@ impl Store {
     /// Copies a blob of known digest and size into the store. No more than its size is read, and
     /// nothing appears if the bytes are others.
     pub fn import_blob(&self, input: &mut dyn Read, expected: &Digest, size_bytes: u64) -> Result<()> {
-        let mut writer = self.blob_writer()?;
-        io::copy(&mut input.take(size_bytes.saturating_add(1)), &mut writer)
-            .map_err(|error| self.inner.error(format_args!("copy blob `{expected}` to"), error))?;
-        writer.commit_expecting(expected, size_bytes)
+        let mut tee = Tee { input: input.take(size_bytes.saturating_add(1)), blob: self.blob_writer()?, error: None };
+        let read = io::copy(&mut tee, &mut io::sink());
+        tee.finish(read.map(|_| ()), expected)?.commit_expecting(expected, size_bytes)
     }
 
     /// Whether there is a blob of this name; its bytes are not looked at.

@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Layer, Store, sealed};
 use crate::diag::{Context, Diagnostic, Result};
-use crate::digest::{DiffId, Digest, HashingWriter};
-use crate::image::manifest::media_type;
+use crate::digest::{ChainId, DiffId, Digest, HashingWriter};
+use crate::image::archive::LayerBlob;
+use crate::image::manifest::{Descriptor, media_type};
 use crate::layer::{self, Compression};
 
 /// A blob that holds a layer.
@@ -85,8 +86,15 @@ impl Store {
                 compressed.and(packed)
             })?
         };
+        if actual != *diff_id.digest() && layer.meta.tree.is_none() {
+            // Not a fault of the layer's: another program packed the tar it came from.
+            return Err(Diagnostic::error(format!(
+                "the blob of the pulled layer `{diff_id}` is no longer in the store"
+            ))
+            .hint("run the same build with `--pull`"));
+        }
         if actual != *diff_id.digest() {
-            self.drop_layer(&layer.id)?;
+            self.drop_layer(&layer.id, layer.dir.as_fd())?;
             return Err(Diagnostic::error(format!(
                 "layer `{diff_id}` was damaged in the store `{}` (it now packs to `{actual}`) and has been removed",
                 self.inner.path.display()
@@ -101,6 +109,40 @@ impl Store {
         };
         self.record_form(diff_id, &form)?;
         Ok(form)
+    }
+
+    /// The blobs of a stack of layers, bottom first, for whoever writes or pushes an image.
+    pub fn layer_blobs(&self, diff_ids: &[DiffId], compression: Compression) -> Result<Vec<LayerBlob<'static>>> {
+        let mut below = None;
+        let mut blobs = Vec::new();
+        for diff_id in diff_ids {
+            let id = ChainId::extend(below.as_ref(), diff_id);
+            below = Some(id);
+            let form = match self.form(diff_id, compression)? {
+                Some(form) => form,
+                None => {
+                    // One that was made on nothing is named by its diff ID, wherever it stands.
+                    let layer = match self.layer(&id)? {
+                        Some(layer) => Some(layer),
+                        None => self.layer(&ChainId::extend(None, diff_id))?,
+                    };
+                    let Some(layer) = layer else {
+                        return Err(Diagnostic::error(format!("layer `{diff_id}` is no longer in the store"))
+                            .hint("run the same build again: it makes the layer anew"));
+                    };
+                    self.compressed(&layer, compression)?
+                }
+            };
+            let store = self.clone();
+            blobs.push(LayerBlob {
+                descriptor: Descriptor::new(form.media_type, form.digest, form.size_bytes),
+                open: Box::new(move || match store.open_blob(&form.digest)? {
+                    Some(blob) => Ok(Box::new(blob)),
+                    None => Err(Diagnostic::error(format!("blob `{}` is no longer in the store", form.digest))),
+                }),
+            });
+        }
+        Ok(blobs)
     }
 
     /// The form of a blob that came from elsewhere.

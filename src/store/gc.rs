@@ -120,7 +120,7 @@ impl Store {
             if Digest::from_hex(&name).is_some_and(|hex| keep.layers.contains(&ChainId::new(hex))) || !is_due(&stat) {
                 continue;
             }
-            match self.take_unlocked(self.inner.layers.as_fd(), &name, is_old, action)? {
+            match self.take_unlocked(self.inner.layers.as_fd(), &name, &format!("{name}/fs"), is_old, action)? {
                 true => pruned.layers.add(size_bytes),
                 false => pruned.in_use += 1,
             }
@@ -141,7 +141,7 @@ impl Store {
             if Digest::from_hex(&name).is_some_and(|hex| kept_blobs.contains(&hex)) || !is_due(&stat) {
                 continue;
             }
-            match self.take_unlocked(self.inner.blobs.as_fd(), &name, is_old, action)? {
+            match self.take_unlocked(self.inner.blobs.as_fd(), &name, &name, is_old, action)? {
                 true => pruned.blobs.add(stat.st_size as u64),
                 false => pruned.in_use += 1,
             }
@@ -205,41 +205,45 @@ impl Store {
         Ok(all)
     }
 
-    /// Moves it to the trash, unless somebody holds it, or used it of late, or it is another one by now.
+    /// Moves it to the trash, unless somebody holds its lock (on the file `locked`) or used it of late.
     fn take_unlocked(
         &self,
         dir: BorrowedFd<'_>,
         name: &str,
+        locked: &str,
         is_old: impl Fn(&Stat) -> bool,
         action: Action,
     ) -> Result<bool> {
         let cannot_take = |errno| self.inner.error(format_args!("remove `{name}`"), errno);
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        match rustix::fs::openat(dir, name, flags, Mode::empty()) {
-            Ok(fd) => {
-                match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-                    Ok(()) => {}
-                    Err(Errno::WOULDBLOCK) => return Ok(false),
-                    Err(errno) => return Err(cannot_take(errno)),
-                }
-                // Looked at under the lock, under which its users set the time.
-                let stat = rustix::fs::fstat(&fd).map_err(cannot_take)?;
-                if !is_old(&stat) || !super::is_still_at(dir, name, fd.as_fd()) {
-                    return Ok(false);
-                }
-                if action == Action::Tell {
-                    return Ok(true);
-                }
-                // The lock is held over the rename: who waits for it looks again and finds nothing.
-                self.inner.trash.take(dir, name).map_err(cannot_take)?;
-                Ok(true)
+        let lock = match rustix::fs::openat(dir, locked, flags, Mode::empty()) {
+            Ok(lock) => Some(lock),
+            // Gone, or none of ours: a link, a directory that is no layer.
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => None,
+            Err(errno) => return Err(cannot_take(errno)),
+        };
+        if let Some(lock) = &lock {
+            match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(false),
+                Err(errno) => return Err(cannot_take(errno)),
             }
-            Err(Errno::NOENT) => Ok(false),
-            Err(Errno::LOOP | Errno::NXIO) if action == Action::Tell => Ok(true),
-            // A link or something else that is none of ours.
-            Err(Errno::LOOP | Errno::NXIO) => self.inner.trash.take(dir, name).map(|()| true).map_err(cannot_take),
-            Err(errno) => Err(cannot_take(errno)),
+            if !super::is_still_at(dir, locked, lock.as_fd()) {
+                return Ok(false);
+            }
         }
+        // Looked at under the lock, under which its users set the time.
+        match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if is_old(&stat) => {}
+            Ok(_) | Err(Errno::NOENT) => return Ok(false),
+            Err(errno) => return Err(cannot_take(errno)),
+        }
+        if action == Action::Tell {
+            return Ok(true);
+        }
+        // The lock is held over the rename: who waits for it looks again and finds nothing.
+        self.inner.trash.take(dir, name).map_err(cannot_take)?;
+        Ok(true)
     }
 }
 

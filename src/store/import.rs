@@ -1,13 +1,16 @@
 //! Images from elsewhere into the store. Nothing an image says of itself is believed: blobs are
 //! hashed against their descriptors, and what they unpack to against the config's diff IDs.
 
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use super::{BlobWriter, Form, ImageLayer, ImageRecord, Layer, LayerMeta, Store};
+use super::blobs::Tee;
+use super::{Form, ImageLayer, ImageRecord, Layer, LayerMeta, Store};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::{ChainId, DiffId, Digest, HashingReader};
-use crate::image::archive::{Archive, ArchivedImage};
+use crate::image::archive::{Archive, ArchivedImage, ArchivedLayer};
 use crate::image::manifest::Descriptor;
 use crate::image::{ImageConfig, Platform, validate};
 use crate::layer;
@@ -24,16 +27,7 @@ impl Store {
             .map_err(|error| Diagnostic::error("the image config cannot be read").caused_by(error))?;
         let descriptors: Vec<Descriptor> = image.layers.iter().map(|layer| layer.descriptor.clone()).collect();
         validate::layers(&config, &descriptors)?;
-        for (index, (layer, diff_id)) in image.layers.iter().zip(&config.rootfs.diff_ids).enumerate() {
-            if self.has_form(diff_id, &layer.descriptor.digest)? {
-                continue;
-            }
-            let mut blob = archive.open_layer(layer)?;
-            self.import_layer(&mut blob, &layer.descriptor, diff_id).map_err(|error| Diagnostic {
-                message: format!("cannot import layer {} of {}: {}", index + 1, image.layers.len(), error.message),
-                ..error
-            })?;
-        }
+        self.import_layers(archive, &image.layers, &config.rootfs.diff_ids)?;
         let manifest = image.manifest.as_deref().map(|manifest| self.put_blob(manifest)).transpose()?;
         let layers = descriptors.iter().zip(&config.rootfs.diff_ids);
         Ok(ImageRecord {
@@ -45,6 +39,42 @@ impl Store {
                 .collect(),
             created: config.created,
         })
+    }
+
+    /// Imports layers, several at once; of several errors the lowest layer's is returned.
+    fn import_layers(&self, archive: &Archive, layers: &[ArchivedLayer], diff_ids: &[DiffId]) -> Result<()> {
+        let import = |layer: &ArchivedLayer, diff_id| {
+            if self.has_form(diff_id, &layer.descriptor.digest)? {
+                return Ok(());
+            }
+            let mut blob = archive.open_layer(layer)?;
+            self.import_layer(&mut blob, &layer.descriptor, diff_id).map(drop)
+        };
+        let next = AtomicUsize::new(0);
+        let failed = Mutex::new(None::<(usize, Diagnostic)>);
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let (Some(layer), Some(diff_id)) = (layers.get(index), diff_ids.get(index)) else { return };
+                if let Err(error) = import(layer, diff_id) {
+                    // The others finish what they began, and begin nothing more.
+                    next.store(layers.len(), Ordering::Relaxed);
+                    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    if failed.as_ref().is_none_or(|(other, _)| index < *other) {
+                        *failed = Some((index, error));
+                    }
+                }
+            }
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len());
+        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some((index, error)) => Err(Diagnostic {
+                message: format!("cannot import layer {} of {}: {}", index + 1, layers.len(), error.message),
+                ..error
+            }),
+        }
     }
 
     /// Whether this blob is in the store and known to hold this layer.
@@ -63,13 +93,14 @@ impl Store {
         descriptor: &Descriptor,
         diff_id: &DiffId,
     ) -> Result<Form> {
-        let blob = self.blob_writer()?;
-        let mut tee = Tee { input: input.take(descriptor.size_bytes.saturating_add(1)), blob };
+        let input = input.take(descriptor.size_bytes.saturating_add(1));
+        let mut tee = Tee { input, blob: self.blob_writer()?, error: None };
         let plain_digest = hash_plain(&mut tee);
-        let cannot_copy = |error| self.inner.error(format_args!("copy blob `{}`", descriptor.digest), error);
-        io::copy(&mut tee, &mut io::sink()).map_err(cannot_copy)?;
+        // What follows a compressed stream belongs to the blob.
+        let rest = io::copy(&mut tee, &mut io::sink()).map(|_| ());
+        let blob = tee.finish(rest, &descriptor.digest)?;
         // That the blob is damaged says more than that it then could not be decompressed.
-        let verified = tee.blob.verified(&descriptor.digest, descriptor.size_bytes)?;
+        let verified = blob.verified(&descriptor.digest, descriptor.size_bytes)?;
         check_diff_id(&descriptor.digest, &plain_digest?, diff_id)?;
         verified.publish()?;
         let form = self.pulled_form(descriptor.media_type.clone(), descriptor.digest, descriptor.size_bytes);
@@ -163,18 +194,4 @@ fn check_diff_id(blob: &Digest, actual: &Digest, claimed: &DiffId) -> Result<()>
     Err(Diagnostic::error(format!(
         "blob `{blob}` holds the layer `{actual}`, but the image config claims it is `{claimed}`"
     )))
-}
-
-/// Passes reads on and keeps what was read.
-struct Tee<R> {
-    input: R,
-    blob: BlobWriter,
-}
-
-impl<R: Read> Read for Tee<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.input.read(buffer)?;
-        self.blob.write_all(&buffer[..count])?;
-        Ok(count)
-    }
 }

@@ -8,14 +8,14 @@
 //! layers/<chain id>/{fs/, layer.json}
 //! ```
 //!
-//! The lock of a layer is a flock on its directory, `layers/<chain id>`.
+//! The lock of a layer is a flock on its `fs`, through the one file descriptor that a `Layer` holds.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rustix::fs::{FlockOperation, Mode};
+use rustix::fs::{AtFlags, FlockOperation, Mode};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -48,8 +48,8 @@ pub struct Layer {
     pub meta: LayerMeta,
     /// `…/layers/<id>/fs`.
     pub path: PathBuf,
+    /// It carries the lock, and so do its duplicates.
     pub dir: OwnedFd,
-    _lock: OwnedFd,
 }
 
 /// An upper dir in the making, below `tmp/`; dropped without commit it goes to the trash.
@@ -80,17 +80,15 @@ impl Draft {
         rustix::fs::renameat(&self.dir, "u", &self.dir, "fs").map_err(|errno| cannot_commit(errno.into()))?;
         inner.trash.take(self.dir.as_fd(), "w").map_err(|errno| cannot_commit(errno.into()))?;
         // Locked before it can be seen, so that it cannot be pruned in between.
-        let lock = self.dir.try_clone().map_err(cannot_commit)?;
-        super::flock(lock.as_fd(), FlockOperation::LockShared).map_err(|errno| cannot_commit(errno.into()))?;
+        let dir = self.upper.try_clone().map_err(cannot_commit)?;
+        super::flock(dir.as_fd(), FlockOperation::LockShared).map_err(|errno| cannot_commit(errno.into()))?;
         let hex = id.hex();
         for _ in 0..16 {
             match rustix::fs::renameat(self.bench.fd(), &self.name, &inner.layers, &hex) {
-                Ok(()) => {
-                    let dir = self.upper.try_clone().map_err(cannot_commit)?;
-                    return Ok(Layer { id: *id, meta, path: inner.layer_path(id), dir, _lock: lock });
-                }
-                // A layer is never an empty directory, so rename does not replace one.
-                Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+                Ok(()) => return Ok(Layer { id: *id, meta, path: inner.layer_path(id), dir }),
+                // A layer is never an empty directory, so rename does not replace one. What is no directory
+                // is no layer either, and dropped below.
+                Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}
                 Err(errno) => return Err(cannot_commit(errno.into())),
             }
             if let Some(layer) = store.layer(id)? {
@@ -134,33 +132,34 @@ impl Store {
         let cannot_open = |errno: Errno| self.inner.error(format_args!("open layer `{id}`"), errno);
         let layers = self.inner.layers.as_fd();
         let hex = id.hex();
-        let lock = loop {
-            let lock = match super::open_dir(layers, &hex) {
-                Ok(lock) => lock,
-                Err(Errno::NOENT) => return Ok(None),
-                Err(Errno::NOTDIR | Errno::LOOP) => return self.drop_layer(id).map(|()| None),
+        let fs = format!("{hex}/fs");
+        let dir = loop {
+            let dir = match super::open_dir(layers, &fs) {
+                Ok(dir) => dir,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {
+                    self.drop_if_no_layer(&hex).map_err(cannot_open)?;
+                    return Ok(None);
+                }
                 Err(errno) => return Err(cannot_open(errno)),
             };
-            super::flock(lock.as_fd(), FlockOperation::LockShared).map_err(cannot_open)?;
+            super::flock(dir.as_fd(), FlockOperation::LockShared).map_err(cannot_open)?;
             // Pruned before it was locked: look again.
-            if super::is_still_at(layers, &hex, lock.as_fd()) {
-                break lock;
+            if super::is_still_at(layers, &fs, dir.as_fd()) {
+                break dir;
             }
         };
-        let meta: Option<LayerMeta> = sealed::read_json(lock.as_fd(), "layer.json")
+        let meta: Option<LayerMeta> = sealed::read_json(layers, &format!("{hex}/layer.json"))
             .map_err(|error| self.inner.error(format_args!("read layer `{id}`"), error))?;
-        let (Some(meta), Ok(dir)) = (meta, super::open_dir(lock.as_fd(), "fs")) else {
-            return self.drop_layer(id).map(|()| None);
-        };
+        let Some(meta) = meta else { return self.drop_layer(id, dir.as_fd()).map(|()| None) };
         self.inner.workspace.announce();
         // When it was last used, for prune. Without the right to say so it looks older than it is.
-        let _ = rustix::fs::futimens(&lock, &super::NOW);
-        let mut layer = Layer { id: *id, meta, path: self.inner.layer_path(id), dir, _lock: lock };
+        let _ = rustix::fs::utimensat(layers, &hex, &super::NOW, AtFlags::SYMLINK_NOFOLLOW);
+        let mut layer = Layer { id: *id, meta, path: self.inner.layer_path(id), dir };
         if self.is_of_this_boot(&layer.meta.boot_id) || layer.meta.is_synced {
             return Ok(Some(layer));
         }
         if !self.is_what_it_claims(&layer) {
-            return self.drop_layer(id).map(|()| None);
+            return self.drop_layer(id, layer.dir.as_fd()).map(|()| None);
         }
         // What was written in another boot and can be read in this one is on disk.
         layer.meta.is_synced = true;
@@ -197,17 +196,38 @@ impl Store {
     }
 
     fn write_meta(&self, layer: &Layer) -> Result<()> {
-        sealed::write(&self.inner, layer._lock.as_fd(), "layer.json", &sealed::to_json(&layer.meta))
+        let name = format!("{}/layer.json", layer.id.hex());
+        sealed::write(&self.inner, self.inner.layers.as_fd(), &name, &sealed::to_json(&layer.meta))
     }
 
-    /// Takes a damaged layer away, whoever has it open.
-    pub(super) fn drop_layer(&self, id: &ChainId) -> Result<()> {
-        self.inner
-            .trash
-            .take(self.inner.layers.as_fd(), &id.hex())
-            .map_err(|errno| self.inner.error(format_args!("remove the damaged layer `{id}`"), errno))?;
-        self.inner.trash.wake();
+    /// Takes a damaged layer away, whoever has it open; but not another one that has taken the place of
+    /// the one that was opened as `fs`.
+    pub(super) fn drop_layer(&self, id: &ChainId, fs: BorrowedFd<'_>) -> Result<()> {
+        let (layers, hex) = (self.inner.layers.as_fd(), id.hex());
+        if super::is_still_at(layers, &format!("{hex}/fs"), fs) {
+            self.inner
+                .trash
+                .take(layers, &hex)
+                .map_err(|errno| self.inner.error(format_args!("remove the damaged layer `{id}`"), errno))?;
+            self.inner.trash.wake();
+        }
         Ok(())
+    }
+
+    /// Takes away what has a layer's name and, looked at again, has no `fs`.
+    fn drop_if_no_layer(&self, hex: &str) -> rustix::io::Result<()> {
+        let layers = self.inner.layers.as_fd();
+        let is_layer = match super::open_dir(layers, hex) {
+            Ok(dir) => super::open_dir(dir.as_fd(), "fs").is_ok(),
+            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOTDIR | Errno::LOOP) => false,
+            Err(errno) => return Err(errno),
+        };
+        match is_layer {
+            // Committed just now.
+            true => Ok(()),
+            false => self.inner.trash.take(layers, hex),
+        }
     }
 }
 

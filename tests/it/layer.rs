@@ -191,8 +191,22 @@ impl Random {
 }
 
 const NAMES: &[&[u8]] = &[
-    b"a", b"b", b"c", b"d", b"a.b", b"sp ace", b"new\nline", b"\xff\xfe", "über".as_bytes(), b"x.wh.y", b".hidden",
-    b"trail ", b"back\\slash", &[b'x'; 255], b"etc", b"proc",
+    b"a",
+    b"b",
+    b"c",
+    b"d",
+    b"a.b",
+    b"sp ace",
+    b"new\nline",
+    b"\xff\xfe",
+    "über".as_bytes(),
+    b"x.wh.y",
+    b".hidden",
+    b"trail ",
+    b"back\\slash",
+    &[b'x'; 255],
+    b"etc",
+    b"proc",
 ];
 
 /// Does something random below `root`. What the kernel refuses is not done.

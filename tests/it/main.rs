@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
 mod build;
+mod compression;
 mod container;
 mod dockerfile;
 mod image;
@@ -11,8 +12,10 @@ mod overlay;
 mod plan;
 mod progress;
 mod sandbox;
+mod store;
 mod tidy;
 mod tree;
+mod unpack;
 
 use std::fs;
 use std::path::{Path, PathBuf};

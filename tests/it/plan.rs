@@ -10,7 +10,9 @@ use serde_json::{Value, json};
 use wythe::diag::{Diagnostic, Severity, Source, Span};
 use wythe::dockerfile;
 use wythe::image::{ContainerConfig, ImageConfig, Platform};
-use wythe::plan::{self, Base, Bases, CopySource, Input, Network, Op, Options, Plan, Root, RunMountKind, Security, Step};
+use wythe::plan::{
+    self, Base, Bases, CopySource, Input, Network, Op, Options, Plan, Root, RunMountKind, Security, Step,
+};
 
 use crate::{cases, check_golden, testdata};
 
@@ -210,7 +212,8 @@ fn dump_copy(out: &mut String, copy: &plan::Copy) {
             writeln!(out, "  {name} {}", located(flag)).unwrap();
         }
     }
-    for (name, is_set) in [("link", copy.is_link), ("parents", copy.has_parents), ("keep-git-dir", copy.keeps_git_dir)] {
+    for (name, is_set) in [("link", copy.is_link), ("parents", copy.has_parents), ("keep-git-dir", copy.keeps_git_dir)]
+    {
         if is_set {
             writeln!(out, "  {name}").unwrap();
         }
@@ -350,4 +353,89 @@ fn difference(row: &Row) -> Option<String> {
         "platform": row.image_platform,
     });
     (actual != expected).then(|| format!("expected {expected:#}\nactual {actual:#}"))
+}
+
+/// A file and what BuildKit's linter says of it: `LINE RULE`, of the rules that need variables. A fault in a
+/// heredoc is at its line here, at the instruction's in BuildKit.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LintRow {
+    dockerfile: String,
+    #[serde(default)]
+    args: BTreeMap<String, String>,
+    warnings: Vec<String>,
+}
+
+#[test]
+fn warnings_are_those_of_buildkit() {
+    let table = fs::read_to_string(testdata("plan").join("lint.jsonl")).unwrap();
+    let mut differences = Vec::new();
+    for line in table.lines() {
+        let row: LintRow = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let settings = Settings { args: row.args, ..Settings::default() };
+        // A file with faults has no plan and no warnings.
+        let Ok(plan) = planned(&row.dockerfile, &settings, &mut String::new()) else { continue };
+        let found: BTreeSet<(usize, &str)> = (plan.warnings.iter())
+            .filter_map(|warning| {
+                let label = warning.labels.first()?;
+                Some((label.source.position(label.span.start as usize).0, warning.rule?))
+            })
+            .collect();
+        let found: Vec<_> = found.iter().map(|(line, rule)| format!("{line} {rule}")).collect();
+        if found != row.warnings {
+            differences.push(format!("expected {:?}\nfound {found:?}\n{}", row.warnings, row.dockerfile));
+        }
+    }
+    assert!(table.lines().count() > 100, "the table is short");
+    assert!(differences.is_empty(), "{} differ\n\n{}", differences.len(), differences.join("\n\n"));
+}
+
+/// Lines that are put together at random: each rule meets each other rule, and letters of several bytes.
+const LINES: [&str; 36] = [
+    "FROM scratch AS a",
+    "FROM busybox AS b",
+    "FROM a",
+    "FROM b AS é",
+    "FROM $A",
+    "FROM --platform=$P b AS c",
+    "ARG A=é",
+    "ARG A",
+    "ARG P=linux/arm64 Q=${A}$B",
+    "ENV A=${A:-ü} B=$A",
+    "ENV $A=1",
+    "ENV é ${X^é} b",
+    "LABEL \"é\"=$A é=$é",
+    "RUN echo \"$A\" '$é' ${é \\$é",
+    "RUN --mount=from=c,target=é$A --mount=type=cache,\"id=é\"\"$A\" x",
+    "RUN --mount=\"target=é\"é",
+    "RUN --mount=type=é,é=é,size=é x",
+    "RUN --mount=type=secret,id=é,env=A,mode=é echo $A",
+    "RUN <<é cat\né $A\né",
+    "RUN <<é\n#!é\né",
+    "RUN [\"é\"]",
+    "COPY --from=a é $A /é/",
+    "COPY --from=0 --chown=$A --chmod=é a .",
+    "COPY --from=c . ..",
+    "COPY <<é <<-E $A /é\n$A ${é\né\n\t${A^}\nE",
+    "ADD --checksum=é https://é/é.git é /",
+    "WORKDIR é/$A/../",
+    "USER $é",
+    "EXPOSE $A é 80/é 7000-7001",
+    "VOLUME $A \"é\"",
+    "STOPSIGNAL é$A",
+    "CMD [\"é\\u0007\"]",
+    "ENTRYPOINT é",
+    "ONBUILD COPY --from=c é /",
+    "ONBUILD RUN $é",
+    "SHELL [\"é\"]",
+];
+
+proptest::proptest! {
+    #[test]
+    fn any_file_is_planned_or_refused(lines in proptest::collection::vec(proptest::sample::select(&LINES[..]), 1..6)) {
+        let text = format!("ARG A=b\nARG P=linux/amd64\nFROM scratch AS a\n{}\n", lines.join("\n"));
+        // Points at every place it names, so each must be a range of characters.
+        let first = dump(&text, &Settings::default());
+        proptest::prop_assert_eq!(first, dump(&text, &Settings::default()));
+    }
 }

@@ -80,11 +80,7 @@ fn read_directory(dir: BorrowedFd<'_>, path: &mut Vec<u8>, tree: &mut Tree) {
             mode: if kind == 'w' { 0 } else { stat.st_mode & 0o7777 },
             uid: if kind == 'w' { 0 } else { stat.st_uid },
             gid: if kind == 'w' { 0 } else { stat.st_gid },
-            device: if is_device {
-                (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev))
-            } else {
-                (0, 0)
-            },
+            device: if is_device { (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) } else { (0, 0) },
             mtime: if kind == 'w' { (0, 0) } else { (stat.st_mtime, stat.st_mtime_nsec as u32) },
             xattrs: xattrs(dir, &name),
             content,
@@ -239,7 +235,8 @@ pub fn read_tar(tar: &[u8]) -> Tree {
             }
             ('h', None) => {
                 let first = tree.get(&link).expect("a hard link comes after its file").clone();
-                let said = Object { kind: first.kind, content: first.content.clone(), file: first.file.clone(), ..object };
+                let said =
+                    Object { kind: first.kind, content: first.content.clone(), file: first.file.clone(), ..object };
                 assert_eq!(said, first, "a hard link says again what its file says");
                 tree.insert(path, first)
             }

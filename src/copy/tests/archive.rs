@@ -154,6 +154,25 @@ fn downloads_unpack_too() {
 }
 
 #[test]
+fn an_archive_that_changed_is_an_error() {
+    let (context, image) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let path = context.path().join("x.tar");
+    // The last member cut short, a byte of content, a byte behind the end.
+    let (whole, mut other, mut behind) = (tar(TOP), tar(TOP), tar(TOP));
+    other[1024] ^= 1;
+    *behind.last_mut().unwrap() = 1;
+    let cut = [&whole[..1536], &[b'x'; 512], &whole[2048..]].concat();
+    for changed in [cut, other, behind] {
+        fs::write(&path, &whole).unwrap();
+        let listing = listing(context.path(), &["x.tar"]);
+        fs::write(&path, &changed).unwrap();
+        let landing = Landing { unpacks: true, ..landing("/o/") };
+        let result = land(&tree(context.path(), false), &listing, open(image.path()).as_fd(), &landing);
+        assert_eq!(result.unwrap_err().message, "`x.tar` changed during the build");
+    }
+}
+
+#[test]
 fn owner_counts_and_chmod_does_not() {
     let image = TempDir::new().unwrap();
     add(&tar(TOP), &image, |landing| landing.chmod = Some("0711")).unwrap();
@@ -260,6 +279,7 @@ fn refused_members_are_named() {
         (&[("h", "h", "gone")], "h", "a hard link to `/o/gone`, which is not there"),
         (&[("d", "d", ""), ("h", "h", "d")], "h", "a hard link to the directory `/o/d`"),
         (&[("h", "h", "../..")], "h", "a hard link to the archive's root"),
+        (&[("M", "m", "")], "m", "a member of the unknown type `M`"),
         (&[("c", "n", "0:0")], "n", "a character device 0:0 is a deletion to the overlay"),
         (&[("f 0644 4294967295:0", "n", "")], "n", "there is no owner 4294967295:0"),
         (&[("f", "f", ""), ("f", "f/x", "")], "f/x", "`/o/f` is not a directory"),
@@ -267,10 +287,8 @@ fn refused_members_are_named() {
     ] {
         check_error(&tar(lines), &format!("cannot unpack `{member}` of the archive `x.tar`"), cause);
     }
-    let unknown = "the archive has a member of the unknown type 'M' that cannot be read";
-    check_error(&tar(&[("f", "f", ""), ("M", "m", "")]), "cannot read the archive `x.tar`", unknown);
     let cut = &tar(TOP)[..1024 + 300];
-    check_error(cut, "cannot read the archive `x.tar`", "unexpected end of file");
+    check_error(cut, "cannot read the archive `x.tar`", "it ends inside a member");
 }
 
 #[test]
@@ -337,22 +355,11 @@ fn pax_records_go_before_the_header() {
         &bytes,
         &format!("d 0755 0:0 now /o\nd 0755 0:0 now /o/{directory}\nf 0644 3000000000:7 -1.25 /o/{long} x\n"),
     );
-    for broken in [&b"7 a=b"[..], b"99 a=b\n", b"6 a=b\n\n", b"x a=b\n", b"4 a\n"] {
-        let mut extended = header(&("x", "pax", ""));
-        extended.set_size(broken.len() as u64);
-        extended.set_cksum();
-        let mut builder = tar::Builder::new(Vec::new());
-        builder.append(&header(&("f", "a", "")), &b""[..]).unwrap();
-        builder.append(&extended, broken).unwrap();
-        builder.append(&header(&("f", "f", "x")), &b"x"[..]).unwrap();
-        let cause = "the archive has a pax header that cannot be read";
-        check_error(&builder.into_inner().unwrap(), "cannot read the archive `x.tar`", cause);
-    }
     let mut huge = header(&("x", "pax", ""));
     huge.set_size(1 << 40);
     huge.set_cksum();
     let bytes = [&tar(&[("f", "a", "")])[..512], huge.as_bytes()].concat();
-    let cause = "the archive has an extended header of more than 1 MiB that cannot be read";
+    let cause = "an extension header is larger than 1 MiB";
     check_error(&bytes, "cannot read the archive `x.tar`", cause);
 }
 
@@ -395,9 +402,12 @@ fn archives_of_gnu_tar() {
         add(&bytes, &image, |_| {}).unwrap();
         let landed = describe(image.path());
         assert_eq!(landed, format!("d 0755 0:0 now /o\n{expected}"), "{format:?}");
-        if format.contains(&"-S") {
-            assert!(bytes.len() < 200_000);
-            assert!(fs::metadata(image.path().join("o/t/sparse")).unwrap().blocks() < 1000);
-        }
+        // Else the test would say nothing about sparse files.
+        let is_sparse = bytes.chunks(512).any(|block| block[156] == b'S') || find(&bytes, b"GNU.sparse.");
+        assert_eq!(is_sparse, format.contains(&"-S"), "{format:?}");
     }
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
 }

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown, symlink};
 use std::path::Path;
 
@@ -16,6 +15,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
 use tempfile::TempDir;
 
 use super::*;
+use crate::context::select::{Form, Request, select};
 use crate::context::{Entry, EntryKind, Selection};
 use crate::digest::Digest;
 
@@ -67,7 +67,7 @@ fn make(root: &Path, line: &str) {
     }
     let path = at(root, words[4]);
     let rest = words.get(5).copied().unwrap_or_default();
-    parents(root, &path);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
     let device = || {
         let (major, minor) = rest.split_once(':').unwrap();
         rustix::fs::makedev(major.parse().unwrap(), minor.parse().unwrap())
@@ -94,14 +94,6 @@ fn make(root: &Path, line: &str) {
 
 fn at(root: &Path, path: &str) -> std::path::PathBuf {
     root.join(path.trim_start_matches('/'))
-}
-
-fn parents(root: &Path, path: &Path) {
-    let parent = path.parent().unwrap();
-    if !parent.exists() {
-        parents(root, parent);
-        fs::create_dir(parent).unwrap();
-    }
 }
 
 pub(super) fn stamp(path: &Path, time: Timespec) {
@@ -161,55 +153,13 @@ pub(super) fn describe(root: &Path) -> String {
     text
 }
 
-/// What the context module selects, for one source without wildcards.
-fn select(root: &Path, source: &str, keeps_owners: bool, has_parents: bool) -> Selection {
-    let source = source.trim_end_matches('/').trim_start_matches("./");
-    let source = if source == "." { "" } else { source };
-    let mut entries = Vec::new();
-    if has_parents {
-        let above: Vec<usize> = source.match_indices('/').map(|(slash, _)| slash).collect();
-        entries.extend(above.iter().map(|&end| entry(root, &source[..end], &source[..end], keeps_owners)));
-    }
-    for found in walkdir::WalkDir::new(at(root, source)).sort_by_file_name() {
-        let found = found.unwrap();
-        let path = found.path().strip_prefix(root).unwrap().to_str().unwrap();
-        let land = if has_parents { path } else { path[source.len()..].trim_start_matches('/') };
-        entries.push(entry(root, path, land, keeps_owners));
-    }
-    Selection { name: source.rsplit('/').next().unwrap().as_bytes().to_vec(), entries }
-}
-
-pub(super) fn entry(root: &Path, path: &str, land: &str, keeps_owners: bool) -> Entry {
-    let full = at(root, path);
-    let metadata = full.symlink_metadata().unwrap();
-    let kind = metadata.file_type();
-    let (major, minor) = (rustix::fs::major(metadata.rdev()), rustix::fs::minor(metadata.rdev()));
-    let kind = match () {
-        () if kind.is_dir() => EntryKind::Directory,
-        () if kind.is_symlink() => {
-            EntryKind::Symlink { target: fs::read_link(&full).unwrap().as_os_str().as_bytes().to_vec() }
-        }
-        () if kind.is_fifo() => EntryKind::Fifo,
-        () if kind.is_char_device() => EntryKind::CharDevice { major, minor },
-        () if kind.is_block_device() => EntryKind::BlockDevice { major, minor },
-        () if kind.is_socket() => EntryKind::Socket,
-        () => EntryKind::File { size_bytes: metadata.size(), digest: Digest::of(&fs::read(&full).unwrap()) },
-    };
-    Entry {
-        path: path.as_bytes().to_vec(),
-        land: land.as_bytes().to_vec(),
-        kind,
-        mode: metadata.mode() & 0o7777,
-        uid: if keeps_owners { metadata.uid() } else { 0 },
-        gid: if keeps_owners { metadata.gid() } else { 0 },
-        mtime: (metadata.mtime(), metadata.mtime_nsec() as u32),
-        xattrs: Vec::new(),
-        link_group: (metadata.nlink() > 1).then(|| (metadata.dev(), metadata.ino())),
-    }
-}
-
 pub(super) fn listing(root: &Path, sources: &[&str]) -> Listing {
-    Listing { selections: sources.iter().map(|source| select(root, source, false, false)).collect() }
+    select_from(&tree(root, false), sources, Form::Wildcard)
+}
+
+fn select_from(tree: &Tree, sources: &[&str], form: Form) -> Listing {
+    let request = Request { sources: sources.to_vec(), form, excludes: &[], threads: 1 };
+    select(tree, &request, None).unwrap()
 }
 
 /// Runs one `COPY` or `ADD` line.
@@ -232,9 +182,10 @@ fn copy(line: &str, context: &Path, image: &Path) -> Result<()> {
     }
     let mut sources: Vec<&str> = words.collect();
     let destination = sources.pop().unwrap();
-    let selections = sources.iter().map(|source| select(context, source, keeps_owners, has_parents)).collect();
+    let tree = tree(context, keeps_owners);
+    let listing = select_from(&tree, &sources, if has_parents { Form::Parents } else { Form::Wildcard });
     let landing = Landing { destination, owner, chmod, is_link, has_parents, unpacks, now: NOW };
-    land(&tree(context, keeps_owners), &Listing { selections }, open(image).as_fd(), &landing)
+    land(&tree, &listing, open(image).as_fd(), &landing)
 }
 
 /// An overlay over `lower`, mounted nowhere; `None` where the kernel does not let us.
@@ -261,7 +212,8 @@ fn copies_land_as_in_the_cases() {
 fn copies_land_in_an_overlay_as_in_the_cases() {
     let (lower, beside) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     if overlay(lower.path(), &beside).is_none() {
-        return eprintln!("skipped: no overlay can be mounted");
+        #[allow(clippy::print_stderr)]
+        return eprintln!("copies_land_in_an_overlay_as_in_the_cases: no overlay can be mounted here");
     }
     check_cases(true);
 }
@@ -291,7 +243,7 @@ fn check_cases(is_overlay: bool) {
         let mount_path = mount.as_ref().map(|fd| format!("/proc/self/fd/{}/.", fd.as_raw_fd()));
         let image = mount_path.as_ref().map_or(image.path(), Path::new);
         let result = lines[first..first + copies].iter().try_for_each(|line| copy(line, context.path(), image));
-        let expected = lines[first + copies..].join("\n") + "\n";
+        let expected = lines[first + copies..].iter().map(|line| format!("{line}\n")).collect::<String>();
         let actual = match result {
             Ok(()) => describe(image),
             Err(error) => format!("error: {}\n", error.message),
@@ -307,7 +259,8 @@ fn check_cases(is_overlay: bool) {
 
 #[test]
 fn a_changed_file_is_an_error() {
-    let changes: [(&str, fn(&Path)); 5] = [
+    type Change = fn(&Path);
+    let changes: [(&str, Change); 5] = [
         ("same size", |path| fs::write(path, "brand").unwrap()),
         ("longer", |path| fs::write(path, "alpha and more").unwrap()),
         ("shorter", |path| fs::write(path, "").unwrap()),
@@ -419,8 +372,8 @@ fn trees_deeper_than_a_path_may_be_long() {
     let landed = place::open_below(open(image.path()).as_fd(), directory.as_bytes(), rustix::fs::OFlags::PATH).unwrap();
     assert_eq!(rustix::fs::fstat(landed).unwrap().st_mtime, 7);
     // Nor can `remove_dir_all` name them.
-    node::remove_tree(open(image.path()).as_fd(), b"o").unwrap();
-    node::remove_tree(open(context.path()).as_fd(), name.as_bytes()).unwrap();
+    node::remove(open(image.path()).as_fd(), b"o").unwrap();
+    node::remove(open(context.path()).as_fd(), name.as_bytes()).unwrap();
 }
 
 #[test]

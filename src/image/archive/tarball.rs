@@ -97,7 +97,8 @@ impl Tarball {
 
     /// The file of this name and its size.
     pub(super) fn file(&self, name: &str) -> Option<(Section, u64)> {
-        let mut name = name;
+        let normal = normal("", name);
+        let mut name = normal.as_str();
         for _ in 0..MAX_LINKS {
             match self.entries.get(name)? {
                 Entry::Link(target) => name = target,

@@ -109,7 +109,14 @@ pub fn write_directory(contents: &Contents<'_>, path: &Path) -> Result<Assembled
             let inner = made.path().join("layout");
             fs::create_dir(&inner).context(cannot_write)?;
             fill(&inner, &plan)?;
-            fs::rename(&inner, path).context(cannot_write)?;
+            match fs::rename(&inner, path) {
+                Ok(()) => {}
+                // Another build was first: this one is added to its layout.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                    return write_directory(contents, path);
+                }
+                Err(error) => return Err(error).context(cannot_write),
+            }
         }
         Err(error) => return Err(error).context(cannot_write),
     }

@@ -1,0 +1,170 @@
+//! gzip on several threads, with bytes that depend on nothing but the input and the level.
+//!
+//! ```text
+//! ┌ header: no time, no name, unknown system ┐
+//! ├ deflate of 1 MiB ─ empty stored block (sync) ┤  primed with the 32 KiB before it
+//! ├ …                                            ┤
+//! ├ deflate of the rest ─ final block            ┤
+//! └ CRC-32, length ┘
+//! ```
+//!
+//! Two traps, both measured with zlib-rs: the bytes of one stream depend on the sizes of the
+//! writes, so the blocks are of a fixed size whatever the reader returns; and a compressor that was
+//! reset and given a dictionary remembers its past, so every block gets a new one.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::sync::{Mutex, mpsc};
+use std::thread;
+
+use flate2::{Compress, Crc, FlushCompress};
+
+use super::Compression;
+use crate::diag::{Context, Diagnostic, Result};
+
+const BLOCK_BYTES: usize = 1 << 20;
+const DICTIONARY_BYTES: usize = 32 << 10;
+
+/// No flags, no time, no hint about the level, unknown operating system.
+const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+
+/// See [`super::compress`].
+pub fn compress(
+    input: &mut dyn Read,
+    output: &mut (dyn Write + Send),
+    compression: Compression,
+    threads: usize,
+) -> Result<()> {
+    match compression {
+        Compression::None => io::copy(input, output).map(drop).context(|| "cannot copy a layer"),
+        Compression::Gzip { level } if level > 9 => {
+            Err(Diagnostic::error(format!("there is no gzip level {level}: the highest is 9")))
+        }
+        Compression::Gzip { level } => gzip(input, output, level, threads).context(|| "cannot compress a layer"),
+    }
+}
+
+/// A piece of the input and all that its compressed form depends on.
+struct Block {
+    content: Vec<u8>,
+    /// The end of the block before.
+    dictionary: Vec<u8>,
+    is_last: bool,
+}
+
+fn gzip(input: &mut dyn Read, output: &mut (dyn Write + Send), level: u32, threads: usize) -> io::Result<()> {
+    output.write_all(&HEADER)?;
+    let mut blocks = Blocks { input, next: None, dictionary: Vec::new(), checksum: Crc::new() };
+    if threads < 2 {
+        while let Some(block) = blocks.next()? {
+            output.write_all(&deflate(&block, level)?)?;
+        }
+    } else {
+        gzip_in_parallel(&mut blocks, output, level, threads)?;
+    }
+    output.write_all(&blocks.checksum.sum().to_le_bytes())?;
+    output.write_all(&blocks.checksum.amount().to_le_bytes())
+}
+
+/// This thread reads and writes; at most two blocks a worker are under way.
+fn gzip_in_parallel(
+    blocks: &mut Blocks<'_>,
+    output: &mut (dyn Write + Send),
+    level: u32,
+    threads: usize,
+) -> io::Result<()> {
+    let (to_workers, work) = mpsc::channel::<(u64, Block)>();
+    let (from_workers, results) = mpsc::channel();
+    let work = Mutex::new(work);
+    thread::scope(|scope| {
+        // Owned here, so that an early return ends the workers' loops.
+        let to_workers = to_workers;
+        for _ in 0..threads {
+            let (work, from_workers) = (&work, from_workers.clone());
+            scope.spawn(move || {
+                // A poisoned lock is another worker's panic, which the scope reports.
+                while let Ok((number, block)) = work.lock().map_or(Err(mpsc::RecvError), |work| work.recv()) {
+                    if from_workers.send((number, deflate(&block, level))).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(from_workers);
+        let mut done: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+        let (mut sent, mut written) = (0, 0);
+        let mut is_reading = true;
+        while is_reading || written < sent {
+            if is_reading && sent - written < 2 * threads as u64 {
+                match blocks.next()? {
+                    Some(block) => {
+                        to_workers.send((sent, block)).map_err(io::Error::other)?;
+                        sent += 1;
+                    }
+                    None => is_reading = false,
+                }
+                continue;
+            }
+            let (number, compressed) = results.recv().map_err(io::Error::other)?;
+            done.insert(number, compressed?);
+            while let Some(compressed) = done.remove(&written) {
+                output.write_all(&compressed)?;
+                written += 1;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Cuts the input into blocks.
+struct Blocks<'r> {
+    input: &'r mut dyn Read,
+    /// Read ahead, to know which block is the last.
+    next: Option<Vec<u8>>,
+    dictionary: Vec<u8>,
+    checksum: Crc,
+}
+
+impl Blocks<'_> {
+    /// At least one block, be it empty; then nothing after the last.
+    fn next(&mut self) -> io::Result<Option<Block>> {
+        let content = match self.next.take() {
+            Some(content) if content.is_empty() => {
+                self.next = Some(content);
+                return Ok(None);
+            }
+            Some(content) => content,
+            None => self.read()?,
+        };
+        let after = if content.len() == BLOCK_BYTES { self.read()? } else { Vec::new() };
+        let is_last = after.is_empty();
+        self.next = Some(after);
+        let dictionary = content[content.len().saturating_sub(DICTIONARY_BYTES)..].to_vec();
+        let dictionary = std::mem::replace(&mut self.dictionary, dictionary);
+        Ok(Some(Block { content, dictionary, is_last }))
+    }
+
+    fn read(&mut self) -> io::Result<Vec<u8>> {
+        let mut content = Vec::with_capacity(BLOCK_BYTES);
+        Read::take(&mut self.input, BLOCK_BYTES as u64).read_to_end(&mut content)?;
+        self.checksum.update(&content);
+        Ok(content)
+    }
+}
+
+fn deflate(block: &Block, level: u32) -> io::Result<Vec<u8>> {
+    let mut compress = Compress::new(flate2::Compression::new(level), false);
+    if !block.dictionary.is_empty() {
+        compress.set_dictionary(&block.dictionary)?;
+    }
+    let flush = if block.is_last { FlushCompress::Finish } else { FlushCompress::Sync };
+    // More than deflate ever needs, so that one call does all: a second one for want of room would
+    // flush twice.
+    let mut out = Vec::with_capacity(block.content.len() + block.content.len() / 4 + 1024);
+    compress.compress_vec(&block.content, &mut out, flush)?;
+    assert!(
+        compress.total_in() == block.content.len() as u64 && out.len() < out.capacity(),
+        "deflate takes the whole block at once"
+    );
+    Ok(out)
+}

@@ -1,0 +1,174 @@
+//! Compressing and decompressing layers.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use wythe::digest::Digest;
+use wythe::layer::{Compression, compress, decompress};
+
+/// Text that compresses like text, the same everywhere.
+fn text(length: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut out = Vec::with_capacity(length + 16);
+    while out.len() < length {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let word = format!("{:x} ", (state >> 40) % 5000 * 7919);
+        out.extend_from_slice(word.as_bytes());
+    }
+    out.truncate(length);
+    out
+}
+
+fn gzip(input: &mut dyn Read, level: u32, threads: usize) -> Vec<u8> {
+    let mut out = Vec::new();
+    compress(input, &mut out, Compression::Gzip { level }, threads).unwrap();
+    out
+}
+
+/// Returns little at a time, and never the same amount.
+struct Trickle<'a>(&'a [u8], usize);
+
+impl Read for Trickle<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.1 = self.1 * 31 % 9973 + 1;
+        let count = self.1.min(buffer.len()).min(self.0.len());
+        buffer[..count].copy_from_slice(&self.0[..count]);
+        self.0 = &self.0[count..];
+        Ok(count)
+    }
+}
+
+#[test]
+fn gzip_depends_on_content_and_level_alone() {
+    const MIB: usize = 1 << 20;
+    for length in [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB, 5 * MIB + 4711] {
+        let text = text(length);
+        let one = gzip(&mut &text[..], 1, 1);
+        for threads in [0, 2, 3] {
+            assert!(gzip(&mut &text[..], 1, threads) == one, "{length} bytes, {threads} threads");
+        }
+        assert!(gzip(&mut Trickle(&text, 1), 1, 2) == one, "{length} bytes, trickling");
+        let mut plain = Vec::new();
+        // Reads a single member.
+        let mut decoder = flate2::bufread::GzDecoder::new(&one[..]);
+        decoder.read_to_end(&mut plain).unwrap();
+        assert!(plain == text && decoder.into_inner().is_empty(), "{length} bytes");
+    }
+}
+
+/// A new version of the compressor may write other bytes; then every compressed layer has a new
+/// digest, and a release must say so.
+#[test]
+fn gzip_bytes_are_pinned() {
+    let text = text(2_500_000);
+    let digests: Vec<String> =
+        [1, 6, 9].map(|level| Digest::of(&gzip(&mut &text[..], level, 2)).hex()[..16].to_owned()).into();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/layer/gzip.digests");
+    let digests = digests.join("\n") + "\n";
+    if option_env!("BLESS").is_some() {
+        fs::write(&path, &digests).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), digests);
+}
+
+#[test]
+fn errors_end_a_parallel_compression() {
+    struct Broken;
+    impl Write for Broken {
+        fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+            if buffer.len() < 100 { Ok(buffer.len()) } else { Err(io::Error::other("disk full")) }
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let text = text(9 << 20);
+    let gzip = Compression::Gzip { level: 1 };
+    let error = compress(&mut &text[..], &mut Broken, gzip, 2).unwrap_err();
+    assert_eq!(error.cause.as_deref(), Some("disk full"));
+    let mut torn = text.chain(FailingRead);
+    let error = compress(&mut torn, &mut Vec::new(), gzip, 2).unwrap_err();
+    assert_eq!(error.cause.as_deref(), Some("cable cut"));
+    let error = compress(&mut io::empty(), &mut Vec::new(), Compression::Gzip { level: 10 }, 1).unwrap_err();
+    assert_eq!(error.message, "there is no gzip level 10: the highest is 9");
+}
+
+struct FailingRead;
+
+impl Read for FailingRead {
+    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+        Err(io::Error::other("cable cut"))
+    }
+}
+
+fn plain(compressed: &[u8]) -> io::Result<Vec<u8>> {
+    let mut plain = Vec::new();
+    decompress(Trickle(compressed, 1)).unwrap().read_to_end(&mut plain).map(|_| plain)
+}
+
+/// Every file of `testdata/layer/compressed` is another way to say what `plain` says, and no part
+/// of one is mistaken for the whole.
+#[test]
+fn every_format_is_read_to_its_end() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/layer/compressed");
+    let expected = fs::read(dir.join("plain")).unwrap();
+    let mut count = 0;
+    for entry in fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let compressed = fs::read(&path).unwrap();
+        assert!(plain(&compressed).unwrap_or_else(|error| panic!("{name}: {error}")) == expected, "{name}");
+        if name == "plain" {
+            continue;
+        }
+        count += 1;
+        for length in 10..compressed.len() {
+            if let Ok(text) = plain(&compressed[..length]) {
+                // Between two members; or in what only pads.
+                let is_whole = text == expected || text == expected[..expected.len() / 2] || text.is_empty();
+                let is_boundary = !["one", "none", "crc32", "sha256", "x86", "delta", "blocks", "unchecked", "long"]
+                    .contains(&name.split('.').next().unwrap());
+                assert!(is_whole && is_boundary, "{name} cut at {length} of {}", compressed.len());
+            }
+        }
+        for garbage in [&b"garbage after the end"[..], b"\x1f", b"x"] {
+            let longer = [&compressed[..], garbage].concat();
+            if let Ok(text) = plain(&longer) {
+                panic!("{name} with garbage gave {} bytes", text.len());
+            }
+        }
+    }
+    assert!(count >= 15);
+}
+
+#[test]
+fn a_wrong_checksum_is_found() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/layer/compressed");
+    for (name, from_end) in [("one.gz", 8), ("one.zst", 1), ("one.xz", 40), ("one.bz2", 3)] {
+        let mut compressed = fs::read(dir.join(name)).unwrap();
+        let at = compressed.len() - from_end;
+        compressed[at] ^= 4;
+        assert!(plain(&compressed).is_err(), "{name}");
+    }
+}
+
+#[test]
+fn what_is_not_compressed_passes() {
+    for content in [&b""[..], b"x", b"BZh9 is the name of a file in this tar", b"\x1f\x8b"] {
+        assert_eq!(plain(content).unwrap(), content);
+    }
+}
+
+#[test]
+fn memory_for_xz_is_bounded() {
+    // A block header that asks for a dictionary of 4 GiB - 1.
+    let mut xz = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/layer/compressed/one.xz")).unwrap();
+    let header = 12..12 + (usize::from(xz[12]) + 1) * 4;
+    let at = xz[header.clone()].windows(2).position(|pair| pair == [0x21, 1]).unwrap() + header.start + 2;
+    xz[at] = 40;
+    let mut checksum = flate2::Crc::new();
+    checksum.update(&xz[header.start..header.end - 4]);
+    xz[header.end - 4..header.end].copy_from_slice(&checksum.sum().to_le_bytes());
+    assert!(plain(&xz).unwrap_err().to_string().contains("memory"));
+}
