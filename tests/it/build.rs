@@ -234,14 +234,15 @@ fn only_what_a_change_touches_runs_again() {
     assert_eq!(ran(&["--label", "l=1"]), [""; 0], "metadata runs nothing");
     assert_eq!(ran(&["--no-cache"]).len(), 3);
     sandbox.write("Dockerfile", &dockerfile("2"));
-    assert_eq!(ran(&[]), ["RUN cat /a > /out", "COPY b /b"], "a RUN sees the environment, a COPY does not");
+    // A RUN sees the environment. This one gives what it gave before, so what stands on it stays.
+    assert_eq!(ran(&[]), ["RUN cat /a > /out"]);
 }
 
 /// Ctrl-C ends a build at once, with its own exit code, without an image, and the store is usable.
 #[test]
 fn an_interrupted_build_says_so_and_leaves_a_usable_store() {
     let sandbox = Sandbox::new();
-    sandbox.write("Dockerfile", "FROM busybox\nRUN echo up > /file\nRUN echo started; sleep 1000\n");
+    sandbox.write("Dockerfile", "FROM busybox\nRUN echo up > /file\nRUN echo started; sleep 30; echo finished\n");
     let mut child = sandbox.command(&sandbox.build_args("image.tar", &[])).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines();
     let said = stderr.by_ref().map(Result::unwrap).find(|line| line.starts_with("#3 ") && line.ends_with(" started"));
@@ -250,6 +251,7 @@ fn an_interrupted_build_says_so_and_leaves_a_usable_store() {
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let rest: Vec<_> = stderr.map(Result::unwrap).collect();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{rest:?}");
+    assert!(!rest.iter().any(|line| line.ends_with(" finished")), "the step went on: {rest:?}");
     assert!(!sandbox.path("image.tar").exists());
 
     sandbox.write("Dockerfile", "FROM busybox\nRUN echo up > /file\n");
