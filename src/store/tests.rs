@@ -564,7 +564,7 @@ fn builders_and_prune_do_not_get_into_each_others_way() {
         let pruner = scope.spawn(|| {
             let (store, mut pruned) = (fixture.reopen(), 0);
             while !is_done.load(Ordering::Relaxed) {
-                let now = store.prune(&Keep::default(), None).unwrap();
+                let now = store.prune(&Keep::default(), None, Action::Remove).unwrap();
                 pruned += now.layers.count + now.blobs.count;
                 std::thread::yield_now();
             }
@@ -577,7 +577,7 @@ fn builders_and_prune_do_not_get_into_each_others_way() {
     });
     // Whether any of it went while others built depends on how they met; at the end all goes.
     make_old(&fixture);
-    let left = fixture.store.prune(&Keep::default(), None).unwrap();
+    let left = fixture.store.prune(&Keep::default(), None, Action::Remove).unwrap();
     assert!(pruned + left.layers.count + left.blobs.count >= 2 * 4, "{pruned} {left:?}");
     assert!(fixture.entries("layers").is_empty() && fixture.entries("blobs/sha256").is_empty());
 }
