@@ -9,13 +9,13 @@ use std::sync::Arc;
 
 use crate::diag::{Diagnostic, Source};
 use crate::dockerfile::{self, Dockerfile};
-use crate::export::{self, Exported, Output};
+use crate::export::{self, Built, Exported, Output};
 use crate::host::{Host, rfc3339};
 use crate::image::{History, ImageConfig, Platform, Reference};
 use crate::plan::{self, Base, BaseKey, Bases, Plan};
 use crate::progress::Event;
 use crate::resolve;
-use crate::solve::{self, Explained, Settings, Solution, Stack};
+use crate::solve::{self, Explained, Settings, Solution};
 use crate::store::ImageRecord;
 
 /// What the user asked for.
@@ -31,13 +31,6 @@ pub struct Request {
     pub names: Vec<Reference>,
     /// `SOURCE_DATE_EPOCH`: the time of every new history entry, in seconds.
     pub epoch: Option<i64>,
-}
-
-/// An image that was built.
-pub struct Built {
-    pub platform: Platform,
-    pub config: ImageConfig,
-    pub stack: Stack,
 }
 
 /// What a build gave.
@@ -59,7 +52,7 @@ pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnost
         let config = finish_config(&plan, &solution, request.epoch);
         images.push(Built { platform: platform.clone(), config, stack });
     }
-    let exported = export::export(&images, request, host).map_err(alone)?;
+    let exported = export::export(&images, &request.outputs, &request.names, host).map_err(alone)?;
     host.reporter.report(Event::Ended);
     Ok(Outcome { images, exported })
 }

@@ -6,16 +6,16 @@ use std::io::{self, BufWriter, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use crate::build::{Built, Request};
 use crate::context::{self, Form, Tree};
 use crate::copy::{self, Landing};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::Digest;
 use crate::host::Host;
-use crate::image::Reference;
 use crate::image::archive::{self, Contents, Format, ImageContents, LayerBlob};
 use crate::image::manifest::Descriptor;
+use crate::image::{ImageConfig, Platform, Reference};
 use crate::layer::{self, Compression};
+use crate::solve::Stack;
 use crate::store::{ImageLayer, ImageRecord};
 
 /// `-o`.
@@ -65,6 +65,13 @@ impl Output {
     }
 }
 
+/// An image that was built, for one platform.
+pub struct Built {
+    pub platform: Platform,
+    pub config: ImageConfig,
+    pub stack: Stack,
+}
+
 /// Digests of what was exported.
 #[derive(Clone, Debug, Default)]
 pub struct Exported {
@@ -94,21 +101,21 @@ impl Exported {
 }
 
 /// Writes every output and every name.
-pub fn export(images: &[Built], request: &Request, host: &Host<'_>) -> Result<Exported> {
+pub fn export(images: &[Built], outputs: &[Output], names: &[Reference], host: &Host<'_>) -> Result<Exported> {
     let mut exported = Exported::default();
     for image in images {
         exported.image_ids.push(host.store.put_blob(&image.config.to_json())?);
     }
-    for output in &request.outputs {
+    for output in outputs {
         match output {
             Output::Oci { destination, compression } => {
-                exported.manifest = Some(archive(images, request, host, *compression, Format::Oci, destination)?);
+                exported.manifest = Some(archive(images, names, host, *compression, Format::Oci, destination)?);
             }
             Output::Docker { destination, compression } => {
-                exported.manifest = Some(archive(images, request, host, *compression, Format::Docker, destination)?);
+                exported.manifest = Some(archive(images, names, host, *compression, Format::Docker, destination)?);
             }
             Output::OciDirectory { directory, compression } => {
-                let contents = contents(images, request, host, *compression)?;
+                let contents = contents(images, names, host, *compression)?;
                 exported.manifest = Some(archive::write_directory(&contents, directory)?.root().clone());
             }
             Output::Tar { destination } => {
@@ -133,7 +140,7 @@ pub fn export(images: &[Built], request: &Request, host: &Host<'_>) -> Result<Ex
                 .collect(),
             created: image.config.created.clone(),
         };
-        for name in &request.names {
+        for name in names {
             host.store.put_image(name, &record)?;
         }
     }
@@ -142,13 +149,13 @@ pub fn export(images: &[Built], request: &Request, host: &Host<'_>) -> Result<Ex
 
 fn archive(
     images: &[Built],
-    request: &Request,
+    names: &[Reference],
     host: &Host<'_>,
     compression: Compression,
     format: Format,
     destination: &Destination,
 ) -> Result<Descriptor> {
-    let contents = contents(images, request, host, compression)?;
+    let contents = contents(images, names, host, compression)?;
     let assembled = match destination {
         Destination::Path(path) => archive::write_file(&contents, format, path)?,
         Destination::Stdout => archive::write_tar(&contents, format, &mut io::stdout().lock())?,
@@ -160,7 +167,7 @@ fn archive(
 /// compressed now, and the blob is remembered.
 fn contents<'a>(
     images: &[Built],
-    request: &Request,
+    names: &[Reference],
     host: &'a Host<'_>,
     compression: Compression,
 ) -> Result<Contents<'a>> {
@@ -192,7 +199,7 @@ fn contents<'a>(
             annotations: BTreeMap::new(),
         })
     });
-    Ok(Contents { images: images.collect::<Result<Vec<_>>>()?, names: request.names.clone(), created })
+    Ok(Contents { images: images.collect::<Result<Vec<_>>>()?, names: names.to_vec(), created })
 }
 
 fn rootfs(image: &Built, host: &Host<'_>) -> Result<Tree> {

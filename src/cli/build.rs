@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::Build;
-use super::interrupt::Interrupts;
+use super::interrupt::{Interrupts, Urgency};
 use super::{Failure, has_color, output, print, usage, values};
 use rustix::process::Signal;
 
@@ -44,7 +44,7 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         store: &store,
         executor: &spawner,
         reporter: &*reporter,
-        now: now(),
+        now: request.epoch.unwrap_or_else(now),
         files_now: files_now(),
         context: Some(context),
         named_contexts: std::mem::take(&mut world.named_contexts),
@@ -52,10 +52,12 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         canceled: &canceled,
     };
     let built = std::thread::scope(|scope| {
-        let watch = interrupts.watch(scope, stop, |_, count| {
+        let watch = interrupts.watch(scope, stop, |urgency| {
             canceled.store(true, Ordering::Relaxed);
-            // Gently first: a payload that handles SIGTERM may clean up.
-            let _ = spawner.kill_all(if count == 1 { Signal::TERM } else { Signal::KILL });
+            let _ = spawner.kill_all(match urgency {
+                Urgency::Gently => Signal::TERM,
+                Urgency::AtOnce => Signal::KILL,
+            });
         });
         let built = build::build(&request, &host);
         drop(watch);
@@ -99,7 +101,7 @@ pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         store: &store,
         executor: &NothingRuns,
         reporter: &progress::Silent,
-        now: now(),
+        now: request.epoch.unwrap_or_else(now),
         files_now: files_now(),
         context: Some(context),
         named_contexts: world.named_contexts,
@@ -243,6 +245,7 @@ fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure>
         no_cache,
         slot: dockerfile_path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
         jobs: arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(4, |n| n.get().max(4))),
+        epoch,
         hash_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
         hostname: build_args.get("BUILDKIT_SANDBOX_HOSTNAME").cloned().unwrap_or_else(|| HOSTNAME.to_owned()),
         extra_hosts: arguments.add_hosts.iter().map(|text| values::host(text)).collect::<Result<_, _>>()?,

@@ -1,13 +1,24 @@
-//! Ctrl-C and its kin: the first ends the build gently, the second at once.
+//! Ctrl-C and its kin: the first ends the build gently, the second, or the end of a short grace,
+//! at once.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::diag::{Context as _, Result};
 use crate::sys;
+
+/// How long a payload may clean up. One that ignores the request, as a shell does that is PID 1, is
+/// then ended: nothing of an interrupted step is kept.
+const GRACE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    Gently,
+    AtOnce,
+}
 
 /// The signals that end a build, taken from their default action.
 pub struct Interrupts {
@@ -34,27 +45,34 @@ impl Interrupts {
         Ok((Self { signals, stop, caught: AtomicI32::new(0) }, writer))
     }
 
-    /// Calls `act` with the number of each signal and how many came so far, until the watch ends.
+    /// Calls `act` with how urgent it is: [`Urgency::Gently`] at the first signal, then
+    /// [`Urgency::AtOnce`] at the next one or after the grace.
     pub fn watch<'scope, 'env>(
         &'scope self,
         scope: &'scope Scope<'scope, 'env>,
         writer: OwnedFd,
-        act: impl Fn(i32, usize) + Send + 'scope,
+        act: impl Fn(Urgency) + Send + 'scope,
     ) -> Watch<'scope> {
         let thread = scope.spawn(move || {
-            let mut count = 0;
+            let mut grace = None;
             loop {
                 let mut fds = [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
-                if poll(&mut fds, None).is_err() {
-                    continue;
+                match poll(&mut fds, grace.as_ref()) {
+                    Ok(0) => {
+                        grace = None;
+                        act(Urgency::AtOnce);
+                        continue;
+                    }
+                    Ok(_) => {}
+                    Err(_) => continue,
                 }
                 if !fds[1].revents().is_empty() {
                     return;
                 }
                 if let Ok(signal) = sys::read_signal(self.signals.as_fd()) {
-                    count += 1;
-                    self.caught.store(signal, Ordering::Relaxed);
-                    act(signal, count);
+                    let is_first = self.caught.swap(signal, Ordering::Relaxed) == 0;
+                    grace = is_first.then_some(GRACE);
+                    act(if is_first { Urgency::Gently } else { Urgency::AtOnce });
                 }
             }
         });

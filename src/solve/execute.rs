@@ -99,7 +99,11 @@ impl Solver<'_> {
             shm_size_bytes: self.settings.shm_size_bytes,
             ulimits: self.settings.ulimits.clone(),
         };
-        let (exit, tail) = self.watch(number, &container)?;
+        let step = self.plan.step(id);
+        let (exit, tail) = self.watch(number, &container).map_err(|error| match error.labels.is_empty() {
+            true => error.at(&step.source, step.span, ""),
+            false => error,
+        })?;
         drop(held);
         match exit.status {
             Status::Exited(0) => Ok(exit.skeleton),

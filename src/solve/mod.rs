@@ -39,6 +39,8 @@ pub struct Settings {
     pub slot: String,
     /// How many steps may run at once.
     pub jobs: usize,
+    /// `SOURCE_DATE_EPOCH`: the time of what copies make.
+    pub epoch: Option<i64>,
     /// How many threads may read files for one copy.
     pub hash_threads: usize,
     pub hostname: String,

@@ -141,7 +141,8 @@ fn set_user_id_programs_work() {
 #[test]
 fn file_capabilities_land_as_the_image_format_has_them() {
     let bench = Bench::new();
-    let mut container = bench.script("cp /bin/busybox /tool && /sbin/setcap cap_net_raw+ep /tool && /sbin/getcap /tool");
+    let mut container =
+        bench.script("cp /bin/busybox /tool && /sbin/setcap cap_net_raw+ep /tool && /sbin/getcap /tool");
     // The host's own /usr below: `setcap` and its libraries.
     assert!(PathBuf::from("/usr/sbin/setcap").exists(), "install libcap2-bin");
     container.lowers.push("/usr".into());
@@ -160,7 +161,10 @@ fn devices_are_the_harmless_ones() {
     let bench = Bench::new();
     let names = "fd full mqueue null ptmx pts random shm stderr stdin stdout tty urandom zero";
     assert_eq!(bench.output("echo $(ls /dev)"), format!("{names}\n"));
-    assert_eq!(bench.output("head -c 3 /dev/zero | od -An -tx1; head -c 4 /dev/urandom | wc -c; echo x > /dev/null"), " 00 00 00\n4\n");
+    assert_eq!(
+        bench.output("head -c 3 /dev/zero | od -An -tx1; head -c 4 /dev/urandom | wc -c; echo x > /dev/null"),
+        " 00 00 00\n4\n"
+    );
     let full = bench.run(&bench.script("echo x > /dev/full"));
     assert!(full.output.contains("No space left on device"), "{}", full.output);
     let owners = "stat -c '%u:%g %a %n' /dev /dev/null /dev/fd /dev/pts /dev/ptmx /dev/shm /dev/mqueue /dev/pts/ptmx";
@@ -205,7 +209,8 @@ fn kernel_files_are_masked_or_read_only() {
 #[test]
 fn the_filter_denies_what_docker_denies() {
     let bench = Bench::new();
-    for command in ["mount -t tmpfs x /mnt", "unshare -U true", "umount /proc/keys", "hostname other", "chroot /tmp x"] {
+    for command in ["mount -t tmpfs x /mnt", "unshare -U true", "umount /proc/keys", "hostname other", "chroot /tmp x"]
+    {
         let ran = bench.run(&bench.script(&format!("mkdir -p /mnt; {command}")));
         assert_ne!(ran.exit.unwrap().status, Status::Exited(0), "{command}");
         let expected = if command.starts_with("chroot") { "No such file" } else { "ermi" };
@@ -216,7 +221,8 @@ fn the_filter_denies_what_docker_denies() {
 #[test]
 fn insecure_steps_have_every_capability_and_may_mount() {
     let bench = Bench::new();
-    let script = "mkdir /mnt; mount -t tmpfs x /mnt && touch /mnt/f && ls /mnt; grep -E '^(Seccomp|CapEff):' /proc/self/status";
+    let script =
+        "mkdir /mnt; mount -t tmpfs x /mnt && touch /mnt/f && ls /mnt; grep -E '^(Seccomp|CapEff):' /proc/self/status";
     let mut container = bench.script(script);
     container.security = Security::Insecure;
     let output = bench.succeed(&container).output;
@@ -232,7 +238,8 @@ fn insecure_steps_have_every_capability_and_may_mount() {
 #[test]
 fn without_network_there_is_loopback_only() {
     let bench = Bench::new();
-    let mut container = bench.script("ls /sys/class/net; ping -c 1 -W 1 127.0.0.1 | grep -c 'bytes from'; nc -l -p 80 & sleep 0.1");
+    let mut container =
+        bench.script("ls /sys/class/net; ping -c 1 -W 1 127.0.0.1 | grep -c 'bytes from'; nc -l -p 80 & sleep 0.1");
     container.network = Network::None;
     assert_eq!(bench.succeed(&container).output, "lo\n1\n");
     // Ports below 1024 are root's in a network of its own.
@@ -354,7 +361,8 @@ fn exec_errors_are_precise() {
     check(&["/text"], "`/text`: `/text` is neither a program nor a script that begins with `#!`");
     check(&["/empty"], "`/empty`: `/empty` is an empty file");
     check(&["/foreign"], "`/foreign`: `/foreign` is a program for another machine");
-    let loader = if cfg!(target_arch = "x86_64") { "/lib64/ld-linux-x86-64.so.2" } else { "/lib/ld-linux-aarch64.so.1" };
+    let loader =
+        if cfg!(target_arch = "x86_64") { "/lib64/ld-linux-x86-64.so.2" } else { "/lib/ld-linux-aarch64.so.1" };
     check(&["/dynamic"], &format!("`/dynamic`: its interpreter `{loader}` is not in the image"));
     check(&[], "an empty command");
     check(&[""], "an empty command");
