@@ -188,3 +188,99 @@ fn read(root: BorrowedFd<'_>, name: &str) -> Result<String> {
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use super::*;
+
+    fn open(path: &Path) -> OwnedFd {
+        mount::host_directory(path).unwrap()
+    }
+
+    fn said(diagnostic: Diagnostic) -> String {
+        let hints = diagnostic.hints.iter().map(|hint| format!(" ({hint})"));
+        hints.fold(diagnostic.message, |text, hint| text + &hint)
+    }
+
+    fn check(table: &str, resolve: impl Fn(BorrowedFd<'_>, &str) -> Result<String>) {
+        let root = open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/container/users")));
+        let cases = table.lines().filter(|line| !line.starts_with('#'));
+        let mut count = 0;
+        for case in cases {
+            let (spec, expected) = case.split_once(" => ").unwrap();
+            assert_eq!(resolve(root.as_fd(), spec).unwrap_or_else(said), expected, "{spec}");
+            count += 1;
+        }
+        assert!(count > 10);
+    }
+
+    #[test]
+    fn users_are_resolved_as_the_table_says() {
+        check(include_str!("../../testdata/container/users/user.txt"), |root, spec| {
+            let User { uid, gid, groups, home } = user(root, spec)?;
+            let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
+            let groups = if groups.is_empty() { "-".to_owned() } else { groups.join(",") };
+            Ok(format!("{uid} {gid} {groups} {home}"))
+        });
+    }
+
+    #[test]
+    fn owners_are_resolved_as_the_table_says() {
+        check(include_str!("../../testdata/container/users/chown.txt"), |root, spec| {
+            let (uid, gid) = owner(root, spec)?;
+            Ok(format!("{uid} {gid}"))
+        });
+    }
+
+    #[test]
+    fn without_files_there_are_numbers_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = open(dir.path());
+        let home = "/".to_owned();
+        assert_eq!(user(root.as_fd(), "").unwrap(), User { home: home.clone(), ..User::default() });
+        assert_eq!(user(root.as_fd(), "5").unwrap(), User { uid: 5, home, ..User::default() });
+        assert_eq!(owner(root.as_fd(), "5:6").unwrap(), (5, 6));
+        assert_eq!(user(root.as_fd(), "root").unwrap_err().message, "unknown user `root`: not in /etc/passwd of the image");
+    }
+
+    /// Files that are to be read into memory, to be waited for, or to lead to the host.
+    #[test]
+    fn hostile_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let etc = dir.path().join("etc");
+        std::fs::create_dir(&etc).unwrap();
+        let passwd = etc.join("passwd");
+        let root = open(dir.path());
+        let cause = || user(root.as_fd(), "x").unwrap_err().cause;
+
+        rustix::fs::mknodat(rustix::fs::CWD, &passwd, FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
+        assert_eq!(cause().as_deref(), Some("not a regular file"));
+        std::fs::remove_file(&passwd).unwrap();
+
+        std::fs::create_dir(&passwd).unwrap();
+        assert_eq!(cause().as_deref(), Some("not a regular file"));
+        std::fs::remove_dir(&passwd).unwrap();
+
+        let file = std::fs::File::create(&passwd).unwrap();
+        file.set_len(MAX_BYTES as u64 + 1).unwrap();
+        assert_eq!(cause().as_deref(), Some("larger than 10 MiB"));
+        std::fs::remove_file(&passwd).unwrap();
+
+        // Links are followed inside: there is no such file there.
+        for target in ["/etc/passwd", "../../../../../../etc/passwd", "/dev/zero"] {
+            symlink(target, &passwd).unwrap();
+            let error = user(root.as_fd(), "root").unwrap_err();
+            let is_inside = error.cause.as_deref() == Some("Too many levels of symbolic links (os error 40)")
+                || error.message == "unknown user `root`: not in /etc/passwd of the image";
+            assert!(is_inside, "{target}: {error:?}");
+            std::fs::remove_file(&passwd).unwrap();
+        }
+        std::fs::write(etc.join("real"), "x:x:5:6::/h:\n").unwrap();
+        symlink("/etc/real", &passwd).unwrap();
+        assert_eq!(user(root.as_fd(), "x").unwrap().uid, 5);
+    }
+}
