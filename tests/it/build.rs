@@ -190,19 +190,19 @@ fn called_build_it_builds() {
     assert_eq!(image.files.keys().collect::<Vec<_>>(), ["Dockerfile"]);
 }
 
-/// With the clock held still (`SOURCE_DATE_EPOCH`), another store gives the same bytes.
+/// With the clock held still (`SOURCE_DATE_EPOCH`), what a build makes has that time, the
+/// directories made on the way included.
 #[test]
-fn a_store_does_not_show_in_an_image() {
-    let images = [(); 2].map(|()| {
-        let sandbox = Sandbox::new();
-        sandbox.write("Dockerfile", "FROM busybox\nCOPY file /a/file\nWORKDIR /b/c\nENV A=b\n");
-        sandbox.write("file", "content");
-        sandbox.shell("touch -d @1000000000 file");
-        let ended = sandbox.build("image.tar", &["--build-arg".into(), "SOURCE_DATE_EPOCH=1000000000".into()]);
-        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-        fs::read(sandbox.path("image.tar")).unwrap()
-    });
-    assert!(images[0] == images[1], "two stores, two images");
+fn the_clock_does_not_show_in_an_image() {
+    let sandbox = Sandbox::new();
+    sandbox.write("Dockerfile", "FROM busybox\nCOPY file /a/file\nWORKDIR /b/c\nENV A=b\n");
+    sandbox.write("file", "content");
+    let ended = sandbox.build("image.tar", &["--build-arg".into(), "SOURCE_DATE_EPOCH=1100000000".into()]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let image = Image::read(&fs::read(sandbox.path("image.tar")).unwrap());
+    assert_eq!(image.config["created"], "2004-11-09T11:33:20Z");
+    let times: Vec<_> = ["a", "b", "b/c"].iter().map(|path| image.times[*path]).collect();
+    assert_eq!(times, [1_100_000_000; 3]);
 }
 
 /// A change makes exactly the steps run again that see it.

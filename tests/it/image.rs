@@ -22,6 +22,8 @@ pub struct Image {
     pub diff_ids: Vec<String>,
     /// All layers, one over the other.
     pub files: Files,
+    /// When each path was last modified, of the layer that has it last.
+    pub times: BTreeMap<String, u64>,
 }
 
 impl Image {
@@ -61,7 +63,7 @@ impl Image {
         let is_layer = |entry: &&Value| entry["empty_layer"] != true;
         assert_eq!(config["history"].as_array().unwrap().iter().filter(is_layer).count(), layers.len());
 
-        let mut files = Files::new();
+        let (mut files, mut times) = (Files::new(), BTreeMap::new());
         for (layer, diff_id) in layers.iter().zip(&diff_ids) {
             let bytes = blob(layer);
             let kind = layer["mediaType"].as_str().unwrap();
@@ -75,9 +77,13 @@ impl Image {
             }
             assert_eq!(&Digest::of(&tar).to_string(), diff_id);
             apply(&mut files, &tar);
+            for entry in tar::Archive::new(tar.as_slice()).entries().unwrap() {
+                let entry = entry.unwrap();
+                times.insert(name_of(&entry), entry.header().mtime().unwrap());
+            }
         }
         let id = manifest["config"]["digest"].as_str().unwrap().to_owned();
-        Self { id, config, diff_ids, files }
+        Self { id, config, diff_ids, files, times }
     }
 }
 
@@ -88,7 +94,7 @@ pub fn apply(files: &mut Files, tar: &[u8]) {
     let (mut own, mut hidden, mut opaque) = (Files::new(), Vec::new(), Vec::new());
     for entry in tar::Archive::new(tar).entries().unwrap() {
         let mut entry = entry.unwrap();
-        let path = entry.path().unwrap().to_string_lossy().trim_matches('/').trim_start_matches("./").to_owned();
+        let path = name_of(&entry);
         let (parent, name) = path.rsplit_once('/').unwrap_or(("", &path));
         let join = |name: &str| if parent.is_empty() { name.to_owned() } else { format!("{parent}/{name}") };
         if name == ".wh..wh..opq" {
@@ -110,6 +116,10 @@ pub fn apply(files: &mut Files, tar: &[u8]) {
         })
         .collect();
     files.extend(own);
+}
+
+fn name_of(entry: &tar::Entry<'_, &[u8]>) -> String {
+    entry.path().unwrap().to_string_lossy().trim_matches('/').trim_start_matches("./").to_owned()
 }
 
 fn describe(entry: &mut tar::Entry<'_, &[u8]>) -> String {
