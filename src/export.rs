@@ -116,7 +116,8 @@ pub fn export(images: &[Built], outputs: &[Output], names: &[Reference], host: &
             }
             Output::OciDirectory { directory, compression } => {
                 let contents = contents(images, names, host, *compression)?;
-                exported.manifest = Some(archive::write_directory(&contents, directory)?.root().clone());
+                let assembled = archive::write_directory(&contents, directory);
+                exported.manifest = Some(assembled.map_err(|error| blame(error, &contents, host))?.root().clone());
             }
             Output::Tar { destination } => {
                 let mut file = OutputFile::create(destination)?;
@@ -157,10 +158,22 @@ fn archive(
 ) -> Result<Descriptor> {
     let contents = contents(images, names, host, compression)?;
     let assembled = match destination {
-        Destination::Path(path) => archive::write_file(&contents, format, path)?,
-        Destination::Stdout => archive::write_tar(&contents, format, &mut io::stdout().lock())?,
+        Destination::Path(path) => archive::write_file(&contents, format, path),
+        Destination::Stdout => archive::write_tar(&contents, format, &mut io::stdout().lock()),
     };
-    Ok(assembled.root().clone())
+    assembled.map(|assembled| assembled.root().clone()).map_err(|error| blame(error, &contents, host))
+}
+
+/// Blobs are checked as they are written out. One that is damaged is taken out of the store, so that
+/// the next build has it made or imported anew.
+fn blame(error: Diagnostic, contents: &Contents<'_>, host: &Host<'_>) -> Diagnostic {
+    let layers = contents.images.iter().flat_map(|image| &image.layers);
+    let is_damaged = |digest: &Digest| matches!(host.store.verify_blob(digest), Ok(false));
+    match layers.map(|layer| layer.descriptor.digest).find(is_damaged) {
+        Some(digest) => Diagnostic::error(format!("blob `{digest}` was damaged in the store and has been removed"))
+            .hint("run the same build again"),
+        None => error,
+    }
 }
 
 /// What an archive of the images holds. Layers that have no blob of this compression are packed and

@@ -244,7 +244,10 @@ mod tests {
         assert_eq!(user(root.as_fd(), "").unwrap(), User { home: home.clone(), ..User::default() });
         assert_eq!(user(root.as_fd(), "5").unwrap(), User { uid: 5, home, ..User::default() });
         assert_eq!(owner(root.as_fd(), "5:6").unwrap(), (5, 6));
-        assert_eq!(user(root.as_fd(), "root").unwrap_err().message, "unknown user `root`: not in /etc/passwd of the image");
+        assert_eq!(
+            user(root.as_fd(), "root").unwrap_err().message,
+            "unknown user `root`: not in /etc/passwd of the image"
+        );
     }
 
     /// Files that are to be read into memory, to be waited for, or to lead to the host.

@@ -146,6 +146,9 @@ impl Solver<'_> {
         if !tail.is_empty() {
             error = error.caused_by(format!("the last lines of its output:\n{}", tail.join("\n")));
         }
+        if self.host.store.is_full() {
+            error = error.hint("the filesystem of the store is full: make room there, or use another with `--root`");
+        }
         match status {
             Status::Exited(127) => error.hint("exit code 127 means that the command was not found in the image"),
             Status::Exited(126) => error.hint("exit code 126 means that the file cannot be executed"),

@@ -113,6 +113,14 @@ impl Store {
         &self.inner.path
     }
 
+    /// Whether next to nothing can be written any more.
+    pub fn is_full(&self) -> bool {
+        const LITTLE_BYTES: u64 = 1 << 20;
+        rustix::fs::fstatvfs(&self.inner.root).is_ok_and(|stat| {
+            stat.f_bavail.saturating_mul(stat.f_frsize) < LITTLE_BYTES || stat.f_favail == 0 && stat.f_files > 0
+        })
+    }
+
     /// Waits until everything in the trash that can be deleted is deleted.
     pub fn empty_trash(&self) {
         self.inner.trash.wake();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
 mod build;
+mod cache;
 mod compression;
 mod container;
 mod dockerfile;
