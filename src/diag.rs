@@ -146,9 +146,15 @@ impl<T> Context<T> for std::result::Result<T, rustix::io::Errno> {
 /// The name among `known` that `word` was most likely meant to be, if one is near enough to suggest
 /// (edit distance at most a third of the length, ASCII case ignored).
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // The distance takes time by the product of the lengths, and nobody mistypes that much.
+    const LIMIT: usize = 100;
+    if word.len() > LIMIT {
+        return None;
+    }
     let word = word.to_ascii_lowercase();
     known
         .into_iter()
+        .filter(|name| name.len() <= LIMIT)
         .map(|name| (edit_distance(&word, &name.to_ascii_lowercase()), name))
         .filter(|(distance, name)| *distance <= 1.max(name.chars().count().max(word.chars().count()) / 3))
         .min_by_key(|(distance, _)| *distance)
@@ -183,6 +189,7 @@ mod tests {
         assert_eq!(nearest("CPOY", ["ADD", "COPY", "CMD"]), Some("COPY"));
         assert_eq!(nearest("mont", ["mount", "network"]), Some("mount"));
         assert_eq!(nearest("frobnicate", ["mount", "network"]), None);
+        assert_eq!(nearest(&"x".repeat(1 << 20), [&*"x".repeat(1 << 20)]), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::diag::{Diagnostic, Source, Span};
 use crate::dockerfile::Word;
+use crate::dockerfile::fault::Faults;
 use crate::dockerfile::line::{Reader, trim_line_end};
 use crate::dockerfile::statement::brief;
 
@@ -15,7 +16,7 @@ pub struct Directives {
 
 /// Reads the directives of `text` from byte `start` on; they end at the first line that is none.
 /// They are comments as well, so nothing need be skipped afterwards.
-pub fn read(source: &Arc<Source>, start: usize, faults: &mut Vec<Diagnostic>) -> Directives {
+pub fn read(source: &Arc<Source>, start: usize, faults: &mut Faults) -> Directives {
     let mut directives = Directives { escape: '\\', syntax: None, check: None };
     let mut seen: Vec<(&str, Span)> = Vec::new();
     let mut reader = Reader::new(&source.text, start);

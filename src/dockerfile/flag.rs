@@ -98,6 +98,9 @@ impl Flags {
 
     fn take(&mut self, name: &'static str) -> Vec<RawFlag> {
         self.known.push(name);
+        if self.all.iter().all(|flag| flag.name != name) {
+            return Vec::new();
+        }
         let (taken, rest) = std::mem::take(&mut self.all).into_iter().partition(|flag| flag.name == name);
         self.all = rest;
         taken
@@ -147,6 +150,9 @@ impl Flags {
     /// Reports what was not taken. To be called last, before the other words are looked at.
     pub fn finish(self, statement: &mut Statement<'_>) {
         for flag in self.all {
+            if statement.faults.is_full() {
+                break;
+            }
             let mut fault = Diagnostic::error(format!("unknown flag `--{}` of {}", brief(&flag.name), statement.name));
             fault = fault.at(statement.source, flag.name_span, "");
             if let Some(name) = nearest(&flag.name, self.known.iter().copied()) {

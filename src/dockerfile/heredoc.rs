@@ -35,9 +35,6 @@ pub fn mark(word: &str) -> Option<Mark> {
 /// The heredocs a logical line announces, each with the place of its word. None if quotes are
 /// unbalanced or a variable is malformed: then the line is what it says, as in BuildKit.
 pub fn marks(line: &Line) -> Vec<(Mark, Span)> {
-    if !line.text.contains("<<") {
-        return Vec::new();
-    }
     let words = split_raw(&line.text).unwrap_or_default();
     words.iter().filter_map(|word| Some((mark(&word.text)?, line.span_of(word.start..word.end)))).collect()
 }

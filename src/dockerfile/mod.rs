@@ -17,6 +17,7 @@ mod heredoc;
 mod json;
 mod pair;
 mod duration;
+mod fault;
 mod flag;
 mod statement;
 mod parse;

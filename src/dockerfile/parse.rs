@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::diag::{Diagnostic, Source, Span};
 use crate::dockerfile::directive;
+use crate::dockerfile::fault::Faults;
 use crate::dockerfile::flag;
 use crate::dockerfile::heredoc;
 use crate::dockerfile::json::{self, Form};
@@ -12,16 +13,13 @@ use crate::dockerfile::line::{Line, Reader, Slice};
 use crate::dockerfile::statement::{self, Parsed, brief, keyword_of, nearest_keyword};
 use crate::dockerfile::{Dockerfile, Instruction, Stage};
 
-/// More errors are not collected: who has that many does not read them.
-const FAULT_LIMIT: usize = 50;
-
-/// Likewise of warnings.
+/// More warnings are not kept.
 const WARNING_LIMIT: usize = 200;
 
 /// Parses a file. On failure every error found is returned, in the order of the text.
 pub fn parse(source: Arc<Source>) -> Result<Dockerfile, Vec<Diagnostic>> {
     check_size(&source)?;
-    let mut faults = Vec::new();
+    let mut faults = Faults::default();
     let start = if source.text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 };
     let directives = directive::read(&source, start, &mut faults);
     let escape = directives.escape;
@@ -73,11 +71,11 @@ pub fn parse(source: Arc<Source>) -> Result<Dockerfile, Vec<Diagnostic>> {
             },
             None => {}
         }
-        if faults.len() >= FAULT_LIMIT {
+        if faults.is_full() {
             break;
         }
     }
-    if faults.is_empty() && file.stages.is_empty() {
+    if faults.count() == 0 && file.stages.is_empty() {
         faults.push(match state {
             State::Empty if source.text[start..].trim().is_empty() => Diagnostic::error("the Dockerfile is empty"),
             State::Empty => Diagnostic::error("the Dockerfile has comments only and no instructions"),
@@ -88,14 +86,14 @@ pub fn parse(source: Arc<Source>) -> Result<Dockerfile, Vec<Diagnostic>> {
             }
         });
     }
-    if faults.is_empty() { Ok(file) } else { Err(finish(faults)) }
+    if faults.count() == 0 { Ok(file) } else { Err(faults.finish()) }
 }
 
 /// Parses one ONBUILD trigger (the text after ONBUILD, as an image config stores it) as the
 /// instruction it stands for. `source` holds exactly that text.
 pub fn parse_trigger(source: Arc<Source>, escape: char) -> Result<Instruction, Vec<Diagnostic>> {
     check_size(&source)?;
-    let mut faults = Vec::new();
+    let mut faults = Faults::default();
     let mut reader = Reader::new(&source.text, 0);
     let Some(line) = reader.next_line(escape) else {
         return Err(vec![Diagnostic::error("an ONBUILD trigger is empty")]);
@@ -111,8 +109,8 @@ pub fn parse_trigger(source: Arc<Source>, escape: char) -> Result<Instruction, V
         faults.push(fault.at(&source, rest.slice().split_first().0.span(), "a second one begins here"));
     }
     match parsed {
-        Some(Parsed::Instruction(instruction)) if faults.is_empty() => Ok(instruction),
-        _ => Err(finish(faults)),
+        Some(Parsed::Instruction(instruction)) if faults.count() == 0 => Ok(instruction),
+        _ => Err(faults.finish()),
     }
 }
 
@@ -133,30 +131,18 @@ fn check_size(source: &Source) -> Result<(), Vec<Diagnostic>> {
     }
 }
 
-/// In the order of the text.
-fn finish(mut faults: Vec<Diagnostic>) -> Vec<Diagnostic> {
-    faults.sort_by_key(|fault| fault.labels.first().map_or(0, |label| label.span.start));
-    if faults.len() > FAULT_LIMIT {
-        faults.truncate(FAULT_LIMIT);
-    }
-    if faults.len() == FAULT_LIMIT {
-        faults.push(Diagnostic::error(format!("there may be more errors than these {FAULT_LIMIT}")));
-    }
-    faults
-}
-
 /// Reads the instruction of a line, and the heredocs it announces. `None` if a fault was reported.
 fn read_statement(
     source: &Arc<Source>,
     escape: char,
     line: &Line,
     reader: &mut Reader<'_>,
-    faults: &mut Vec<Diagnostic>,
+    faults: &mut Faults,
 ) -> Option<Parsed> {
     let text = line.slice();
     let mut heredocs = Vec::new();
     let mut end = text.span().end;
-    if takes_heredocs(text, escape) {
+    if line.text.contains("<<") && takes_heredocs(text, escape) {
         for (mark, place) in heredoc::marks(line) {
             let name = mark.name.clone();
             let start = reader.position();

@@ -3,11 +3,13 @@
 //! A fault is reported and reading goes on as far as sense can be made of the rest, so that one run
 //! shows all that is wrong.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::diag::{Diagnostic, Source, Span, nearest};
 use crate::dockerfile::duration;
 use crate::dockerfile::expand::{NoVariables, expand};
+use crate::dockerfile::fault::Faults;
 use crate::dockerfile::flag::{self, Flags};
 use crate::dockerfile::heredoc;
 use crate::dockerfile::json::{self, Form};
@@ -64,7 +66,7 @@ pub struct Statement<'a> {
     heredocs: Vec<(Heredoc, Span)>,
     /// Heredoc bodies included.
     span: Span,
-    pub faults: &'a mut Vec<Diagnostic>,
+    pub faults: &'a mut Faults,
 }
 
 /// A fault was reported; nothing can be made of the instruction.
@@ -86,14 +88,14 @@ pub fn parse(
     text: Slice<'_>,
     heredocs: Vec<(Heredoc, Span)>,
     span: Span,
-    faults: &mut Vec<Diagnostic>,
+    faults: &mut Faults,
 ) -> Outcome<Parsed> {
     let (keyword, args) = text.split_first();
     let Some(name) = keyword_of(text) else {
         faults.push(unknown_keyword(source, escape, keyword));
         return Err(Reported);
     };
-    let faults_before = faults.len();
+    let count_before = faults.count();
     let mut statement = Statement { source, escape, text, keyword, name, args, heredocs, span, faults };
     let parsed = match name {
         "FROM" => Parsed::From(statement.from()?),
@@ -108,7 +110,7 @@ pub fn parse(
             })
         }
     };
-    if faults.len() > faults_before { Err(Reported) } else { Ok(parsed) }
+    if faults.count() > count_before { Err(Reported) } else { Ok(parsed) }
 }
 
 fn unknown_keyword(source: &Arc<Source>, escape: char, keyword: Slice<'_>) -> Diagnostic {
@@ -330,18 +332,19 @@ impl Statement<'_> {
         if heredoc::mark(&destination.raw).is_some() {
             return self.fail(destination.span, format!("a heredoc cannot be the destination of {name}"));
         }
-        let mut bodies = std::mem::take(&mut self.heredocs);
+        // By name, in order: a line may hold thousands.
+        let mut bodies: BTreeMap<String, VecDeque<(Heredoc, Span)>> = BTreeMap::new();
+        for (heredoc, span) in std::mem::take(&mut self.heredocs) {
+            bodies.entry(heredoc.name.clone()).or_default().push_back((heredoc, span));
+        }
         let mut sources = Vec::new();
         for word in words {
             let Some(mark) = heredoc::mark(&word.raw) else {
                 sources.push(CopySource::Path(word));
                 continue;
             };
-            match bodies.iter().position(|(heredoc, _)| heredoc.name == mark.name) {
-                Some(index) => {
-                    let (heredoc, span) = bodies.remove(index);
-                    sources.push(CopySource::Heredoc(heredoc, span));
-                }
+            match bodies.get_mut(&mark.name).and_then(VecDeque::pop_front) {
+                Some((heredoc, span)) => sources.push(CopySource::Heredoc(heredoc, span)),
                 None if is_json => self.error(word.span, "a heredoc cannot be used in JSON form", ""),
                 None => self.error(word.span, "this heredoc has no body: a quote on the line is not closed", ""),
             }
@@ -477,11 +480,12 @@ impl Statement<'_> {
     /// Words of a list of pairs without `=`, mostly a value that was to be quoted.
     fn no_equals(&mut self, before: Option<Slice<'_>>, words: &[Slice<'_>]) {
         let text = words.iter().map(|word| word.text()).collect::<Vec<_>>().join(" ");
-        let verb = if words.len() == 1 { "has" } else { "have" };
         let span = crate::dockerfile::cover(words[0].span(), words[words.len() - 1].span());
-        let mut fault = Diagnostic::error(format!("`{}` {verb} no `=`", brief(&text)));
+        let mut fault = Diagnostic::error(format!("`=` is missing in `{}`", brief(&text)));
         fault = fault.at(self.source, span, "expected `name=value`");
-        if let Some((key, value)) = before.and_then(pair::split_value) {
+        let is_beside =
+            |before: &Slice<'_>| !self.source.text[before.span().range().end..span.range().start].contains('\n');
+        if let Some((key, value)) = before.filter(is_beside).and_then(pair::split_value) {
             let value = format!("{} {text}", value.text());
             if value.len() < 80 && !value.contains(['"', '\'', '\\', '`', '$']) {
                 let key = key.text();

@@ -341,7 +341,7 @@ fn mutated() -> impl Strategy<Value = String> {
             match kind {
                 0 => drop(text.drain(start..end)),
                 1 => text.insert_str(start, &scrap),
-                2 => text.insert_str(end, &text[start..end].to_owned()),
+                2 => text = [&text[..end], &text[start..]].concat(),
                 _ => text.truncate(end),
             }
         }
