@@ -385,9 +385,9 @@ impl<'a> Solver<'a> {
     }
 }
 
-/// Metadata steps are not told of: they cost nothing and there are many.
+/// Metadata steps and empty roots are not told of: they cost nothing and there are many.
 fn is_shown(op: &Op) -> bool {
-    !matches!(op, Op::Configure)
+    !matches!(op, Op::Configure | Op::From(Root::Scratch))
 }
 
 fn standing(op: &Op) -> Standing {
