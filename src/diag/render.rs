@@ -174,8 +174,10 @@ fn copy_line(line: &str, at: usize, marks: &mut [Mark<'_>], out: &mut String) {
     let kept = if line.len() <= LINE_LIMIT {
         at..end
     } else {
-        let edges = marks.iter().flat_map(|mark| [mark.original.start, mark.original.end]);
-        let first = edges.filter(|edge| (at..=end).contains(edge)).min().unwrap_or(at);
+        // The primary label is to be seen, the others if they are near.
+        let edges =
+            marks.iter().flat_map(|mark| [mark.original.start, mark.original.end].map(|at| (!mark.is_primary, at)));
+        let first = edges.filter(|(_, edge)| (at..=end).contains(edge)).min().map_or(at, |(_, edge)| edge);
         let start = floor_boundary(line, (first - at).saturating_sub(KEPT_BEFORE).min(line.len() - KEPT_BEFORE));
         let stop = floor_boundary(line, start + LINE_LIMIT - KEPT_BEFORE);
         at + start..at + stop
@@ -221,4 +223,117 @@ fn clean(text: &str) -> String {
     const LIMIT: usize = 4000;
     let text = &text[..floor_boundary(text, LIMIT)];
     normalize_untrusted_str(text).replace(is_hidden, "\u{fffd}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::diag::Span;
+
+    fn check(diagnostic: &Diagnostic, expected: &str) {
+        let shown = diagnostic.render(false);
+        assert_eq!(shown, expected, "\n{shown}");
+    }
+
+    fn span_of(source: &Source, part: &str) -> Span {
+        let start = source.text.find(part).unwrap();
+        Span::new(start, start + part.len())
+    }
+
+    #[test]
+    fn without_a_place() {
+        let diagnostic = Diagnostic::error("cannot open `x`").caused_by("No such file\nor directory").hint("try `y`");
+        let expected = "error: cannot open `x`\n  cause: No such file\n         or directory\n  help: try `y`\n";
+        check(&diagnostic, expected);
+        check(&Diagnostic::warning("Rule", "odd"), "warning[Rule]: odd\n");
+    }
+
+    #[test]
+    fn with_cause_and_several_sources() {
+        let file = Source::new("app/Dockerfile", "FROM base\nRUN a\nCOPY x \\\n  y\n");
+        let trigger = Source::new("ONBUILD of `base`", "COPY /a /b");
+        let diagnostic = Diagnostic::error("cannot copy `/a`")
+            .at(&trigger, span_of(&trigger, "/a"), "named here")
+            .at(&file, span_of(&file, "base"), "brings the trigger")
+            .at(&file, span_of(&file, "x \\\n  y"), "")
+            .caused_by("No such file")
+            .hint("one")
+            .hint("two");
+        let expected = "\
+error: cannot copy `/a`
+ --> ONBUILD of `base`:1:6
+  |
+1 |   COPY /a /b
+  |        ^^ named here
+  |
+ ::: app/Dockerfile:1:6
+  |
+1 |   FROM base
+  |        ---- brings the trigger
+2 |   RUN a
+3 |   COPY x \\
+  |  ______-
+4 | |   y
+  | |___-
+  |
+  = cause: No such file
+  = help: one
+  = help: two
+";
+        check(&diagnostic, expected);
+    }
+
+    #[test]
+    fn a_span_over_many_lines_is_folded() {
+        let file = Source::new("Dockerfile", format!("FROM a\n{}LAST\nEND\n", "RUN x\n".repeat(100)));
+        let span = Span::new(7, file.text.find("\nEND").unwrap());
+        let shown = Diagnostic::error("long").at(&file, span, "all of it").render(false);
+        assert!(shown.lines().count() < 15 && shown.contains("102 | | LAST"), "{shown}");
+    }
+
+    #[test]
+    fn spans_that_are_off_do_no_harm() {
+        let file = Source::new("Dockerfile", "é\r\n\n");
+        for start in 0..8 {
+            for end in 0..8 {
+                let shown = Diagnostic::error("odd").at(&file, Span { start, end }, "here").render(false);
+                assert!(shown.contains("--> Dockerfile:"), "{shown}");
+            }
+        }
+        let empty = Source::new("Dockerfile", "");
+        assert!(Diagnostic::error("odd").at(&empty, Span::new(0, 0), "here").render(false).contains("here"));
+    }
+
+    #[test]
+    fn strangers_do_not_reach_the_terminal() {
+        let file = Source::new("\x1b]0;x\x07", "RUN \u{9b}2J\x1b[2J \u{202e}x\n");
+        let diagnostic = Diagnostic::error("bad \x1b[1m")
+            .at(&file, span_of(&file, "x"), "\u{9b}1m")
+            .hint("\x08")
+            .caused_by("\u{85}\r\x0b");
+        let is_plain = |shown: &str| shown.chars().all(|c| c == '\n' || !c.is_control());
+        assert!(is_plain(&diagnostic.render(false)));
+        let nowhere = Diagnostic { labels: Vec::new(), ..diagnostic.clone() };
+        assert!(is_plain(&nowhere.render(false)));
+        // With color the only escape sequences are our own.
+        let colored = diagnostic.render(true);
+        assert!(
+            colored.contains("\x1b[1m") && !colored.contains("\x1b[2J") && !colored.contains("\x1b]"),
+            "{colored:?}"
+        );
+    }
+
+    #[test]
+    fn a_long_line_is_cut_around_the_fault() {
+        let file = Source::new("Dockerfile", format!("RUN {} NEEDLE {}\n", "é ".repeat(500), "x ".repeat(500)));
+        let span = span_of(&file, "NEEDLE");
+        let shown = Diagnostic::error("here").at(&file, span, "").at(&file, Span::new(0, 3), "this").render(false);
+        assert!(shown.lines().all(|line| line.chars().count() < 200), "{shown}");
+        assert!(shown.contains("NEEDLE") && shown.contains("--> Dockerfile:1:1006\n"), "{shown}");
+        let shown = Diagnostic::error("here").at(&file, span, "").render(false);
+        let lines: Vec<_> = shown.lines().collect();
+        let column = |line: &str, what: &str| line[..line.find(what).unwrap()].chars().count();
+        assert_eq!(column(lines[3], "NEEDLE"), column(lines[4], "^^^^^^"), "{shown}");
+        assert!(shown.contains("--> Dockerfile:1:1006\n"), "{shown}");
+    }
 }

@@ -150,10 +150,24 @@ pub struct Heredoc {
 impl Heredoc {
     /// The body with leading tabs removed where `<<-` asks for it.
     pub fn content(&self) -> String {
+        self.word().raw
+    }
+
+    /// [`Heredoc::content`] as a word that knows its place, so that an error of its expansion can
+    /// point at it.
+    pub fn word(&self) -> Word {
         if !self.strips_tabs {
-            return self.body.clone();
+            return Word { raw: self.body.clone(), span: self.body_span, runs: Vec::new() };
         }
-        self.body.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect()
+        let mut word = Word { span: self.body_span, ..Word::default() };
+        let mut at = self.body_span.start;
+        for line in self.body.split_inclusive('\n') {
+            let content = line.trim_start_matches('\t');
+            word.runs.push((word.raw.len() as u32, at + (line.len() - content.len()) as u32));
+            word.raw.push_str(content);
+            at += line.len() as u32;
+        }
+        word
     }
 }
 

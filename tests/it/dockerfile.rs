@@ -68,7 +68,7 @@ fn expansion_errors(file: &Dockerfile) -> Vec<Diagnostic> {
             errors.extend(expand(&word.raw, file.escape, &NoVariables).err().map(|error| error.at(&file.source, word)));
         }
         for heredoc in heredocs(instruction).into_iter().filter(|heredoc| heredoc.expands) {
-            let body = Word { raw: heredoc.body.clone(), span: heredoc.body_span, runs: Vec::new() };
+            let body = heredoc.word();
             errors.extend(expand_heredoc(&body.raw, &NoVariables).err().map(|error| error.at(&file.source, &body)));
         }
     }
@@ -146,6 +146,10 @@ fn assert_places(file: &Dockerfile) {
         assert!(start <= instruction.keyword.start && instruction.keyword.end <= end && end as usize <= text.len());
         for heredoc in heredocs(instruction) {
             assert_eq!(heredoc.body, text[heredoc.body_span.range()]);
+            let word = heredoc.word();
+            for (at, c) in word.raw.char_indices() {
+                assert!(text[word.span_of(at, at + c.len_utf8()).range()].starts_with(c), "{word:?} at {at}");
+            }
         }
     }
 }
