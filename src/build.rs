@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::diag::{Diagnostic, Source};
+use crate::diag::{Diagnostic, Severity, Source};
+use crate::dockerfile::check::Check;
 use crate::dockerfile::{self, Dockerfile};
 use crate::export::{self, Built, Exported, Output};
 use crate::host::{Host, rfc3339};
@@ -75,10 +76,22 @@ fn alone(diagnostic: Diagnostic) -> Vec<Diagnostic> {
 fn parse(request: &Request, host: &Host<'_>) -> Result<Dockerfile, Vec<Diagnostic>> {
     let dockerfile = dockerfile::parse(Arc::clone(&request.dockerfile))?;
     check_syntax(&dockerfile)?;
-    for warning in &dockerfile.warnings {
+    warn(&dockerfile.warnings, &dockerfile, host)?;
+    Ok(dockerfile)
+}
+
+/// Tells the warnings that `# check=` lets through; with `error=true` there they end the build.
+fn warn(warnings: &[Diagnostic], dockerfile: &Dockerfile, host: &Host<'_>) -> Result<(), Vec<Diagnostic>> {
+    let check = Check::parse(dockerfile.check.as_ref());
+    let told: Vec<_> = warnings.iter().filter(|warning| check.admits(warning)).collect();
+    if check.is_error && !told.is_empty() {
+        let faults = told.into_iter().map(|warning| Diagnostic { severity: Severity::Error, ..warning.clone() });
+        return Err(faults.collect());
+    }
+    for warning in told {
         host.reporter.report(Event::Warning(warning));
     }
-    Ok(dockerfile)
+    Ok(())
 }
 
 /// `# syntax=` names the program that reads the file. We are that program for Docker's own
@@ -132,9 +145,7 @@ fn plan(
         }
     }
     let plan = plan::plan(dockerfile, &options, &known)?;
-    for warning in &plan.warnings {
-        host.reporter.report(Event::Warning(warning));
-    }
+    warn(&plan.warnings, dockerfile, host)?;
     Ok((plan, records))
 }
 

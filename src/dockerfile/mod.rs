@@ -11,6 +11,7 @@
 
 pub mod instruction;
 pub mod expand;
+pub mod check;
 mod line;
 mod directive;
 mod heredoc;
