@@ -23,28 +23,47 @@ const SIZE_BYTES: &str = "64m";
 /// The group `tty`, as every distribution numbers it.
 const TTY_GID: u32 = 5;
 
-/// The file systems of /dev, in the order in which they are attached, and their places.
-pub fn filesystems(shm_size_bytes: u64) -> Result<[(&'static str, OwnedFd); 4]> {
-    let shm_size = shm_size_bytes.to_string();
-    let shm = mount::filesystem("tmpfs", &[("mode", "1777"), ("size", &shm_size)], mount::DATA_ONLY)?;
-    let message_queues = mount::filesystem("mqueue", &[], mount::DATA_ONLY)?;
-    give_to_root(&message_queues, "")?;
-    Ok([("dev", devices()?), ("dev/pts", terminals()?), ("dev/shm", shm), ("dev/mqueue", message_queues)])
+/// The file systems of a /dev, but for the message queues: those come with an ipc namespace.
+pub struct Devices {
+    pub dev: OwnedFd,
+    pub pts: OwnedFd,
+    pub shm: OwnedFd,
+    pub shm_size_bytes: u64,
 }
 
-/// Made by a process whose file system ids are root's inside, as are all owners then.
+impl Devices {
+    pub fn new(shm_size_bytes: u64) -> Result<Self> {
+        let (base, size) = (BASE.to_string(), shm_size_bytes.to_string());
+        let options = [("mode", "1777"), ("size", &size), ("uid", &base), ("gid", &base)];
+        let shm = mount::filesystem("tmpfs", &options, mount::DATA_ONLY)?;
+        Ok(Self { dev: devices()?, pts: terminals()?, shm, shm_size_bytes })
+    }
+}
+
+/// The message queues of this process's ipc namespace.
+pub fn message_queues() -> Result<OwnedFd> {
+    let queues = mount::filesystem("mqueue", &[], mount::DATA_ONLY)?;
+    give_to_root(&queues, "")?;
+    Ok(queues)
+}
+
 fn devices() -> Result<OwnedFd> {
-    let dev = mount::filesystem("tmpfs", &[("mode", "755"), ("size", SIZE_BYTES)], NO_SUID | NO_EXEC)?;
+    let base = BASE.to_string();
+    let options = [("mode", "755"), ("size", SIZE_BYTES), ("uid", &base), ("gid", &base)];
+    let dev = mount::filesystem("tmpfs", &options, NO_SUID | NO_EXEC)?;
     let doing = || "cannot make the devices of a container";
     for (name, major, minor) in DEVICES {
         let mode = Mode::from_raw_mode(0o666);
         rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor)).context(doing)?;
+        give_to_root(&dev, name)?;
     }
     for (name, target) in LINKS {
         rustix::fs::symlinkat(target, &dev, name).context(doing)?;
+        give_to_root(&dev, name)?;
     }
     for name in DIRECTORIES {
         rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).context(doing)?;
+        give_to_root(&dev, name)?;
     }
     Ok(dev)
 }
@@ -58,9 +77,9 @@ fn terminals() -> Result<OwnedFd> {
     Ok(pts)
 }
 
-/// For what the kernel made as the host's root, which is nobody inside.
+/// For what was made as the host's root, which is nobody inside.
 fn give_to_root(mount: &OwnedFd, name: &str) -> Result<()> {
     let (uid, gid) = (Uid::from_raw(BASE), Gid::from_raw(BASE));
-    rustix::fs::chownat(mount, name, Some(uid), Some(gid), AtFlags::EMPTY_PATH)
+    rustix::fs::chownat(mount, name, Some(uid), Some(gid), AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)
         .context(|| "cannot make the devices of a container")
 }

@@ -12,6 +12,7 @@
 mod caps;
 mod device;
 mod exec;
+mod holder;
 mod hosts;
 mod limit;
 mod mask;

@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
 };
 
-use super::userns;
+use super::{holder, userns};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys::{self, MountAttributes};
 
@@ -94,6 +94,27 @@ fn errno(error: std::io::Error) -> Errno {
 pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     move_mount(mount, "", target, "", flags)
+}
+
+/// Makes a mount namespace in which there is an empty directory and no more; see
+/// [`holder::namespace`]. A copy of it is quickly made and given up, while the host's may have
+/// hundreds of mounts.
+pub fn bare_namespace(proc: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let empty = filesystem("tmpfs", &[("mode", "755"), ("size", "4096")], DATA_ONLY)?;
+    let furnish = || Ok(make_root(empty.as_fd())?);
+    holder::namespace(proc, "mnt", libc::CLONE_NEWNS, furnish, |_| Ok(()))
+}
+
+/// Makes a mount that is attached nowhere the only root of this process's mount namespace, and the
+/// current directory.
+pub fn make_root(root: BorrowedFd<'_>) -> Result<(), Errno> {
+    // Over `/`: it exists everywhere, and what is over it is out of sight.
+    move_mount(root, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    rustix::process::fchdir(root)?;
+    rustix::process::pivot_root(".", ".")?;
+    // The old root now lies over the new one.
+    unmount(".", UnmountFlags::DETACH)?;
+    rustix::process::chdir("/")
 }
 
 /// How names of an image, a context or a cache are resolved: never out of the root, never through

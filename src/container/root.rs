@@ -2,10 +2,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, move_mount};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::device::Devices;
 use super::mount::{self, BENEATH, DATA_ONLY, READ_ONLY};
 use super::mount_point::{Shape, Stub, find_or_make};
 use super::overlay::{self, Span, Upper};
@@ -13,8 +14,9 @@ use super::template::{Prepared, Template};
 use super::{Container, device, mask, skeleton, source};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::Security;
+use crate::sys;
 
-/// A root with all that stands in it, attached to this process's mount namespace over `/`.
+/// A root with all that stands in it.
 pub struct Root {
     pub overlay: OwnedFd,
     pub skeleton: OwnedFd,
@@ -22,9 +24,9 @@ pub struct Root {
     pub stubs: Vec<Stub>,
 }
 
-/// Mounts everything. The caller's file system ids are root's inside, its umask is 0, and it has
-/// its pid, mount, ipc and network namespaces already, which decide what /proc, /sys and
-/// /dev/mqueue show.
+/// Mounts everything, and makes it this process's root: it leaves the spawner's mount namespace for
+/// one of its own. The caller's file system ids are root's inside, its umask is 0, and it has its
+/// pid, ipc and network namespaces already, which decide what /proc, /dev/mqueue and /sys show.
 pub fn assemble(container: &Container, template: &Template, prepared: &Prepared) -> Result<Root> {
     let sources = source::open_all(&container.mounts, template)?;
     let skeleton = if sources.is_empty() {
@@ -34,19 +36,19 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
         skeleton::make(targets.zip(sources.iter().map(|source| source.shape)))?
     };
     let overlay = overlay(container, template, skeleton.as_fd())?;
-    // Over `/`: it exists everywhere, and is out of sight until pivot_root.
-    move_mount(&overlay, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .context(|| "cannot attach the container's root")?;
+    // All that is the host's has been opened.
+    move_in(&overlay, template.mount_namespace.as_fd()).context(|| "cannot enter the container's root")?;
     let mut stubs = Vec::new();
     let root = overlay.as_fd();
     let is_sandboxed = container.security == Security::Sandbox;
 
     let proc = mount::filesystem("proc", &[], DATA_ONLY)?;
-    put_fixed(root, "proc", proc, &mut stubs)?;
+    put_fixed(root, "proc", &proc, &mut stubs)?;
     let sys = mount::filesystem("sysfs", &[], DATA_ONLY | if is_sandboxed { READ_ONLY } else { 0 })?;
-    put_fixed(root, "sys", sys, &mut stubs)?;
-    for (place, filesystem) in device::filesystems(container.shm_size_bytes)? {
-        put_fixed(root, place, filesystem, &mut stubs)?;
+    put_fixed(root, "sys", &sys, &mut stubs)?;
+    let Devices { dev, pts, shm, .. } = &prepared.devices;
+    for (place, mount) in [("dev", dev), ("dev/pts", pts), ("dev/shm", shm), ("dev/mqueue", &device::message_queues()?)] {
+        put_fixed(root, place, mount, &mut stubs)?;
     }
     if is_sandboxed {
         mask::apply(&template.masks, root, &template.null, &template.empty)?;
@@ -58,6 +60,13 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
         put(root, &mount.target, source.mount.as_fd(), source.shape, &mut stubs)?;
     }
     Ok(Root { overlay, skeleton, stubs })
+}
+
+/// Leaves the host's mounts for a namespace that has only `root`.
+fn move_in(root: &OwnedFd, namespace: BorrowedFd<'_>) -> std::io::Result<()> {
+    move_into_link_name_space(namespace, Some(LinkNameSpaceType::Mount))?;
+    sys::enter_new_mount_namespace()?;
+    Ok(mount::make_root(root.as_fd())?)
 }
 
 fn overlay(container: &Container, template: &Template, skeleton: BorrowedFd<'_>) -> Result<OwnedFd> {
@@ -79,7 +88,7 @@ fn put(root: BorrowedFd<'_>, path: &str, mount: BorrowedFd<'_>, shape: Shape, st
 
 /// For the directories that masks rely on: an image that has a link there is refused, lest it
 /// lead the masks elsewhere.
-fn put_fixed(root: BorrowedFd<'_>, path: &str, mount: OwnedFd, stubs: &mut Vec<Stub>) -> Result<()> {
+fn put_fixed(root: BorrowedFd<'_>, path: &str, mount: &OwnedFd, stubs: &mut Vec<Stub>) -> Result<()> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let place = match rustix::fs::openat2(root, path, flags, Mode::empty(), BENEATH | ResolveFlags::NO_SYMLINKS) {
         Err(Errno::NOENT) => find_or_make(root, path, Shape::Directory, stubs)?,

@@ -93,11 +93,31 @@ fn jump_if(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
     Instruction { code, jt, jf, k }
 }
 
-/// A jump over `length` instructions if the condition holds, however many they are.
-fn skip_if(code: u16, k: u32, length: usize) -> Vec<Instruction> {
-    match u8::try_from(length) {
-        Ok(length) => vec![jump_if(code, k, length, 0)],
-        Err(_) => vec![jump_if(code, k, 0, 1), plain(JUMP, length as u32)],
+/// The answers of one machine's part, each once: every branch of the search ends in one.
+struct Answers {
+    actions: Vec<Action>,
+    starts: Vec<usize>,
+    program: Vec<Instruction>,
+}
+
+impl Answers {
+    fn to(runs: &[(u32, Action)]) -> Self {
+        let mut answers = Self { actions: Vec::new(), starts: Vec::new(), program: Vec::new() };
+        for (_, action) in runs {
+            if !answers.actions.contains(action) {
+                answers.actions.push(*action);
+                answers.starts.push(answers.program.len());
+                answers.program.extend(answer(*action));
+            }
+        }
+        answers
+    }
+
+    /// How many instructions after `left` more ones of the search.
+    fn distance(&self, action: Action, left: usize) -> u8 {
+        // Every action of the runs was put in, and the tables are small; the tests compile them all.
+        let at = self.actions.iter().position(|known| *known == action).expect("an answer for every action");
+        u8::try_from(left + self.starts[at]).expect("a search of at most 255 instructions")
     }
 }
 
@@ -122,16 +142,30 @@ fn answer(action: Action) -> Vec<Instruction> {
     }
 }
 
+/// A binary search: one comparison between any two runs, then the answers.
 fn search(runs: &[(u32, Action)]) -> Vec<Instruction> {
-    if let [(_, action)] = runs {
-        return answer(*action);
-    }
-    let (below, above) = runs.split_at(runs.len() / 2);
-    let below = search(below);
-    let mut program = skip_if(JUMP_IF_AT_LEAST, above[0].0, below.len());
-    program.extend(below);
-    program.extend(search(above));
+    let answers = Answers::to(runs);
+    let mut program = Vec::new();
+    compare(runs, &answers, runs.len() - 1, &mut program);
+    program.extend(answers.program);
     program
+}
+
+/// Adds the comparisons for `runs`, of which there are two at least; the whole search has `length`.
+fn compare(runs: &[(u32, Action)], answers: &Answers, length: usize, program: &mut Vec<Instruction>) {
+    let (below, above) = runs.split_at(runs.len() / 2);
+    let left = length - program.len() - 1;
+    // The comparisons for the lower half come next, those for the upper half after them.
+    let to = |half: &[(u32, Action)], comparisons_between: usize| match half {
+        [(_, action)] => answers.distance(*action, left),
+        _ => u8::try_from(comparisons_between).expect("a search of at most 255 instructions"),
+    };
+    program.push(jump_if(JUMP_IF_AT_LEAST, above[0].0, to(above, below.len() - 1), to(below, 0)));
+    for half in [below, above] {
+        if half.len() > 1 {
+            compare(half, answers, length, program);
+        }
+    }
 }
 
 /// The filter for the machine this was compiled for and its 32-bit kind.
@@ -354,8 +388,8 @@ mod tests {
 
     #[test]
     fn programs_are_short() {
-        assert!(compile(&[&X86_64]).len() < 200);
-        assert!(compile(&[&X86_64, &I386]).len() < 450);
-        assert!(compile(&[&AARCH64, &ARM]).len() < 600);
+        assert!(compile(&[&X86_64]).len() < 100);
+        assert!(compile(&[&X86_64, &I386]).len() < 300);
+        assert!(compile(&[&AARCH64, &ARM]).len() < 300);
     }
 }

@@ -147,7 +147,10 @@ fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Ch
     let prepared = template.prepare(&container)?;
     let (reports, reporting) = protocol::pair()?;
     match sys::clone(step::NAMESPACES).context(|| "cannot make the namespaces of a container")? {
-        Some(child) => Ok((child, reports)),
+        Some(child) => {
+            template.stock(container.shm_size_bytes);
+            Ok((child, reports))
+        }
         None => {
             drop(reports);
             step::run(&container, template, &prepared, output, &reporting)
@@ -229,6 +232,8 @@ fn settle(requests: &OwnedFd) -> Result<()> {
     // Later mounts of the host arrive here, none of ours gets out.
     sys::enter_new_mount_namespace().context(doing)?;
     rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).context(doing)?;
+    // Modes are meant as they are written.
+    rustix::process::umask(Mode::empty());
     // Steps make files as root inside while they still have the host's capabilities.
     rustix::thread::set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP).context(doing)
 }

@@ -1,4 +1,4 @@
-//! The process that becomes a payload: a fork of the spawner in new pid, mount, uts, ipc and cgroup
+//! The process that becomes a payload: a fork of the spawner in new pid, uts, ipc and cgroup
 //! namespaces, still the host's root. It builds its root, moves in, and gives up one privilege
 //! after the other; the last thing it does is exec.
 //!
@@ -8,7 +8,6 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
-use rustix::mount::UnmountFlags;
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
 
 use super::mount_point::make_directories;
@@ -20,9 +19,9 @@ use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::Security;
 use crate::sys;
 
-/// The namespaces that a step is born into.
-pub const NAMESPACES: i32 =
-    libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
+/// The namespaces that a step is born into. It opens what is the host's in the spawner's mount
+/// namespace before it has its own.
+pub const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
 
 /// How a step that could not be started exits; nobody looks at it, as a report was sent.
 const NOT_STARTED: i32 = 125;
@@ -47,7 +46,6 @@ fn start(
     rustix::process::setsid().context(|| "cannot begin a session")?;
     // From here on what this process makes belongs to root inside.
     sys::set_filesystem_ids(userns::BASE, userns::BASE);
-    rustix::process::umask(Mode::empty());
     if let Some(network) = &prepared.network {
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
             .context(|| "cannot enter the network namespace")?;
@@ -57,7 +55,6 @@ fn start(
     let workdir = make_directories(root.overlay.as_fd(), &container.workdir, user.uid, user.gid)
         .context(|| format!("cannot enter the working directory `{}`", container.workdir))?;
     announce(root, reports)?;
-    // The descriptor of the working directory holds its mount, not the way to it.
     enter(workdir, &container.workdir)?;
 
     rustix::system::sethostname(container.hostname.as_bytes()).context(|| "cannot set the host name")?;
@@ -99,23 +96,16 @@ fn announce(root: root::Root, reports: &OwnedFd) -> Result<()> {
     // `Report` owns its records; the descriptors stay ours.
     let records = root.stubs.iter().map(|stub| stub.record.clone()).collect();
     protocol::send(reports.as_fd(), &protocol::encode(&Report::Mounted { stubs: records }), &fds)
-        .context(|| "cannot report to the spawner")?;
-    // The overlay stands over `/`; going there is the way in.
-    rustix::process::fchdir(&root.overlay).context(|| "cannot enter the container's root")
+        .context(|| "cannot report to the spawner")
 }
 
-/// Makes the current directory, the root of a mount, the only root there is.
+/// Changes to the working directory. One that cannot be reached from the root would be a way out.
 fn enter(workdir: OwnedFd, name: &str) -> Result<()> {
-    let doing = || "cannot make the container's root the root";
-    rustix::process::pivot_root(".", ".").context(doing)?;
-    // The old root now lies over the new one.
-    rustix::mount::unmount(".", UnmountFlags::DETACH).context(doing)?;
-    rustix::process::chdir("/").context(doing)?;
-    rustix::process::fchdir(&workdir).context(|| format!("cannot enter the working directory `{name}`"))?;
-    // A directory that cannot be reached from the root would be a way out.
+    let doing = || format!("cannot enter the working directory `{name}`");
+    rustix::process::fchdir(&workdir).context(doing)?;
     let here = rustix::process::getcwd(Vec::new()).context(doing)?;
     if !here.as_bytes().starts_with(b"/") {
-        return Err(Diagnostic::error(format!("cannot enter the working directory `{name}`: it is outside the root")));
+        return Err(Diagnostic::error(doing()).caused_by("it is outside of the root"));
     }
     Ok(())
 }

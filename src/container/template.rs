@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 
+use super::device::Devices;
 use super::mask::{self, Masks};
 use super::{Container, MountKind, hosts, mount, network, seccomp, skeleton, userns};
 use crate::diag::{Context, Result};
@@ -16,6 +17,8 @@ pub struct Template {
     /// A procfs of the spawner's pid namespace; the host's knows its children by other numbers.
     proc: OwnedFd,
     pub user_namespace: OwnedFd,
+    /// Copied for each step; has nothing of the host's.
+    pub mount_namespace: OwnedFd,
     /// For steps without mounts of their own.
     pub skeleton: OwnedFd,
     /// A tmpfs for the files below.
@@ -25,6 +28,8 @@ pub struct Template {
     pub empty: OwnedFd,
     pub masks: Masks,
     pub filter: Vec<sys::Instruction>,
+    /// The next step's, made while an earlier one runs.
+    spare: Option<Devices>,
     texts: BTreeMap<String, OwnedFd>,
     /// User namespaces that only lend their maps to mounts, by the owner shown as root.
     swapped: BTreeMap<(u32, u32), OwnedFd>,
@@ -35,6 +40,7 @@ pub struct Template {
 pub struct Prepared {
     pub hosts: OwnedFd,
     pub resolv_conf: OwnedFd,
+    pub devices: Devices,
     /// To be entered; the builder's own if `None`.
     pub network: Option<OwnedFd>,
 }
@@ -47,6 +53,7 @@ impl Template {
         let proc = mount::filesystem("proc", &[], mount::DATA_ONLY)?;
         let map = userns::map_swapping(0);
         let user_namespace = userns::create(proc.as_fd(), &map, &map)?;
+        let mount_namespace = mount::bare_namespace(proc.as_fd())?;
         let files = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "16m")], mount::NO_SUID | mount::NO_EXEC)?;
         rustix::fs::mknodat(&files, "null", FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3))
             .context(doing)?;
@@ -68,6 +75,8 @@ impl Template {
             swapped: BTreeMap::new(),
             proc,
             user_namespace,
+            mount_namespace,
+            spare: None,
             files,
             null,
             empty,
@@ -85,11 +94,24 @@ impl Template {
             // The default is the host's network.
             Network::Default | Network::Host => None,
         };
+        let devices = match self.spare.take().filter(|spare| spare.shm_size_bytes == container.shm_size_bytes) {
+            Some(spare) => spare,
+            None => Devices::new(container.shm_size_bytes)?,
+        };
         Ok(Prepared {
+            devices,
             hosts: self.text(hosts::hosts(&container.hostname, &container.extra_hosts))?,
             resolv_conf: self.text(resolv_conf(container.network)?)?,
             network,
         })
+    }
+
+    /// Makes ahead what the next step is likely to need.
+    pub fn stock(&mut self, shm_size_bytes: u64) {
+        if self.spare.is_none() {
+            // If this fails the next step will say why.
+            self.spare = Devices::new(shm_size_bytes).ok();
+        }
     }
 
     /// A read-only file with this content.

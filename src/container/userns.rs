@@ -3,13 +3,12 @@
 //! Ids inside count from 0; on the host they are a range that nothing else uses, so that root in a
 //! RUN is nobody outside. Layers stay owned by 0 on disk: they are mounted through a map.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
-use rustix::process::Signal;
 
-use crate::diag::{Context, Result};
-use crate::sys;
+use super::holder;
+use crate::diag::Result;
 
 /// The host's id for root inside: the upper half of all ids. Distributions hand out nothing there,
 /// and everything an image may name up to 2³¹ can be represented.
@@ -28,34 +27,21 @@ pub fn map_swapping(as_root: u32) -> String {
     if as_root == 0 || as_root >= COUNT {
         return format!("0 {BASE} {COUNT}\n");
     }
-    let extents =
-        [(0, as_root, 1), (1, 1, as_root - 1), (as_root, 0, 1), (as_root + 1, as_root + 1, COUNT - as_root - 1)];
+    let extents = [(0, as_root, 1), (1, 1, as_root - 1), (as_root, 0, 1), (as_root + 1, as_root + 1, COUNT - as_root - 1)];
     let lines = extents.iter().filter(|(.., count)| *count > 0);
     lines.map(|(inside, outside, count)| format!("{inside} {} {count}\n", BASE + outside)).collect()
 }
 
-/// Makes a user namespace with these maps; it lives as long as the descriptor. `proc` is a procfs
-/// of the caller's pid namespace, whose only thread the caller is.
+/// Makes a user namespace with these maps; see [`holder::namespace`].
 pub fn create(proc: BorrowedFd<'_>, uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
-    let child = sys::clone(libc::CLONE_NEWUSER).context(|| "cannot make a user namespace")?;
-    let Some(child) = child else {
-        // Only a place to hold the namespace until its descriptor is open; ends with a signal.
-        loop {
-            rustix::event::pause();
-        }
-    };
-    let pid = child.pid.as_raw_nonzero();
-    let made = (|| {
+    holder::namespace(proc, "user", libc::CLONE_NEWUSER, || Ok(()), |pid| {
         for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
-            let file =
-                rustix::fs::openat(proc, format!("{pid}/{file}"), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(proc, format!("{pid}/{file}"), flags, Mode::empty())?;
             rustix::io::write(file, map.as_bytes())?;
         }
-        rustix::fs::openat(proc, format!("{pid}/ns/user"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-    })();
-    rustix::process::pidfd_send_signal(child.pidfd.as_fd(), Signal::KILL).context(|| "cannot end a helper process")?;
-    sys::wait(child.pid).context(|| "cannot wait for a helper process")?;
-    made.context(|| "cannot map the ids of a user namespace")
+        Ok(())
+    })
 }
 
 #[cfg(test)]
