@@ -104,7 +104,7 @@ fn run() -> Result<(), String> {
     print!("{table}");
     let path = bench.dir.join("table.md");
     fs::write(&path, table).map_err(|error| format!("cannot write {}: {error}", path.display()))?;
-    bench.clean(&builders);
+    bench.clean();
     Ok(())
 }
 
@@ -171,7 +171,7 @@ impl Bench {
     fn prepare() -> Result<Self, String> {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let bench = Self { dir: root.join("target/bench") };
-        bench.clean(&[]);
+        bench.clean();
         fs::create_dir_all(&bench.dir).map_err(|error| format!("cannot make {}: {error}", bench.dir.display()))?;
         run_to_end(Command::new("sh").arg(root.join("demo/base.sh")).arg(bench.dir.join("base")))?;
 
@@ -200,14 +200,17 @@ impl Bench {
     }
 
     /// Removes everything but the table.
-    fn clean(&self, builders: &[Builder]) {
-        if builders.iter().any(|builder| matches!(builder.kind, Kind::Buildah)) {
-            // It mounts its own store over itself, as root.
-            let mount = self.dir.join("buildah/root/overlay");
-            let _ = Command::new("umount").arg(mount).stderr(Stdio::null()).status();
-        }
+    fn clean(&self) {
+        // buildah mounts its own store over itself, as root, and leaves that.
+        let mount = self.dir.join("buildah/root/overlay");
+        while Command::new("umount").arg(&mount).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {}
         for name in ["base", "one", "many", "cached", "wythe", "buildah"] {
-            let _ = fs::remove_dir_all(self.dir.join(name));
+            let dir = self.dir.join(name);
+            if dir.exists()
+                && let Err(error) = fs::remove_dir_all(&dir)
+            {
+                eprintln!("cannot remove {}: {error}", dir.display());
+            }
         }
     }
 }
