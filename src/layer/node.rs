@@ -46,6 +46,10 @@ impl Node {
         self.kind == Kind::Directory
     }
 
+    pub fn is_file(&self) -> bool {
+        self.kind == Kind::File
+    }
+
     pub fn is_whiteout(&self) -> bool {
         self.kind == Kind::Whiteout
     }

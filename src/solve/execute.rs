@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::input::Read;
-use super::{Keyed, Solved, Solver, Stack, Standing};
+use super::{Keyed, Solved, Solver, Stack, Standing, lowers};
 use crate::cache::Reason;
 use crate::container::{self, Container, Mount, MountKind, Status, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
@@ -255,15 +255,17 @@ impl Solver<'_> {
 
     /// Who a RUN runs as.
     fn user(&self, below: &Stack, user: Option<&Located>) -> Result<passwd::User> {
-        let root = self.rootfs(below)?;
+        let layers = lowers(self.host.store, below)?;
+        let layers: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
         let spec = user.map_or("", |user| &user.text);
-        passwd::user(root.as_fd(), spec).map_err(|error| locate(error, user))
+        passwd::user(&layers, spec).map_err(|error| locate(error, user))
     }
 
     /// Who `--chown` names.
     pub(super) fn owner(&self, below: &Stack, chown: &Located) -> Result<(u32, u32)> {
-        let root = self.rootfs(below)?;
-        passwd::owner(root.as_fd(), &chown.text).map_err(|error| locate(error, Some(chown)))
+        let layers = lowers(self.host.store, below)?;
+        let layers: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
+        passwd::owner(&layers, &chown.text).map_err(|error| locate(error, Some(chown)))
     }
 
     // ---- COPY, ADD, WORKDIR
