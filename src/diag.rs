@@ -4,6 +4,8 @@
 //! A function that can fail returns [`Result`]; one that finds several faults at once (the parser,
 //! the planner) returns `Result<T, Vec<Diagnostic>>`.
 
+mod render;
+
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,12 +25,21 @@ impl Source {
         Arc::new(Self { name: name.into(), text: text.into() })
     }
 
-    /// Line and column of a byte offset, both counted from 1; columns count characters.
+    /// Line and column of a byte offset, both counted from 1; columns count characters. A byte order
+    /// mark is none.
     pub fn position(&self, offset: usize) -> (usize, usize) {
-        let before = &self.text[..self.text.floor_char_boundary(offset.min(self.text.len()))];
+        let before = &self.text[..floor_boundary(&self.text, offset)];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        let line = &before[line_start..];
+        let is_marked = line_start == 0 && line.starts_with('\u{feff}');
+        (before.matches('\n').count() + 1, line.chars().count() + 1 - usize::from(is_marked))
     }
+}
+
+/// The last character boundary of `text` that is not after `offset`.
+fn floor_boundary(text: &str, offset: usize) -> usize {
+    let offset = offset.min(text.len());
+    (0..=offset).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
 }
 
 /// A range of bytes in a [`Source`].
@@ -135,9 +146,15 @@ impl<T> Context<T> for std::result::Result<T, rustix::io::Errno> {
 /// The name among `known` that `word` was most likely meant to be, if one is near enough to suggest
 /// (edit distance at most a third of the length, ASCII case ignored).
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // The distance takes time by the product of the lengths, and nobody mistypes that much.
+    const LIMIT: usize = 100;
+    if word.len() > LIMIT {
+        return None;
+    }
     let word = word.to_ascii_lowercase();
     known
         .into_iter()
+        .filter(|name| name.len() <= LIMIT)
         .map(|name| (edit_distance(&word, &name.to_ascii_lowercase()), name))
         .filter(|(distance, name)| *distance <= 1.max(name.chars().count().max(word.chars().count()) / 3))
         .min_by_key(|(distance, _)| *distance)
@@ -172,6 +189,7 @@ mod tests {
         assert_eq!(nearest("CPOY", ["ADD", "COPY", "CMD"]), Some("COPY"));
         assert_eq!(nearest("mont", ["mount", "network"]), Some("mount"));
         assert_eq!(nearest("frobnicate", ["mount", "network"]), None);
+        assert_eq!(nearest(&"x".repeat(1 << 20), [&*"x".repeat(1 << 20)]), None);
     }
 
     #[test]

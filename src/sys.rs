@@ -1,3 +1,276 @@
 //! Every `unsafe` of the crate: the system calls that rustix does not wrap. One call a block, each
 //! with the sentence that says why it is sound.
 #![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+use std::time::Duration;
+
+use libc::{c_char, c_int, c_long};
+use rustix::process::{Pid, PidfdFlags};
+use rustix::thread::ThreadNameSpaceType;
+
+/// A process that this one made. It must be waited for with [`wait`].
+#[derive(Debug)]
+pub struct Child {
+    pub pid: Pid,
+    pub pidfd: OwnedFd,
+}
+
+fn checked(result: c_long) -> io::Result<c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Forks a child that is PID 1 of a new pid namespace; `None` in the child. The namespace of later
+/// children is as before.
+///
+/// The fork is the C library's own, so that its locks (malloc's above all) are whole in the child
+/// even if other threads run; what other threads were doing to Rust's data is not, so the child
+/// must not touch anything shared with them.
+pub fn fork_into_new_pid_namespace() -> io::Result<Option<Child>> {
+    let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
+    // SAFETY: a pid namespace for children changes nothing about memory or file descriptors.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWPID) }?;
+    // SAFETY: the child keeps to the contract above, which is the caller's.
+    let forked = unsafe { libc::fork() };
+    if forked == 0 {
+        return Ok(None);
+    }
+    let forked = checked(forked.into());
+    rustix::thread::move_into_thread_name_spaces(own.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
+    let pid = pid_from(forked?)?;
+    Ok(Some(Child { pid, pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty())? }))
+}
+
+fn pid_from(raw: c_long) -> io::Result<Pid> {
+    i32::try_from(raw).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::other("not a process id"))
+}
+
+/// Forks a child into the new namespaces `flags` (`CLONE_NEW*`); `None` in the child. For processes
+/// with a single thread only: the C library does not learn of this fork.
+pub fn clone(flags: c_int) -> io::Result<Option<Child>> {
+    let mut pidfd: c_int = -1;
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = flags as u64 | libc::CLONE_PIDFD as u64;
+    arguments.pidfd = &raw mut pidfd as u64;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    let size = size_of::<libc::clone_args>();
+    // SAFETY: without CLONE_VM this is a fork; `arguments` and `pidfd` live across the call.
+    let cloned = checked(unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size) })?;
+    if cloned == 0 {
+        return Ok(None);
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Some(Child { pid: pid_from(cloned)?, pidfd }))
+}
+
+/// Ends the process at once: no destructors, no exit handlers, which belong to the parent.
+pub fn exit(status: i32) -> ! {
+    // SAFETY: always sound.
+    unsafe { libc::_exit(status) }
+}
+
+/// How a child ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Waited {
+    /// As of `wait(2)`.
+    pub status: i32,
+    /// User and system time of the child and of those it waited for.
+    pub cpu: Duration,
+    /// Peak resident set of the largest of them.
+    pub peak_bytes: u64,
+}
+
+/// Waits for a child's end.
+pub fn wait(pid: Pid) -> io::Result<Waited> {
+    let mut status = 0;
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    loop {
+        // SAFETY: both pointers are to live locals of the right types.
+        let waited = unsafe { libc::wait4(pid.as_raw_nonzero().get(), &raw mut status, 0, &raw mut usage) };
+        match checked(waited.into()) {
+            Ok(_) => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let duration = |time: libc::timeval| {
+        Duration::from_secs(time.tv_sec.try_into().unwrap_or(0))
+            + Duration::from_micros(time.tv_usec.try_into().unwrap_or(0))
+    };
+    let peak_kib = u64::try_from(usage.ru_maxrss).unwrap_or(0);
+    Ok(Waited { status, cpu: duration(usage.ru_utime) + duration(usage.ru_stime), peak_bytes: peak_kib * 1024 })
+}
+
+/// Sets the ids that file system operations of this thread are done as.
+///
+/// The calls cannot tell whether they succeeded; they do for a process with CAP_SETUID and
+/// CAP_SETGID. Capabilities stay if the securebit `NO_SETUID_FIXUP` is set. The kernel forgets the
+/// parent-death signal.
+pub fn set_filesystem_ids(uid: u32, gid: u32) {
+    // SAFETY: changes nothing about memory; the raw call works on this thread alone.
+    unsafe { libc::syscall(libc::SYS_setfsgid, gid) };
+    // SAFETY: as above.
+    unsafe { libc::syscall(libc::SYS_setfsuid, uid) };
+}
+
+/// What [`mount_setattr`] changes: `MOUNT_ATTR_*` bits, and the user namespace whose map the mount
+/// is to have.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct MountAttributes<'a> {
+    pub set: u64,
+    pub id_map: Option<BorrowedFd<'a>>,
+}
+
+/// Changes the mount that `mount` is the root of; with `is_recursive`, all those below it too.
+pub fn mount_setattr(mount: BorrowedFd<'_>, is_recursive: bool, attributes: MountAttributes<'_>) -> io::Result<()> {
+    let mut flags = libc::AT_EMPTY_PATH;
+    if is_recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    let attributes = libc::mount_attr {
+        attr_set: attributes.set | attributes.id_map.map_or(0, |_| libc::MOUNT_ATTR_IDMAP),
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: attributes.id_map.map_or(0, |fd| fd.as_raw_fd() as u64),
+    };
+    let size = size_of::<libc::mount_attr>();
+    // SAFETY: the path is an empty C string and `attributes` lives across the call.
+    checked(unsafe {
+        libc::syscall(libc::SYS_mount_setattr, mount.as_raw_fd(), c"".as_ptr(), flags, &raw const attributes, size)
+    })?;
+    Ok(())
+}
+
+/// Marks every descriptor from `first` on to be closed by exec.
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: no descriptor is closed now, so no owner is deceived.
+    checked(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })?;
+    Ok(())
+}
+
+/// Closes every descriptor above standard error but `keep`. For a process that has just been
+/// forked and drops nothing that it inherited.
+pub fn close_all_but(keep: BorrowedFd<'_>) -> io::Result<()> {
+    let keep = keep.as_raw_fd() as u32;
+    for (first, last) in [(3, keep - 1), (keep + 1, u32::MAX)] {
+        if first <= last {
+            // SAFETY: the owners of these descriptors live on in the parent process only.
+            checked(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives every signal its default action and unblocks all.
+pub fn reset_signals() {
+    // The kernel's `struct sigaction`: all zeroes say the default action. The C library would
+    // refuse the two signals it keeps for itself, which may come ignored from whoever started us.
+    let default = [0u64; 4];
+    for signal in 1..=64 {
+        // SAFETY: the default action runs no code of ours; `default` is as large as what is read.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), ptr::null_mut::<u64>(), 8) };
+    }
+    // SAFETY: all-zero is a value of sigset_t.
+    let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `none` is a live local.
+    unsafe { libc::sigemptyset(&raw mut none) };
+    // SAFETY: `none` is initialised; the old set is not asked for.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) };
+}
+
+/// Replaces this process by the program at `path`; returns only if that cannot be done.
+pub fn exec(path: &CStr, arguments: &[CString], environment: &[CString]) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+        strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect()
+    };
+    let (arguments, environment) = (pointers(arguments), pointers(environment));
+    // SAFETY: both arrays end with a null pointer and point to C strings that outlive the call.
+    unsafe { libc::execve(path.as_ptr(), arguments.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// One instruction of classic BPF.
+pub type Instruction = libc::sock_filter;
+
+/// Makes `filter` decide on every later system call of this process and its descendants.
+pub fn install_seccomp_filter(filter: &[Instruction]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: filter.len().try_into().map_err(|_| io::Error::other("the filter is too long"))?,
+        filter: filter.as_ptr().cast_mut(),
+    };
+    // SAFETY: `program` points to `len` instructions, which the kernel only reads.
+    checked(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })?;
+    Ok(())
+}
+
+/// Leaves the session keyring that this process inherited for a new, empty one.
+pub fn join_new_session_keyring() -> io::Result<()> {
+    // SAFETY: a null name makes an anonymous keyring.
+    checked(unsafe { libc::syscall(libc::SYS_keyctl, 1, ptr::null::<c_char>()) })?;
+    Ok(())
+}
+
+/// Moves this process into a new network namespace, owned by its user namespace.
+pub fn enter_new_network_namespace() -> io::Result<()> {
+    // SAFETY: changes nothing about memory or file descriptors.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?)
+}
+
+/// Moves this process into a copy of its mount namespace, owned by its user namespace.
+pub fn enter_new_mount_namespace() -> io::Result<()> {
+    // SAFETY: changes nothing about memory or file descriptors.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?)
+}
+
+/// Brings the loopback interface of this process's network namespace up.
+pub fn bring_loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
+    // SAFETY: all-zero is a value of every member of this union.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as c_char;
+    request.ifr_name[1] = b'o' as c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    // SAFETY: this request reads one `ifreq`, which is live.
+    checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) }.into())?;
+    Ok(())
+}
+
+/// Blocks `signals` for this thread and those it starts, and gives a descriptor from which they can
+/// be read instead.
+pub fn signal_fd(signals: &[c_int]) -> io::Result<OwnedFd> {
+    // SAFETY: a zeroed sigset_t is valid storage for sigemptyset, which initialises it.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `set` is valid for writing.
+    unsafe { libc::sigemptyset(&mut set) };
+    for signal in signals {
+        // SAFETY: `set` is an initialised set.
+        unsafe { libc::sigaddset(&mut set, *signal) };
+    }
+    // SAFETY: `set` is an initialised set; the old mask is not asked for.
+    let error = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, ptr::null_mut()) };
+    if error != 0 {
+        return Err(io::Error::from_raw_os_error(error));
+    }
+    // SAFETY: `set` is an initialised set; -1 asks for a new descriptor.
+    let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: signalfd has just returned this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The number of the next signal of a [`signal_fd`]; waits for it.
+pub fn read_signal(fd: BorrowedFd<'_>) -> io::Result<c_int> {
+    // The kernel writes whole `signalfd_siginfo` structures, which begin with the number.
+    let mut information = [0_u8; size_of::<libc::signalfd_siginfo>()];
+    rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut information))?;
+    let number = information.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+    Ok(c_int::try_from(number).unwrap_or(0))
+}

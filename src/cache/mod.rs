@@ -1,1 +1,18 @@
-//! The cache: keys of named facts, records, and why a step missed.
+//! The cache: keys of named facts, records of results, and why a step missed.
+//!
+//! ```text
+//! step ── facts ──▶ Facts ── SHA-256 ──▶ CacheKey ── look up ──▶ Record (result, times, the facts)
+//!                     └────────── differ from the nearest record's ──▶ why it missed
+//! ```
+//!
+//! A key is made of nothing but facts that `explain` can show. What an image says of itself is never
+//! one of them: only digests computed here are.
+
+pub mod explain;
+pub mod fact;
+pub mod prune;
+pub mod record;
+
+pub use explain::{Difference, Reason};
+pub use fact::Facts;
+pub use record::{LayerResult, Record, Records};

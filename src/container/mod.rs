@@ -5,21 +5,51 @@
 //!                          └─ payload (PID 1 of its own pid namespace, in the build's user namespace)
 //! ```
 //!
-//! When the builder dies the spawner dies, and with it every process of every step.
+//! When the builder dies the spawner dies, and with it every process of every step. All mounts live
+//! in the mount namespaces of these processes or are detached: the host's mount table is never
+//! touched, and nothing is written to its disk but a step's upper dir.
 
+mod caps;
+mod device;
+mod exec;
+mod holder;
+mod hosts;
+mod limit;
+mod mask;
+mod mount;
+mod mount_point;
+mod network;
+mod overlay;
 pub mod passwd;
+mod protocol;
+mod root;
+mod seccomp;
+mod seccomp_table;
+mod serve;
+pub mod signal;
+mod skeleton;
+mod source;
+mod spawner;
+mod step;
+mod template;
+mod userns;
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use crate::diag::Result;
+use serde::{Deserialize, Serialize};
+
 use crate::plan::{Network, Security};
 
+pub use overlay::overlay_detached;
+pub use spawner::Spawner;
+
 /// Everything one RUN needs, resolved: no name is left to look up but `argv[0]` in PATH.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Container {
     pub argv: Vec<String>,
+    /// Given to the payload as it is; only HOME is added where it is missing.
     pub env: Vec<(String, String)>,
     /// Absolute; made (0755, the user's) if missing.
     pub workdir: String,
@@ -27,20 +57,24 @@ pub struct Container {
     pub hostname: String,
     /// `--add-host`.
     pub extra_hosts: Vec<(String, IpAddr)>,
+    #[serde(with = "protocol::NetworkDef")]
     pub network: Network,
+    #[serde(with = "protocol::SecurityDef")]
     pub security: Security,
     /// Layer dirs, topmost first.
+    #[serde(with = "protocol::paths")]
     pub lowers: Vec<PathBuf>,
     /// Holds `u` and `w` (see [`crate::store::Draft`]).
+    #[serde(with = "protocol::path")]
     pub draft: PathBuf,
     pub mounts: Vec<Mount>,
     pub shm_size_bytes: u64,
-    /// `(resource name as in --ulimit, soft, hard)`.
+    /// `(resource name as in --ulimit, soft, hard)`; `u64::MAX` is unlimited.
     pub ulimits: Vec<(String, u64, u64)>,
 }
 
 /// A mount at `target`, made after the fixed ones, in order.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Mount {
     /// Absolute, resolved beneath the container's root; made on the way where missing, without a
     /// trace in the layer.
@@ -48,16 +82,27 @@ pub struct Mount {
     pub kind: MountKind,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum MountKind {
-    /// A file or directory of the host (a context, a cache), `path` resolved beneath `root`.
+    /// A file or directory of the store (a cache), `path` resolved beneath `root`. Owners are as on
+    /// disk; writes go through.
     Bind {
+        #[serde(with = "protocol::path")]
+        root: PathBuf,
+        path: String,
+        is_readonly: bool,
+    },
+    /// A file or directory of the user's (a context), `path` resolved beneath `root`. What belongs
+    /// to the owner of `root` is root's inside; writes are discarded.
+    Context {
+        #[serde(with = "protocol::path")]
         root: PathBuf,
         path: String,
         is_readonly: bool,
     },
     /// A stack of layers as a merged tree, `path` resolved beneath it. Writes are discarded.
     Layers {
+        #[serde(with = "protocol::paths")]
         lowers: Vec<PathBuf>,
         path: String,
         is_readonly: bool,
@@ -65,7 +110,8 @@ pub enum MountKind {
     Tmpfs {
         size_bytes: Option<u64>,
     },
-    /// A file on a tmpfs: a secret, a heredoc script. Read-only, nosuid, nodev.
+    /// A file on a tmpfs: a secret, a heredoc script. Read-only, nosuid, nodev; noexec without an
+    /// execute bit.
     File {
         content: Vec<u8>,
         mode: u32,
@@ -81,32 +127,14 @@ pub enum Status {
     Signaled(i32),
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Exit {
     pub status: Status,
     /// User and system CPU time of the processes that were waited for.
     pub cpu: std::time::Duration,
     /// Peak resident set of the largest process.
     pub peak_bytes: u64,
-}
-
-/// The handle on the spawner; safe to share between threads.
-pub struct Spawner {
-    _todo: (),
-}
-
-impl Spawner {
-    /// Forks the spawner. To be called before any thread is started; cheap, and inert until the
-    /// first step.
-    pub fn fork() -> Result<Self> {
-        todo!()
-    }
-
-    /// Runs one step to its end. What the payload writes to stdout and stderr arrives on the read
-    /// end of the pipe whose write end is `output`. Returns when the container is gone and its
-    /// upper is quiescent.
-    pub fn run(&self, container: &Container, output: OwnedFd) -> Result<Exit> {
-        let _ = (container, output);
-        todo!()
-    }
+    /// The directory that stood below all layers to offer mount points, for
+    /// [`crate::layer::canonicalize`].
+    pub skeleton: OwnedFd,
 }

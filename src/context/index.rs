@@ -1,7 +1,324 @@
-//! Remembered content hashes of files, by (device, inode, size, mtime, ctime).
+//! Remembered content digests of files, by (device, inode, size, mtime, ctime).
+//!
+//! A digest is remembered only if the file's ctime was at least two seconds old when it was
+//! hashed: a later change then has another ctime, however coarse the clock of the file system is,
+//! and a ctime cannot be set back. So a hit needs no second look at the file.
+//!
+//! ```text
+//! "wythe hash index 1\n" | record … sorted by device and inode, 96 bytes each | SHA-256 of all before
+//! record: device 8 | inode 8 | size 8 | mtime 8+4 | ctime 8+4 | flags 4 | reserved 12 | digest 32     little endian
+//! ```
 
-/// The hash index of one context directory.
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::Statx;
+
+use crate::diag::{Context as _, Result};
+use crate::digest::Digest;
+
+const MAGIC: &[u8] = b"wythe hash index 1\n";
+const RECORD_BYTES: usize = 96;
+const CHECKSUM_BYTES: usize = 32;
+/// The largest index that is read: some eleven million files.
+const MAX_BYTES: u64 = 1 << 30;
+/// How old a ctime must be: the coarsest file system (FAT) counts in steps of two seconds.
+const SETTLED_SECONDS: i64 = 2;
+
+type Record = [u8; RECORD_BYTES];
+
+/// The hash index of one context directory. Threads may use it together.
 #[derive(Debug, Default)]
 pub struct HashIndex {
-    _todo: (),
+    /// When this build began, in seconds of the clock that stamps files.
+    now: i64,
+    /// The records as they were on disk.
+    old: Vec<u8>,
+    /// Which of them this build has met.
+    seen: Vec<AtomicBool>,
+    new: Mutex<BTreeMap<FileKey, Remembered>>,
+}
+
+/// What a file is recognised by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileKey {
+    pub device: u64,
+    pub inode: u64,
+    pub size_bytes: u64,
+    pub mtime: (i64, u32),
+    pub ctime: (i64, u32),
+}
+
+impl FileKey {
+    pub fn of(stat: &Statx) -> Self {
+        Self {
+            device: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            inode: stat.stx_ino,
+            size_bytes: stat.stx_size,
+            mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+            ctime: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
+        }
+    }
+
+    fn to_bytes(self) -> [u8; 48] {
+        let mut bytes = [0; 48];
+        bytes[0..8].copy_from_slice(&self.device.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.inode.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.size_bytes.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.mtime.0.to_le_bytes());
+        bytes[32..36].copy_from_slice(&self.mtime.1.to_le_bytes());
+        bytes[36..44].copy_from_slice(&self.ctime.0.to_le_bytes());
+        bytes[44..48].copy_from_slice(&self.ctime.1.to_le_bytes());
+        bytes
+    }
+}
+
+/// What is known of a file's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    pub digest: Digest,
+    /// It has extended attributes that count: they are to be read again.
+    pub has_xattrs: bool,
+}
+
+impl HashIndex {
+    /// An index without a file, which forgets at the end of the build. `now` is in seconds since
+    /// the epoch, of the clock that stamps files (`CLOCK_REALTIME_COARSE`), read before the first
+    /// file is looked at.
+    pub fn new(now: i64) -> Self {
+        Self { now, ..Self::default() }
+    }
+
+    /// Reads the index at `path`; one that is missing, torn or of another version is empty.
+    pub fn load(path: &Path, now: i64) -> Self {
+        let is_small = fs::metadata(path).is_ok_and(|metadata| metadata.len() <= MAX_BYTES);
+        let bytes = if is_small { fs::read(path).unwrap_or_default() } else { Vec::new() };
+        Self::from_bytes(bytes, now)
+    }
+
+    /// As [`HashIndex::load`], from the bytes of the file.
+    pub fn from_bytes(mut bytes: Vec<u8>, now: i64) -> Self {
+        let Some(end) = bytes.len().checked_sub(CHECKSUM_BYTES) else {
+            return Self::new(now);
+        };
+        let is_whole = bytes.starts_with(MAGIC)
+            && end >= MAGIC.len()
+            && (end - MAGIC.len()).is_multiple_of(RECORD_BYTES)
+            && Digest::of(&bytes[..end]).as_bytes() == &bytes[end..];
+        if !is_whole {
+            return Self::new(now);
+        }
+        bytes.truncate(end);
+        let mut seen = Vec::new();
+        seen.resize_with((end - MAGIC.len()) / RECORD_BYTES, AtomicBool::default);
+        Self { now, old: bytes, seen, new: Mutex::default() }
+    }
+
+    /// The digest of the file, if it was hashed before and has not changed since.
+    pub fn get(&self, key: &FileKey) -> Option<Remembered> {
+        if let Some(index) = self.find(key) {
+            let record = &self.records()[index];
+            let digest = Digest::from_bytes(*record.last_chunk()?);
+            self.seen[index].store(true, Ordering::Relaxed);
+            return Some(Remembered { digest, has_xattrs: record[48] != 0 });
+        }
+        self.new.lock().ok()?.get(key).copied()
+    }
+
+    /// Remembers a file that was read after its key was taken. One whose ctime is too young is
+    /// not remembered.
+    pub fn insert(&self, key: FileKey, remembered: Remembered) {
+        if key.ctime.0 > self.now - SETTLED_SECONDS - 1 {
+            return;
+        }
+        // A thread that panicked left the map whole: every change of it is one call.
+        let mut new = self.new.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        new.insert(key, remembered);
+    }
+
+    /// Writes the index beside `path` and renames it there, if it is not what was read: with what
+    /// is new, and without what this build has not met.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let Some(bytes) = self.to_bytes() else {
+            return Ok(());
+        };
+        let doing = || format!("cannot write `{}`", path.display());
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(directory)?;
+            file.write_all(&bytes)?;
+            file.persist(path)?;
+            Ok(())
+        };
+        write().context(doing)
+    }
+
+    /// The bytes of the index as [`HashIndex::save`] would write it; nothing if nothing changed.
+    pub fn to_bytes(&self) -> Option<Vec<u8>> {
+        let new = self.new.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if new.is_empty() && self.seen.iter().all(|seen| seen.load(Ordering::Relaxed)) {
+            return None;
+        }
+        let kept = self.records().iter().zip(&self.seen).filter(|(_, seen)| seen.load(Ordering::Relaxed));
+        let mut records: Vec<Record> = kept.map(|(record, _)| *record).collect();
+        records.extend(new.iter().map(|(key, remembered)| {
+            let mut record = [0; RECORD_BYTES];
+            record[..48].copy_from_slice(&key.to_bytes());
+            record[48] = u8::from(remembered.has_xattrs);
+            record[64..].copy_from_slice(remembered.digest.as_bytes());
+            record
+        }));
+        // Both parts are in order: a stable sort finds that and merges them.
+        records.sort_by_key(order);
+        let mut bytes = Vec::with_capacity(MAGIC.len() + records.len() * RECORD_BYTES + CHECKSUM_BYTES);
+        bytes.extend_from_slice(MAGIC);
+        bytes.extend_from_slice(records.as_flattened());
+        let checksum = Digest::of(&bytes);
+        bytes.extend_from_slice(checksum.as_bytes());
+        Some(bytes)
+    }
+
+    fn records(&self) -> &[Record] {
+        self.old.get(MAGIC.len()..).unwrap_or_default().as_chunks().0
+    }
+
+    /// Binary search: the records are never turned into anything else.
+    fn find(&self, key: &FileKey) -> Option<usize> {
+        let (records, wanted) = (self.records(), (key.device, key.inode));
+        let first = records.partition_point(|record| order(record) < wanted);
+        let key = key.to_bytes();
+        let same = records[first..].iter().take_while(|record| order(record) == wanted);
+        same.enumerate().find(|(_, record)| record[..48] == key).map(|(index, _)| first + index)
+    }
+}
+
+fn order(record: &Record) -> (u64, u64) {
+    let numbers = record.as_chunks().0;
+    (u64::from_le_bytes(numbers[0]), u64::from_le_bytes(numbers[1]))
+}
+
+/// Whether inode numbers and times of the file system with this `statfs` magic can be trusted to
+/// tell files apart: not where another machine can change a file and the times are cached.
+pub fn is_trusted(magic: u32) -> bool {
+    const REMOTE: &[u32] = &[
+        0x6969,      // NFS
+        0x517b,      // SMB
+        0xff53_4d42, // CIFS
+        0xfe53_4d42, // SMB2
+        0x6573_5546, // FUSE, virtiofs
+        0x0102_1997, // 9P
+        0x00c3_6400, // Ceph
+        0x5346_414f, // AFS
+        0x6b41_4653, // kAFS
+        0x7375_7245, // Coda
+        0x564c,      // NCP
+        0x0bd0_0bd0, // Lustre
+        0x4750_4653, // GPFS
+        0x0116_1970, // GFS2
+        0x7461_636f, // OCFS2
+        0x786f_4256, // VirtualBox shared folders
+        0xbacb_acbc, // VMware shared folders
+    ];
+    !REMOTE.contains(&magic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_000_000;
+
+    fn key(inode: u64, ctime: i64) -> FileKey {
+        FileKey { device: 7, inode, size_bytes: 1, mtime: (5, 6), ctime: (ctime, 9) }
+    }
+
+    fn content(text: &str) -> Remembered {
+        Remembered { digest: Digest::of(text.as_bytes()), has_xattrs: text.starts_with('x') }
+    }
+
+    #[test]
+    fn remembers_by_every_part_of_the_key() {
+        let index = HashIndex::new(NOW);
+        index.insert(key(1, 5), content("x"));
+        index.insert(key(2, 5), content("b"));
+        let index = HashIndex::from_bytes(index.to_bytes().unwrap(), NOW);
+        assert_eq!(index.get(&key(1, 5)), Some(content("x")));
+        assert_eq!(index.get(&key(2, 5)), Some(content("b")));
+        for other in [
+            FileKey { device: 8, ..key(1, 5) },
+            FileKey { inode: 3, ..key(1, 5) },
+            FileKey { size_bytes: 2, ..key(1, 5) },
+            FileKey { mtime: (5, 7), ..key(1, 5) },
+            FileKey { mtime: (6, 6), ..key(1, 5) },
+            FileKey { ctime: (5, 8), ..key(1, 5) },
+            FileKey { ctime: (6, 9), ..key(1, 5) },
+        ] {
+            assert_eq!(index.get(&other), None, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_young_file_is_not_remembered() {
+        let index = HashIndex::new(NOW);
+        for (ctime, expected) in [(NOW - 3, true), (NOW - 2, false), (NOW, false), (NOW + 100, false)] {
+            index.insert(key(1, ctime), content("a"));
+            assert_eq!(index.get(&key(1, ctime)).is_some(), expected, "{ctime}");
+        }
+    }
+
+    #[test]
+    fn is_written_only_when_something_changed() {
+        let index = HashIndex::new(NOW);
+        assert_eq!(index.to_bytes(), None);
+        for inode in 0..100 {
+            index.insert(key(inode * 7 % 100, 5), content(&format!("{inode}")));
+        }
+        let bytes = index.to_bytes().unwrap();
+
+        let index = HashIndex::from_bytes(bytes.clone(), NOW);
+        assert!((0..100).all(|inode| index.get(&key(inode, 5)).is_some()));
+        assert_eq!(index.to_bytes(), None);
+
+        // What is not met any more goes, what is new comes.
+        let index = HashIndex::from_bytes(bytes, NOW);
+        assert!((10..100).all(|inode| index.get(&key(inode, 5)).is_some()));
+        index.insert(key(50, 6), content("new"));
+        let index = HashIndex::from_bytes(index.to_bytes().unwrap(), NOW);
+        assert_eq!(index.records().len(), 91);
+        assert_eq!(index.get(&key(9, 5)), None);
+        assert_eq!(index.get(&key(50, 6)), Some(content("new")));
+        assert!(index.get(&key(50, 5)).is_some());
+    }
+
+    #[test]
+    fn what_is_torn_is_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("index");
+        let load = || HashIndex::load(&path, NOW).get(&key(1, 5));
+        assert_eq!(load(), None);
+        let index = HashIndex::new(NOW);
+        index.insert(key(1, 5), content("a"));
+        index.save(&path).unwrap();
+        assert_eq!(load(), Some(content("a")));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut torn = whole.clone();
+            torn[at] ^= 1;
+            assert_eq!(HashIndex::from_bytes(torn, NOW).get(&key(1, 5)), None, "{at}");
+            assert_eq!(HashIndex::from_bytes(whole[..at].to_vec(), NOW).get(&key(1, 5)), None, "{at}");
+        }
+    }
+
+    #[test]
+    fn other_machines_files_are_not_trusted() {
+        assert!(is_trusted(0xef53)); // ext4
+        assert!(!is_trusted(0x6969));
+        assert!(!is_trusted(0xff53_4d42));
+    }
 }

@@ -7,18 +7,33 @@
 //! A [`Listing`] is everything a copy is decided by: its digest goes into the cache key, and the
 //! copy itself works through its entries and checks each file against the digest in it.
 
+mod collect;
+mod glob;
+mod hash;
 pub mod ignore;
 pub mod index;
+pub mod lines;
+mod missing;
+mod parents;
 pub mod pattern;
+mod resolve;
 pub mod select;
+mod walk;
+mod xattr;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use crate::diag::Result;
+use rustix::fs::{Mode, OFlags};
+
+use crate::diag::{Context as _, Result};
 use crate::digest::{Digest, Hasher};
 
 pub use ignore::IgnoreRules;
 pub use index::HashIndex;
+pub use lines::{Change, diff};
+pub use select::{Blame, Form, Request, SelectError, select};
 
 /// A readable tree: the build context, a named context, or a stage's merged root.
 pub struct Tree {
@@ -35,8 +50,20 @@ pub struct Tree {
 impl Tree {
     /// Opens a local directory as a context, with its ignore file already parsed.
     pub fn open(path: &std::path::Path, ignore: Option<IgnoreRules>) -> Result<Self> {
-        let _ = (path, ignore);
-        todo!()
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(path, flags, Mode::empty())
+            .context(|| format!("cannot open build context `{}`", path.display()))?;
+        Ok(Self { root, name: path.display().to_string(), ignore, keeps_owners: false })
+    }
+
+    /// A stage's or image's merged root; `name` is `stage build`, for messages.
+    pub fn of_root(root: OwnedFd, name: impl Into<String>) -> Self {
+        Self { root, name: name.into(), ignore: None, keeps_owners: true }
+    }
+
+    /// As it is called in messages: "stage build", "the context `dir`".
+    pub fn described(&self) -> String {
+        if self.keeps_owners { self.name.clone() } else { format!("the context `{}`", self.name) }
     }
 
     pub fn root(&self) -> BorrowedFd<'_> {
@@ -51,7 +78,9 @@ pub struct Selection {
     /// link): a file lands under this name in a destination directory. Empty for the root itself.
     pub name: Vec<u8>,
     /// The first entry is the source itself (`land` is empty); for a directory the others are
-    /// what is in it. With `--parents`, `land` is the kept path and parents come first.
+    /// what is in it. With `--parents` the first is the directory that kept paths begin in (the
+    /// root, or what is before `/./`), and `land` is the kept path. Sorted by name in each
+    /// directory, a directory before what is in it.
     pub entries: Vec<Entry>,
 }
 
@@ -101,14 +130,12 @@ impl Listing {
     /// xattrs and bytes; never modification times.
     pub fn digest(&self) -> Digest {
         let mut hasher = Hasher::default();
-        for line in self.lines() {
-            hasher.field(&line);
-        }
+        lines::each(self, |line| hasher.field(line));
         hasher.finish()
     }
 
     /// One line an entry, as `cache explain` compares them: the key of the line is the path.
     pub fn lines(&self) -> Vec<Vec<u8>> {
-        todo!("context")
+        lines::lines(self)
     }
 }

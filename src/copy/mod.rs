@@ -1,4 +1,26 @@
 //! COPY and ADD: lands the entries of a listing in a root, as BuildKit does.
+//!
+//! ```text
+//! land ── a selection ──▶ walk to the destination (place)   links resolved in the root, parents made
+//!                         ├─ a directory: its entries merge (land)
+//!                         ├─ an archive: its members (archive)
+//!                         └─ anything else: one entry (land, node)
+//!      └─ last: modification times of directories, when nothing is made in them any more
+//! ```
+//!
+//! What always holds: nothing is opened or made but from a directory fd beneath the root, one
+//! component at a time and never through a link the kernel follows; what lands is what the listing
+//! says, so a file whose bytes differ from its digest is an error; the clock does not show, as every
+//! directory something was made in gets the time the caller gave.
+
+mod archive;
+pub mod chmod;
+mod content;
+mod land;
+mod node;
+mod place;
+#[cfg(test)]
+mod tests;
 
 use std::os::fd::BorrowedFd;
 
@@ -10,6 +32,10 @@ use crate::diag::Result;
 pub struct Owner {
     pub uid: u32,
     pub gid: u32,
+}
+
+impl Owner {
+    pub const ROOT: Self = Self { uid: 0, gid: 0 };
 }
 
 /// How to land.
@@ -31,13 +57,20 @@ pub struct Landing<'a> {
 /// Copies every selection of `listing` from `tree` beneath `root` (a writable overlay or a plain
 /// directory). A file whose content differs from the listing's digest is an error: the context
 /// changed during the build. On failure `root` holds a part of the copy and is to be thrown away.
+///
+/// Members of an unpacked archive that are devices are left out where the kernel does not let us
+/// make any (in a user namespace); a device named by the listing is an error there.
 pub fn land(tree: &Tree, listing: &Listing, root: BorrowedFd<'_>, landing: &Landing<'_>) -> Result<()> {
-    let _ = (tree, listing, root, landing);
-    todo!()
+    let mut lander = land::Lander::new(tree.root(), root, landing)?;
+    for selection in &listing.selections {
+        lander.selection(selection)?;
+    }
+    lander.finish()
 }
 
-/// Lands a file that is no file of a tree: a heredoc or a download.
+/// A file that is no file of a tree: a heredoc or a download.
 pub struct Blob<'a> {
+    /// What it is called in a destination directory.
     pub name: &'a str,
     pub content: &'a [u8],
     pub mode: u32,
@@ -45,7 +78,30 @@ pub struct Blob<'a> {
     pub mtime: i64,
 }
 
+/// Lands a blob as a file owned by root or `--chown`, or its members if it is an archive and
+/// `unpacks` is set. On failure `root` holds a part of it and is to be thrown away.
 pub fn land_blob(blob: &Blob<'_>, root: BorrowedFd<'_>, landing: &Landing<'_>) -> Result<()> {
-    let _ = (blob, root, landing);
-    todo!()
+    let mut lander = land::Lander::new(root, root, landing)?;
+    lander.blob(blob)?;
+    lander.finish()
+}
+
+/// Makes the working directory `path` (absolute) and what is missing above it: mode 0755, the
+/// given owner, modification time `now`. Symbolic links are resolved in the root, to where they
+/// point if nothing is there yet. Returns whether anything was made; an existing directory is left
+/// as it is.
+pub fn make_workdir(root: BorrowedFd<'_>, path: &str, owner: Owner, now: i64) -> Result<bool> {
+    let mut root = place::Root::new(root, now);
+    let top = root.top()?;
+    let makes = place::Makes { mode: 0o755, owner };
+    let made = match root.walk(&top, path.as_bytes(), place::Follows::Links, makes)? {
+        place::Spot::Directory(_) => root.has_made(),
+        place::Spot::Name { parent, name, is_free: true } => {
+            root.make_directory(&parent, &name, makes)?;
+            true
+        }
+        place::Spot::Name { parent, name, is_free: false } => return Err(place::not_a_directory(&parent.join(&name))),
+    };
+    root.finish()?;
+    Ok(made)
 }

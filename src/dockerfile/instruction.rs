@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::diag::{Source, Span};
+use crate::dockerfile::heredoc;
 
 /// A piece of an instruction as written: quotes, escapes and variables untouched, continuations
 /// removed. Knows where each of its bytes came from.
@@ -81,6 +82,7 @@ pub struct From {
 /// One `NAME` or `NAME=value` of an ARG list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArgDeclaration {
+    /// Unquoted. May hold variables, which BuildKit expands (`ARG $X`).
     pub name: String,
     pub name_span: Span,
     pub value: Option<Word>,
@@ -118,6 +120,17 @@ pub struct Run {
     pub heredocs: Vec<Heredoc>,
 }
 
+impl Run {
+    /// The heredoc whose body is what RUN executes: `RUN <<EOF` and nothing else. `None` where the
+    /// shell is to read the heredocs itself, or there are none.
+    pub fn script(&self) -> Option<&Heredoc> {
+        match &self.command {
+            Command::Shell(text) if heredoc::mark(text).is_some() => self.heredocs.first(),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heredoc {
     /// The delimiter, unquoted.
@@ -137,10 +150,24 @@ pub struct Heredoc {
 impl Heredoc {
     /// The body with leading tabs removed where `<<-` asks for it.
     pub fn content(&self) -> String {
+        self.word().raw
+    }
+
+    /// [`Heredoc::content`] as a word that knows its place, so that an error of its expansion can
+    /// point at it.
+    pub fn word(&self) -> Word {
         if !self.strips_tabs {
-            return self.body.clone();
+            return Word { raw: self.body.clone(), span: self.body_span, runs: Vec::new() };
         }
-        self.body.split_inclusive('\n').map(|line| line.trim_start_matches('\t')).collect()
+        let mut word = Word { span: self.body_span, ..Word::default() };
+        let mut at = self.body_span.start;
+        for line in self.body.split_inclusive('\n') {
+            let content = line.trim_start_matches('\t');
+            word.runs.push((word.raw.len() as u32, at + (line.len() - content.len()) as u32));
+            word.raw.push_str(content);
+            at += line.len() as u32;
+        }
+        word
     }
 }
 

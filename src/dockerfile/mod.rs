@@ -9,8 +9,19 @@
 //! [`parse`] reports every fault of a file in one go. Expansion ([`expand`]) happens at planning,
 //! when variables are known.
 
-pub mod expand;
 pub mod instruction;
+pub mod expand;
+pub mod check;
+mod line;
+mod directive;
+mod heredoc;
+mod json;
+mod pair;
+mod duration;
+mod fault;
+mod flag;
+mod statement;
+mod parse;
 
 use std::sync::Arc;
 
@@ -20,6 +31,7 @@ pub use instruction::{
     Add, ArgDeclaration, Command, Copy, CopySource, Flag, From, Healthcheck, Heredoc, Instruction, Kind, Onbuild, Run,
     Word,
 };
+pub use parse::{parse, parse_trigger};
 
 /// A whole file.
 #[derive(Clone, Debug)]
@@ -51,19 +63,6 @@ impl Stage {
     pub fn name(&self) -> Option<&str> {
         self.from.name.as_deref()
     }
-}
-
-/// Parses a file. On failure every error found is returned, in the order of the text.
-pub fn parse(source: Arc<Source>) -> Result<Dockerfile, Vec<Diagnostic>> {
-    let _ = source;
-    todo!()
-}
-
-/// Parses one ONBUILD trigger (the text after ONBUILD, as an image config stores it) as the
-/// instruction it stands for. `source` holds exactly that text.
-pub fn parse_trigger(source: Arc<Source>, escape: char) -> Result<Instruction, Vec<Diagnostic>> {
-    let _ = (source, escape);
-    todo!()
 }
 
 /// The span that covers both.

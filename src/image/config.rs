@@ -136,3 +136,48 @@ impl ImageConfig {
         serde_json::to_vec(self).unwrap()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Docker's fields and unknown ones are there after reading and writing, and the bytes do not depend
+    /// on the order they came in.
+    #[test]
+    fn nothing_is_lost() {
+        let text = include_str!("../../testdata/image/config.json");
+        let config = ImageConfig::from_json(text.as_bytes()).unwrap();
+        let written = config.to_json();
+        assert_eq!(
+            serde_json::from_slice::<Value>(&written).unwrap(),
+            serde_json::from_str::<Value>(text).unwrap(),
+            "{}",
+            String::from_utf8_lossy(&written)
+        );
+        assert_eq!(ImageConfig::from_json(&written).unwrap().to_json(), written);
+        // A `Value` is sorted; written from it, the keys came in another order.
+        let reordered = serde_json::from_str::<Value>(text).unwrap().to_string();
+        assert_eq!(ImageConfig::from_json(reordered.as_bytes()).unwrap().to_json(), written);
+        assert_eq!(config.config.healthcheck.as_ref().map(|check| check.retries), Some(3));
+        assert_eq!(config.config.shell, ["/bin/bash", "-c"]);
+    }
+
+    #[test]
+    fn null_is_absent() {
+        let text = r#"{"architecture":null,"os":"linux","config":null,"rootfs":null,"history":null,"created":null}"#;
+        let config = ImageConfig::from_json(text.as_bytes()).unwrap();
+        assert_eq!(config, ImageConfig { os: "linux".into(), ..ImageConfig::default() });
+        let text = r#"{"config":{"Env":null,"Labels":null,"Volumes":null,"Cmd":null,"OnBuild":null,"Healthcheck":null},
+                       "rootfs":{"type":"layers","diff_ids":null}}"#;
+        assert_eq!(ImageConfig::from_json(text.as_bytes()).unwrap(), ImageConfig::default());
+    }
+
+    #[test]
+    fn what_is_no_config_is_an_error() {
+        for text in ["", "null", "[]", "7", r#"{"config":[]}"#, r#"{"history":{}}"#, r#"{"rootfs":{"diff_ids":[]}}"#] {
+            assert!(ImageConfig::from_json(text.as_bytes()).is_err(), "{text}");
+        }
+        let text = r#"{"rootfs":{"type":"layers","diff_ids":["sha256:../../../etc/passwd"]}}"#;
+        assert!(ImageConfig::from_json(text.as_bytes()).is_err());
+    }
+}

@@ -5,13 +5,29 @@
 //! Dockerfile ── bases() ──▶ names to resolve ── (the world) ──▶ Bases ── plan() ──▶ Plan
 //! ```
 
+mod copy;
+mod graph;
+mod history;
+mod lint;
+mod metadata;
+mod mount;
 pub mod op;
+mod path;
+mod port;
+mod run;
+mod scope;
+mod signal;
+mod stage;
+mod title;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::diag::Diagnostic;
 use crate::dockerfile::Dockerfile;
 use crate::image::{ImageConfig, Platform};
+
+use graph::Graph;
+use stage::Draft;
 
 pub use op::{
     BaseKey, Copy, CopyKind, CopySource, HeredocFile, Input, Located, Network, Op, Root, Run, RunMount, RunMountKind,
@@ -62,8 +78,7 @@ pub struct Wanted {
 /// The names that the target needs and that are not in `known` yet. To be called again after
 /// resolving: the ONBUILD triggers of a base may ask for more. Empty when planning can start.
 pub fn bases(dockerfile: &Dockerfile, options: &Options, known: &Bases) -> Result<Vec<Wanted>, Vec<Diagnostic>> {
-    let _ = (dockerfile, options, known);
-    todo!()
+    Ok(Graph::new(dockerfile, options, known)?.wanted(known))
 }
 
 /// The steps the target needs, parents before children.
@@ -95,6 +110,45 @@ impl Plan {
 
 /// Makes the step graph. Every fault found is returned.
 pub fn plan(dockerfile: &Dockerfile, options: &Options, bases: &Bases) -> Result<Plan, Vec<Diagnostic>> {
-    let _ = (dockerfile, options, bases);
-    todo!()
+    let graph = Graph::new(dockerfile, options, bases)?;
+    let mut draft = Draft { ends: vec![None; graph.nodes.len()], ..Draft::default() };
+    draft.warnings.clone_from(&graph.warnings);
+    for index in &graph.reachable {
+        let end = stage::plan(&graph, bases, *index, &mut draft);
+        draft.ends[*index] = Some(end);
+    }
+    let triggers = graph.nodes.iter().flat_map(|node| &node.triggers);
+    draft.warnings.extend(scope::unused(dockerfile, triggers, options));
+    match draft.ends.swap_remove(graph.target) {
+        Some(end) if draft.faults.is_empty() => Ok(Plan {
+            steps: draft.steps,
+            target: end.last,
+            config: finish(end.config, options),
+            warnings: draft.warnings,
+        }),
+        _ => Err(draft.faults),
+    }
+}
+
+/// The config of the image: that of the target stage, for the platform that was asked for, with `--label`.
+fn finish(mut config: ImageConfig, options: &Options) -> ImageConfig {
+    config.config.labels.extend(options.labels.clone());
+    let target = &options.platform;
+    if options.platform_is_explicit || config.architecture.is_empty() || config.os.is_empty() {
+        let is_same = config.os == target.os && config.architecture == target.architecture;
+        config.os.clone_from(&target.os);
+        config.architecture.clone_from(&target.architecture);
+        if !is_same || target.variant.is_some() {
+            config.variant.clone_from(&target.variant);
+        }
+        if !is_same {
+            config.extra.remove("os.version");
+        }
+    }
+    if let Some(normal) = stage::platform_of(&config) {
+        config.os = normal.os;
+        config.architecture = normal.architecture;
+        config.variant = normal.variant;
+    }
+    config
 }

@@ -104,8 +104,8 @@ pub struct Run {
     pub argv: Vec<String>,
     /// The image's ENV at this point, in order.
     pub env: Vec<(String, String)>,
-    /// ARGs in scope with a value, in order of declaration, last value; they win over `env` where
-    /// BuildKit lets them. Part of the key, by name.
+    /// ARGs in scope with a value, in order of declaration. Each has the value in force, be it that of a
+    /// later ENV: put over `env`, they give what the process sees. Part of the key, by name.
     pub args: Vec<(String, String)>,
     /// Predefined proxy variables that the Dockerfile did not declare: passed to the process, part
     /// of neither key nor history.
@@ -179,6 +179,7 @@ pub enum RunMountKind {
         uid: u32,
         gid: u32,
     },
+    /// A socket of the agent. The target of the first one is `SSH_AUTH_SOCK`, unless that is set.
     Ssh {
         id: String,
         is_required: bool,
@@ -197,6 +198,7 @@ pub enum CopyKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Copy {
     pub kind: CopyKind,
+    /// In the order in which they land: heredocs after all others.
     pub sources: Vec<CopySource>,
     pub from: Input,
     /// Absolute (WORKDIR joined), a trailing slash kept: it says "a directory".

@@ -1,8 +1,36 @@
 //! What a build tells while it runs, and who shows it.
+//!
+//! A step is told of in this order: `Started`, any number of `Output` and `Progress`, `Fault` if it
+//! failed, `Finished`. Steps run side by side and their events mix. `Ended` comes last, once.
+//!
+//! | reporter     | shows                                                         |
+//! |--------------|---------------------------------------------------------------|
+//! | [`Plain`]    | `#3 …` lines, for logs                                        |
+//! | [`Terminal`] | running steps and the end of their output, redrawn in place   |
+//! | [`Json`]     | one object a line, for programs                               |
+//! | [`Silent`]   | nothing                                                       |
+//!
+//! Showing never fails a build: when nobody reads any more, a reporter falls silent.
 
-use std::time::Duration;
+mod json;
+mod plain;
+mod screen;
+mod table;
+mod terminal;
+mod text;
+mod ticker;
+pub mod units;
+
+use std::io::{self, Write};
+use std::time::{Duration, Instant};
 
 use crate::diag::Diagnostic;
+
+pub use json::Json;
+pub use plain::Plain;
+pub use screen::Size;
+pub use terminal::Terminal;
+pub use text::{Tail, defuse, fit};
 
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +57,17 @@ pub enum Event<'a> {
         number: Number,
         bytes: &'a [u8],
     },
+    /// How far a transfer is.
+    Progress {
+        number: Number,
+        done_bytes: u64,
+        total_bytes: Option<u64>,
+    },
+    /// Why the step is about to finish as [`Outcome::Failed`].
+    Fault {
+        number: Number,
+        message: &'a str,
+    },
     Finished {
         number: Number,
         outcome: Outcome,
@@ -44,4 +83,91 @@ pub enum Event<'a> {
 /// Shows events; called from several threads.
 pub trait Reporter: Send + Sync {
     fn report(&self, event: Event<'_>);
+
+    /// Leaves the terminal to others: nothing more will be reported. Shows the table of steps if
+    /// [`Event::Ended`] was not reported.
+    fn close(&self) {}
+}
+
+/// Shows nothing.
+pub struct Silent;
+
+impl Reporter for Silent {
+    fn report(&self, _: Event<'_>) {}
+}
+
+/// Where the output of one step is written to: passes it on to the reporter and keeps its end.
+/// Writing never fails.
+pub struct Output<'a> {
+    reporter: &'a dyn Reporter,
+    number: Number,
+    tail: Tail,
+}
+
+impl<'a> Output<'a> {
+    pub fn new(reporter: &'a dyn Reporter, number: Number) -> Self {
+        Self { reporter, number, tail: Tail::default() }
+    }
+
+    pub fn tail(&self) -> &Tail {
+        &self.tail
+    }
+}
+
+impl Write for Output<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.tail.push(bytes);
+        self.reporter.report(Event::Output { number: self.number, bytes });
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Time since the reporter was made.
+pub type Clock = Box<dyn Fn() -> Duration + Send + Sync>;
+
+fn stopwatch() -> Clock {
+    let start = Instant::now();
+    Box::new(move || start.elapsed())
+}
+
+/// A warning as lines of text: where, what, which rule; then what may help.
+fn warning_lines(warning: &Diagnostic) -> Vec<String> {
+    let place = warning.labels.first().map_or(String::new(), |label| {
+        let (line, column) = label.source.position(label.span.start as usize);
+        format!("{}:{line}:{column}: ", label.source.name)
+    });
+    let rule = warning.rule.map_or(String::new(), |rule| format!(" [{rule}]"));
+    let mut lines = vec![format!("{place}warning: {}{rule}", warning.message)];
+    lines.extend(warning.cause.iter().map(|cause| format!("  cause: {cause}")));
+    lines.extend(warning.hints.iter().map(|hint| format!("  hint: {hint}")));
+    lines.iter().map(|line| defuse(line.as_bytes())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[test]
+    fn output_is_passed_on_and_its_end_kept() {
+        struct Seen(Mutex<Vec<u8>>);
+        impl Reporter for Seen {
+            fn report(&self, event: Event<'_>) {
+                if let Event::Output { number: Number(7), bytes } = event {
+                    self.0.lock().unwrap().extend_from_slice(bytes);
+                }
+            }
+        }
+        let seen = Seen(Mutex::default());
+        let mut output = Output::new(&seen, Number(7));
+        output.write_all(b"one\ntw").unwrap();
+        output.write_all(b"o\n").unwrap();
+        assert_eq!(output.tail().lines(), ["one", "two"]);
+        assert_eq!(*seen.0.lock().unwrap(), b"one\ntwo\n");
+    }
 }

@@ -1,7 +1,62 @@
-//! The one integration test binary: a module for each thing tested.
+//! The one test binary. A module a kind of test; cases are folders below `testdata/`, and `BLESS=1`
+//! rewrites what they expect.
+#![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
+mod build;
+mod cache;
 mod compression;
+mod container;
+mod dockerfile;
+mod image;
 mod layer;
 mod overlay;
+mod plan;
+mod progress;
+mod sandbox;
+mod store;
+mod tidy;
 mod tree;
 mod unpack;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The directory `testdata/<name>`.
+fn testdata(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(name)
+}
+
+/// Compares with the golden file `path`, or writes it when blessing.
+#[track_caller]
+fn check_golden(path: &Path, actual: &[u8]) {
+    if is_blessing() {
+        fs::write(path, actual).unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
+        return;
+    }
+    let expected =
+        fs::read(path).unwrap_or_else(|error| panic!("cannot read {}: {error} (BLESS=1 makes it)", path.display()));
+    if expected == actual {
+        return;
+    }
+    let (expected, actual) = (String::from_utf8_lossy(&expected), String::from_utf8_lossy(actual));
+    let line = expected.lines().zip(actual.lines()).position(|(a, b)| a != b);
+    let line = line.unwrap_or(expected.lines().count().min(actual.lines().count())) + 1;
+    panic!(
+        "{} differs from line {line} (BLESS=1 rewrites it)\n--- expected\n{expected}\n--- actual\n{actual}",
+        path.display()
+    );
+}
+
+#[allow(clippy::disallowed_methods)] // A test is its own command line.
+fn is_blessing() -> bool {
+    std::env::var_os("BLESS").is_some()
+}
+
+/// The folders in `testdata/<name>`, sorted; there must be some.
+fn cases(name: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(testdata(name)).unwrap_or_else(|error| panic!("cannot read testdata/{name}: {error}"));
+    let mut cases: Vec<_> = entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect();
+    cases.sort();
+    assert!(!cases.is_empty(), "no cases in testdata/{name}");
+    cases
+}

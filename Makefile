@@ -1,0 +1,74 @@
+# make demo      build wythe, then an image with it, twice; no network but cargo's
+# make test      format, lints and all tests
+# make bench     time builds, also against buildah where it is installed
+# make release   one static binary in target/release-static/
+# make install   wythe, and `build` as a link to it, into $(PREFIX)/bin
+# make deps      what tests and benchmarks call, from apt when root
+# make fmt lint  what `make test` begins with
+
+PREFIX ?= /usr/local
+CARGO ?= cargo
+# The program that the demo uses: WYTHE=target/debug/wythe saves an optimised build.
+WYTHE ?= target/release/wythe
+
+machine := $(shell uname -m)
+musl := $(machine)-unknown-linux-musl
+max_bytes := 8000000
+
+.PHONY: all demo test bench release install deps fmt fmt-check lint clean
+.DELETE_ON_ERROR:
+
+all: target/release/wythe
+
+# Cargo knows what is up to date.
+.PHONY: target/release/wythe target/debug/wythe
+target/release/wythe:
+	$(CARGO) build --release --bin wythe
+
+target/debug/wythe:
+	$(CARGO) build --bin wythe
+
+demo: $(WYTHE)
+	demo/run.sh $(WYTHE) target/demo
+
+test: deps fmt-check lint
+	$(CARGO) test
+
+bench:
+	$(CARGO) bench --bench builds
+
+fmt:
+	$(CARGO) fmt
+
+fmt-check:
+	$(CARGO) fmt --check
+
+lint:
+	$(CARGO) clippy --all-targets -- -D warnings
+
+deps:
+	@.ci/deps
+
+release:
+	@rustc --print target-libdir --target $(musl) | xargs test -d || { \
+	    echo "adding the Rust target $(musl)"; \
+	    command -v rustup > /dev/null && rustup target add $(musl); \
+	} || { \
+	    echo "there is no standard library for $(musl): install rustup, then run \`rustup target add $(musl)\`" >&2; \
+	    exit 1; \
+	}
+	$(CARGO) build --release --bin wythe --target $(musl)
+	@mkdir -p target/release-static
+	@cp target/$(musl)/release/wythe target/release-static/wythe
+	@ldd target/release-static/wythe 2>&1 | grep -q -e 'statically linked' -e 'not a dynamic executable' || { \
+	    echo "target/release-static/wythe is not static" >&2; exit 1; }
+	@bytes=$$(wc -c < target/release-static/wythe); \
+	    echo "target/release-static/wythe: static, $$bytes bytes"; \
+	    [ $$bytes -le $(max_bytes) ] || { echo "more than the $(max_bytes) bytes it may have" >&2; exit 1; }
+
+install: target/release/wythe
+	install -D -m 755 target/release/wythe $(DESTDIR)$(PREFIX)/bin/wythe
+	ln -sf wythe $(DESTDIR)$(PREFIX)/bin/build
+
+clean:
+	$(CARGO) clean

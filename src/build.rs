@@ -1,0 +1,231 @@
+//! The pipeline: from a request to images. Start reading here.
+//!
+//! ```text
+//! parse ─▶ bases ─▶ resolve ─▶ plan ─▶ solve ─▶ image ─▶ export
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::diag::{Diagnostic, Severity, Source};
+use crate::dockerfile::check::Check;
+use crate::dockerfile::{self, Dockerfile};
+use crate::export::{self, Built, Exported, Output};
+use crate::host::{Host, rfc3339};
+use crate::image::{History, ImageConfig, Platform, Reference};
+use crate::plan::{self, Base, BaseKey, Bases, Plan};
+use crate::progress::Event;
+use crate::resolve;
+use crate::solve::{self, Explained, Settings, Solution};
+use crate::store::ImageRecord;
+
+/// What the user asked for.
+pub struct Request {
+    pub dockerfile: Arc<Source>,
+    /// `options.platform` is replaced by each of `platforms`.
+    pub options: plan::Options,
+    /// At least one.
+    pub platforms: Vec<Platform>,
+    pub settings: Settings,
+    pub outputs: Vec<Output>,
+    /// Names in the local store.
+    pub names: Vec<Reference>,
+    /// `SOURCE_DATE_EPOCH`: the time of every new history entry, in seconds.
+    pub epoch: Option<i64>,
+}
+
+/// What a build gave.
+pub struct Outcome {
+    pub images: Vec<Built>,
+    pub exported: Exported,
+}
+
+/// Builds and exports. Every fault of the Dockerfile is returned at once; a fault while running
+/// comes alone. What was committed before a failure stays in the cache; outputs appear whole or not
+/// at all.
+pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnostic>> {
+    let dockerfile = parse(request, host)?;
+    let mut images = Vec::new();
+    for platform in &request.platforms {
+        let (plan, bases) = plan(request, &dockerfile, platform, host)?;
+        let solution = solve::solve(&plan, host, &request.settings, &bases).map_err(alone)?;
+        let stack = solution.of(plan.target).stack.clone();
+        let config = finish_config(&plan, &solution, request.epoch);
+        images.push(Built { platform: platform.clone(), config, stack });
+    }
+    let exported = export::export(&images, &request.outputs, &request.names, host).map_err(alone)?;
+    host.reporter.report(Event::Ended);
+    Ok(Outcome { images, exported })
+}
+
+/// Says for each step whether it would hit, without running anything.
+pub fn explain(request: &Request, host: &Host<'_>) -> Result<Vec<Explained>, Vec<Diagnostic>> {
+    let dockerfile = parse(request, host)?;
+    let mut explained = Vec::new();
+    for platform in &request.platforms {
+        let (plan, bases) = plan(request, &dockerfile, platform, host)?;
+        explained.extend(solve::explain(&plan, host, &request.settings, &bases).map_err(alone)?);
+    }
+    Ok(explained)
+}
+
+fn alone(diagnostic: Diagnostic) -> Vec<Diagnostic> {
+    vec![diagnostic]
+}
+
+fn parse(request: &Request, host: &Host<'_>) -> Result<Dockerfile, Vec<Diagnostic>> {
+    let dockerfile = dockerfile::parse(Arc::clone(&request.dockerfile))?;
+    check_syntax(&dockerfile)?;
+    warn(&dockerfile.warnings, &dockerfile, host)?;
+    Ok(dockerfile)
+}
+
+/// Tells the warnings that `# check=` lets through; with `error=true` there they end the build.
+fn warn(warnings: &[Diagnostic], dockerfile: &Dockerfile, host: &Host<'_>) -> Result<(), Vec<Diagnostic>> {
+    let check = Check::parse(dockerfile.check.as_ref());
+    let told: Vec<_> = warnings.iter().filter(|warning| check.admits(warning)).collect();
+    if check.is_error && !told.is_empty() {
+        let faults = told.into_iter().map(|warning| Diagnostic { severity: Severity::Error, ..warning.clone() });
+        return Err(faults.collect());
+    }
+    for warning in told {
+        host.reporter.report(Event::Warning(warning));
+    }
+    Ok(())
+}
+
+/// `# syntax=` names the program that reads the file. We are that program for Docker's own
+/// language; anything else we would misread.
+fn check_syntax(dockerfile: &Dockerfile) -> Result<(), Vec<Diagnostic>> {
+    let Some(syntax) = &dockerfile.syntax else { return Ok(()) };
+    let name = syntax.raw.split(['@', ' ']).next().unwrap_or_default();
+    let name = name.strip_prefix("docker.io/").unwrap_or(name);
+    let name = name.split(':').next().unwrap_or(name);
+    if matches!(name, "docker/dockerfile" | "docker/dockerfile-upstream") {
+        return Ok(());
+    }
+    Err(vec![
+        Diagnostic::error(format!("this file is written for another frontend, `{}`", syntax.raw))
+            .at(&dockerfile.source, syntax.span, "only `docker/dockerfile` is understood")
+            .hint("remove the `# syntax=` line if the file is an ordinary Dockerfile"),
+    ])
+}
+
+/// Resolves what the target needs, then plans. ONBUILD triggers of a base may ask for more bases, so
+/// asking goes on until nothing is missing.
+fn plan(
+    request: &Request,
+    dockerfile: &Dockerfile,
+    platform: &Platform,
+    host: &Host<'_>,
+) -> Result<(Plan, BTreeMap<BaseKey, ImageRecord>), Vec<Diagnostic>> {
+    let options = plan::Options { platform: platform.clone(), ..request.options.clone() };
+    let mut known = Bases::new();
+    let mut records = BTreeMap::new();
+    loop {
+        let wanted = plan::bases(dockerfile, &options, &known)?;
+        if wanted.is_empty() {
+            break;
+        }
+        let mut faults = Vec::new();
+        for wanted in wanted {
+            match resolve::resolve(&wanted, host) {
+                Ok(resolve::Resolved::Directory) => {
+                    known.insert(wanted.key, Base::Directory);
+                }
+                Ok(resolve::Resolved::Image(config, record)) => {
+                    known.insert(wanted.key.clone(), Base::Image(config));
+                    records.insert(wanted.key, record);
+                }
+                Err(fault) => faults.push(fault),
+            }
+        }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+    }
+    let plan = plan::plan(dockerfile, &options, &known)?;
+    warn(&plan.warnings, dockerfile, host)?;
+    Ok((plan, records))
+}
+
+/// The config of the image: the plan's, with layers, history and times.
+fn finish_config(plan: &Plan, solution: &Solution, epoch: Option<i64>) -> ImageConfig {
+    let mut config = plan.config.clone();
+    config.rootfs.diff_ids = solution.of(plan.target).stack.layers().iter().map(|layer| layer.diff_id).collect();
+    let inherited = config.history.len();
+    for id in plan.ancestry(plan.target) {
+        let Some(text) = &plan.step(id).history else { continue };
+        let solved = solution.of(id);
+        config.history.push(History {
+            created: solved.created.clone(),
+            created_by: Some(text.clone()),
+            author: None,
+            comment: Some("wythe".into()),
+            empty_layer: !solved.made_layer,
+        });
+    }
+    fill_times(&mut config.history);
+    if let Some(epoch) = epoch {
+        let epoch = rfc3339(epoch);
+        for entry in &mut config.history[inherited..] {
+            entry.created = Some(epoch.clone());
+        }
+        config.created = Some(epoch);
+    } else {
+        config.created = config.history.last().and_then(|entry| entry.created.clone());
+    }
+    config
+}
+
+/// Metadata has no time of its own: it takes that of the first layer made after the base, or, where
+/// there is none, of the last entry that has one (BuildKit's rule).
+fn fill_times(history: &mut [History]) {
+    let mut fallback = None;
+    let mut has_gap = false;
+    for entry in &*history {
+        match &entry.created {
+            Some(created) => {
+                fallback = Some(created.clone());
+                if has_gap {
+                    break;
+                }
+            }
+            None => has_gap = true,
+        }
+    }
+    let mut has_gap = false;
+    for entry in history {
+        match &entry.created {
+            Some(created) if has_gap => fallback = Some(created.clone()),
+            Some(_) => {}
+            None => {
+                has_gap = true;
+                entry.created.clone_from(&fallback);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn times(list: &[Option<&str>]) -> Vec<Option<String>> {
+        let mut history: Vec<_> =
+            list.iter().map(|created| History { created: created.map(str::to_owned), ..History::default() }).collect();
+        fill_times(&mut history);
+        history.into_iter().map(|entry| entry.created).collect()
+    }
+
+    fn some(list: &[&str]) -> Vec<Option<String>> {
+        list.iter().map(|time| Some((*time).to_owned())).collect()
+    }
+
+    #[test]
+    fn metadata_takes_the_time_of_the_first_new_layer() {
+        assert_eq!(times(&[Some("base"), None, Some("new"), None]), some(&["base", "new", "new", "new"]));
+        assert_eq!(times(&[Some("base"), None]), some(&["base", "base"]));
+        assert_eq!(times(&[None]), [None]);
+    }
+}

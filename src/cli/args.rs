@@ -1,0 +1,211 @@
+//! The grammar of the command line, as typed. What it means is decided in the modules beside.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "wythe",
+    version,
+    about = "Build container images from Dockerfiles, without a daemon",
+    disable_help_subcommand = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Arguments {
+    /// Keep everything in this directory [env: WYTHE_ROOT] [default: /var/lib/wythe as root, else $XDG_DATA_HOME/wythe]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub root: Option<PathBuf>,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Build an image from a Dockerfile
+    Build(Box<Build>),
+    /// Show what the cache holds, why a step would miss, or make room
+    #[command(subcommand)]
+    Cache(Cache),
+    /// List the images of the local store
+    Images(Images),
+    /// Give an image another name
+    Tag {
+        /// A name or the beginning of an image ID
+        image: String,
+        name: String,
+    },
+    /// Remove names of images; layers go with `wythe cache prune`
+    Rmi {
+        /// Names or beginnings of image IDs
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Show how an image was made, newest step first
+    History {
+        image: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print an image's config and layers as JSON
+    Inspect {
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Cache {
+    /// List the steps in the cache
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say for each step of a build whether it would hit, and if not, what changed
+    Explain(Box<Build>),
+    /// Remove records, layers and blobs
+    Prune {
+        /// Everything that no image and no running build uses
+        #[arg(short, long)]
+        all: bool,
+        /// Only what was last used longer ago than this (as in 30m, 12h, 7d)
+        #[arg(long, value_name = "AGE")]
+        older_than: Option<String>,
+        /// Say what would go, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Images {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Print only image IDs
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Build {
+    /// The build context: a directory
+    #[arg(value_name = "CONTEXT")]
+    pub context: String,
+
+    /// The Dockerfile [default: CONTEXT/Dockerfile]; `-` reads it from standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<String>,
+
+    /// Name of the image in the local store; may be given several times
+    #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
+    pub tags: Vec<String>,
+
+    /// Where the result goes: type=oci|docker|local|tar,dest=FILE, a directory, or `-` for a tar on standard output
+    #[arg(short, long = "output", value_name = "DEST")]
+    pub outputs: Vec<String>,
+
+    /// The stage to build [default: the last]
+    #[arg(long, value_name = "STAGE")]
+    pub target: Option<String>,
+
+    /// Set a build argument; without a value it is taken from the environment
+    #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
+    pub build_args: Vec<String>,
+
+    /// Another context: a directory, oci-layout://DIR[:TAG], or docker-image://NAME of the local store
+    #[arg(long = "build-context", value_name = "NAME=PATH")]
+    pub build_contexts: Vec<String>,
+
+    /// Set a label of the image
+    #[arg(long = "label", value_name = "NAME=VALUE")]
+    pub labels: Vec<String>,
+
+    /// Build for these platforms, separated by commas
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
+    pub platform: Vec<String>,
+
+    /// Run every step, whatever the cache holds
+    #[arg(long)]
+    pub no_cache: bool,
+
+    /// Run every step of these stages
+    #[arg(long, value_name = "STAGE", value_delimiter = ',')]
+    pub no_cache_filter: Vec<String>,
+
+    /// How progress is shown
+    #[arg(long, value_name = "MODE", value_parser = ["auto", "plain", "tty", "quiet", "none", "rawjson"])]
+    pub progress: Option<String>,
+
+    /// Print nothing but the image ID
+    #[arg(short, long)]
+    pub quiet: bool,
+
+    /// Write the image ID to this file
+    #[arg(long, value_name = "FILE")]
+    pub iidfile: Option<PathBuf>,
+
+    /// Write digests and names of the result to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub metadata_file: Option<PathBuf>,
+
+    /// Hand a secret to RUN --mount=type=secret: id=ID[,src=FILE|,env=VARIABLE]
+    #[arg(long = "secret", value_name = "SPEC")]
+    pub secrets: Vec<String>,
+
+    /// Network of RUN steps
+    #[arg(long, value_name = "MODE", value_parser = ["default", "none", "host"])]
+    pub network: Option<String>,
+
+    /// Add a line to /etc/hosts of RUN steps
+    #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
+    pub add_hosts: Vec<String>,
+
+    /// Size of /dev/shm in RUN steps
+    #[arg(long, value_name = "BYTES")]
+    pub shm_size: Option<String>,
+
+    /// Resource limits of RUN steps
+    #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
+    pub ulimits: Vec<String>,
+
+    /// Allow what is refused by default: network.host, security.insecure
+    #[arg(long = "allow", value_name = "ENTITLEMENT", value_delimiter = ',')]
+    pub allow: Vec<String>,
+
+    /// How many steps may run at once [default: the number of processors, at least 4]
+    #[arg(short, long, value_name = "N")]
+    pub jobs: Option<usize>,
+
+    /// Accepted for scripts made for docker: there is one builder
+    #[arg(long, hide = true, value_name = "NAME")]
+    pub builder: Option<String>,
+
+    // Known to users of docker, not to be had here: refused with a reason.
+    #[arg(long, hide = true)]
+    pub push: bool,
+    #[arg(long, hide = true)]
+    pub load: bool,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub pull: Option<String>,
+    #[arg(long, hide = true)]
+    pub ssh: Vec<String>,
+    #[arg(long, hide = true)]
+    pub cache_from: Vec<String>,
+    #[arg(long, hide = true)]
+    pub cache_to: Vec<String>,
+    #[arg(long, hide = true)]
+    pub attest: Vec<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub sbom: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub provenance: Option<String>,
+    #[arg(long, hide = true)]
+    pub cgroup_parent: Option<String>,
+    #[arg(long, hide = true)]
+    pub annotation: Vec<String>,
+}

@@ -1,0 +1,382 @@
+//! `wythe build` and `wythe cache explain`: from arguments to a request and a host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{IsTerminal as _, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::args::Build;
+use super::interrupt::{Interrupts, Urgency};
+use super::{Failure, has_color, output, print, usage, values};
+use rustix::process::Signal;
+
+use crate::build::{self, Request};
+use crate::container::Spawner;
+use crate::diag::{Context as _, Diagnostic, Source};
+use crate::export::{Destination, Output};
+use crate::host::{Host, LocalContext};
+use crate::image::{Platform, Reference};
+use crate::plan::{self, Network};
+use crate::progress::{self, Reporter};
+use crate::solve::{NoCache, Settings};
+use crate::store::Store;
+
+/// The largest Dockerfile or ignore file that is read.
+const TEXT_LIMIT_BYTES: u64 = 16 << 20;
+
+/// `/dev/shm` when nothing is said, as everywhere.
+const SHM_SIZE_BYTES: u64 = 64 << 20;
+
+const HOSTNAME: &str = "buildkitsandbox";
+
+pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
+    refuse_unsupported(&arguments)?;
+    let (request, context, mut world) = request(&arguments)?;
+    // Before any thread, so that the spawner is a copy of a small, single-threaded process.
+    let spawner = Spawner::fork()?;
+    let (interrupts, stop) = Interrupts::block()?;
+    let store = Store::open(root)?;
+    let reporter = reporter(&arguments, &request)?;
+    let canceled = AtomicBool::new(false);
+    let host = Host {
+        store: &store,
+        executor: &spawner,
+        reporter: &*reporter,
+        now: request.epoch.unwrap_or_else(now),
+        files_now: files_now(),
+        context: Some(context),
+        named_contexts: std::mem::take(&mut world.named_contexts),
+        secrets: std::mem::take(&mut world.secrets),
+        canceled: &canceled,
+    };
+    let built = std::thread::scope(|scope| {
+        let watch = interrupts.watch(scope, stop, |urgency| {
+            canceled.store(true, Ordering::Relaxed);
+            let _ = spawner.kill_all(match urgency {
+                Urgency::Gently => Signal::TERM,
+                Urgency::AtOnce => Signal::KILL,
+            });
+        });
+        let built = build::build(&request, &host);
+        drop(watch);
+        built
+    });
+    reporter.close();
+    let outcome = match built {
+        Ok(outcome) => outcome,
+        Err(diagnostics) => {
+            return match interrupts.caught() {
+                Some(signal) => {
+                    super::print_diagnostics(&[Diagnostic::error(format!(
+                        "stopped by {}",
+                        crate::container::signal::name(signal)
+                    ))]);
+                    Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)))
+                }
+                None => Err(diagnostics.into()),
+            };
+        }
+    };
+    let ids: Vec<_> = outcome.exported.image_ids.iter().map(ToString::to_string).collect();
+    if let Some(path) = &arguments.iidfile {
+        crate::export::write_file(path, ids.join("\n").as_bytes())?;
+    }
+    if let Some(path) = &arguments.metadata_file {
+        crate::export::write_file(path, &outcome.exported.metadata(&request.names))?;
+    }
+    if arguments.quiet {
+        print(&format!("{}\n", ids.join("\n")));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
+    refuse_unsupported(&arguments)?;
+    let (request, context, world) = request(&arguments)?;
+    let store = Store::open(root)?;
+    let canceled = AtomicBool::new(false);
+    let host = Host {
+        store: &store,
+        executor: &NothingRuns,
+        reporter: &progress::Silent,
+        now: request.epoch.unwrap_or_else(now),
+        files_now: files_now(),
+        context: Some(context),
+        named_contexts: world.named_contexts,
+        secrets: world.secrets,
+        canceled: &canceled,
+    };
+    let steps = build::explain(&request, &host)?;
+    let mut text = String::new();
+    for step in &steps {
+        text.push_str(&format!("{} {}\n", if step.is_hit { "hit  " } else { "miss " }, step.title));
+        for reason in &step.reasons {
+            text.push_str(&format!("        {reason}\n"));
+        }
+    }
+    let misses = steps.iter().filter(|step| !step.is_hit).count();
+    text.push_str(&format!("{} of {} steps would run\n", misses, steps.len()));
+    print(&text);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The executor of an explanation.
+struct NothingRuns;
+
+impl crate::host::Executor for NothingRuns {
+    fn execute(
+        &self,
+        _: &crate::container::Container,
+        _: std::os::fd::OwnedFd,
+    ) -> crate::diag::Result<crate::container::Exit> {
+        Err(Diagnostic::error("nothing is executed while explaining"))
+    }
+
+    fn cancel(&self) {}
+}
+
+/// What the request needs of the world besides the context.
+struct World {
+    named_contexts: BTreeMap<String, crate::host::NamedContext>,
+    secrets: BTreeMap<String, crate::host::Secret>,
+}
+
+/// Options of docker that would change the result or promise something we do not do.
+fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
+    let refuse = |option: &str, why: &str| Err(usage(format!("`{option}` is not supported: {why}")));
+    if arguments.push {
+        return refuse("--push", "write an OCI tar with `-o type=oci,dest=FILE` and push it with skopeo");
+    }
+    if arguments.load {
+        return refuse("--load", "write `-o type=docker,dest=FILE` and load it with `docker load` or `podman load`");
+    }
+    if arguments.pull.as_deref().is_some_and(|pull| pull != "false") {
+        return refuse("--pull", "images come from the local store and from `--build-context`");
+    }
+    if !arguments.ssh.is_empty() {
+        return refuse("--ssh", "agents are not forwarded yet");
+    }
+    if !arguments.cache_from.is_empty() || !arguments.cache_to.is_empty() {
+        return refuse("--cache-from/--cache-to", "the cache is the local store");
+    }
+    if !arguments.attest.is_empty() || arguments.sbom.as_deref().is_some_and(|sbom| sbom != "false") {
+        return refuse("--attest/--sbom", "attestations are not made");
+    }
+    if arguments.provenance.as_deref().is_some_and(|provenance| provenance != "false") {
+        return refuse("--provenance", "attestations are not made");
+    }
+    if arguments.cgroup_parent.is_some() {
+        return refuse("--cgroup-parent", "steps are not limited by cgroups yet");
+    }
+    if !arguments.annotation.is_empty() {
+        return refuse("--annotation", "annotations are not written yet; use `--label`");
+    }
+    Ok(())
+}
+
+fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure> {
+    let context = context_dir(&arguments.context)?;
+    let (source, dockerfile_path) = read_dockerfile(arguments, &context)?;
+    let ignore = match &dockerfile_path {
+        Some(path) => {
+            let mut beside = path.clone().into_os_string();
+            beside.push(".dockerignore");
+            crate::solve::ignore_file(Path::new(&beside))?
+        }
+        None => None,
+    };
+    let mut named_contexts = BTreeMap::new();
+    for text in &arguments.build_contexts {
+        let (name, named) = values::named_context(text)?;
+        named_contexts.insert(name, named);
+    }
+    let mut secrets = BTreeMap::new();
+    for text in &arguments.secrets {
+        let (id, secret) = values::secret(text)?;
+        secrets.insert(id, secret);
+    }
+    let mut build_args = values::build_args(&arguments.build_args);
+    if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
+        build_args.entry("SOURCE_DATE_EPOCH".into()).or_insert(epoch);
+    }
+    let epoch = match build_args.get("SOURCE_DATE_EPOCH").map(|epoch| (epoch, epoch.parse::<i64>())) {
+        None => None,
+        Some((_, Ok(epoch))) => Some(epoch),
+        Some((epoch, _)) if epoch.is_empty() => None,
+        Some((epoch, Err(_))) => return Err(usage(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
+    };
+    let mut labels = BTreeMap::new();
+    for text in &arguments.labels {
+        let (name, value) = text.split_once('=').unwrap_or((text, ""));
+        labels.insert(name.to_owned(), value.to_owned());
+    }
+    let allow = entitlements(&arguments.allow)?;
+    let network = match arguments.network.as_deref() {
+        Some("none") => Network::None,
+        Some("host") => Network::Host,
+        _ => Network::Default,
+    };
+    let mut platforms = Vec::new();
+    for text in &arguments.platform {
+        let platform = if text == "local" { Platform::host() } else { text.parse().map_err(usage)? };
+        platforms.push(platform);
+    }
+    let platform_is_explicit = !platforms.is_empty();
+    if platforms.is_empty() {
+        platforms.push(Platform::host());
+    }
+    let names = arguments
+        .tags
+        .iter()
+        .map(|tag| tag.parse::<Reference>().map_err(|why| usage(format!("`-t {tag}`: {why}"))))
+        .collect::<Result<Vec<_>, _>>()?;
+    let outputs = arguments.outputs.iter().map(|text| output::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    check_outputs(&outputs, &platforms, arguments.quiet)?;
+    let no_cache = if arguments.no_cache {
+        NoCache::All
+    } else if arguments.no_cache_filter.is_empty() {
+        NoCache::Never
+    } else {
+        NoCache::Stages(arguments.no_cache_filter.iter().map(|stage| stage.to_ascii_lowercase()).collect())
+    };
+    let settings = Settings {
+        no_cache,
+        slot: dockerfile_path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
+        jobs: arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(4, |n| n.get().max(4))),
+        epoch,
+        hash_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
+        hostname: build_args.get("BUILDKIT_SANDBOX_HOSTNAME").cloned().unwrap_or_else(|| HOSTNAME.to_owned()),
+        extra_hosts: arguments.add_hosts.iter().map(|text| values::host(text)).collect::<Result<_, _>>()?,
+        shm_size_bytes: match &arguments.shm_size {
+            Some(text) => values::size("--shm-size", text)?,
+            None => SHM_SIZE_BYTES,
+        },
+        ulimits: arguments.ulimits.iter().map(|text| values::ulimit(text)).collect::<Result<_, _>>()?,
+        cache_mount_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
+    };
+    if settings.jobs == 0 {
+        return Err(usage("`--jobs 0` runs nothing: use 1 or more"));
+    }
+    let options = plan::Options {
+        target: arguments.target.clone(),
+        build_args,
+        labels,
+        platform: platforms[0].clone(),
+        platform_is_explicit,
+        build_platform: Platform::host(),
+        named_contexts: named_contexts.keys().cloned().collect(),
+        network,
+        allows_insecure: allow.contains("security.insecure"),
+        allows_host_network: allow.contains("network.host"),
+    };
+    let request = Request { dockerfile: source, options, platforms, settings, outputs, names, epoch };
+    Ok((request, LocalContext { path: context, ignore }, World { named_contexts, secrets }))
+}
+
+fn context_dir(text: &str) -> Result<PathBuf, Failure> {
+    if text == "-" || text.contains("://") || text.starts_with("git@") {
+        return Err(usage(format!("`{text}` cannot be a context yet: give a directory")));
+    }
+    let path = std::path::absolute(text).unwrap_or_else(|_| PathBuf::from(text));
+    match std::fs::metadata(&path) {
+        Ok(metadata) if metadata.is_dir() => Ok(std::fs::canonicalize(&path).unwrap_or(path)),
+        Ok(_) => Err(Diagnostic::error(format!("the context `{text}` is no directory"))
+            .hint(format!("to build from that Dockerfile, type `wythe build -f {text} DIRECTORY`"))
+            .into()),
+        Err(error) => Err(Diagnostic::error(format!("cannot open the context `{text}`")).caused_by(error).into()),
+    }
+}
+
+/// The Dockerfile, named as the user would name it, and its path unless it came by standard input.
+fn read_dockerfile(arguments: &Build, context: &Path) -> Result<(Arc<Source>, Option<PathBuf>), Failure> {
+    let (path, shown) = match arguments.file.as_deref() {
+        Some("-") => {
+            let mut bytes = Vec::new();
+            std::io::stdin()
+                .take(TEXT_LIMIT_BYTES)
+                .read_to_end(&mut bytes)
+                .context(|| "cannot read the Dockerfile from standard input")?;
+            return Ok((Source::new("<stdin>", String::from_utf8_lossy(&bytes)), None));
+        }
+        Some(file) => (PathBuf::from(file), file.to_owned()),
+        None => {
+            let upper = context.join("Dockerfile");
+            let lower = context.join("dockerfile");
+            let path = if !upper.exists() && lower.exists() { lower } else { upper };
+            let shown = Path::new(&arguments.context).join(path.file_name().unwrap_or_default());
+            (path, shown.display().to_string())
+        }
+    };
+    let file = std::fs::File::open(&path).map_err(|error| {
+        let fault = Diagnostic::error(format!("cannot read the Dockerfile `{shown}`")).caused_by(error);
+        if arguments.file.is_none() { fault.hint("name it with `-f FILE`") } else { fault }
+    })?;
+    let mut bytes = Vec::new();
+    file.take(TEXT_LIMIT_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .context(|| format!("cannot read the Dockerfile `{shown}`"))?;
+    if bytes.len() as u64 > TEXT_LIMIT_BYTES {
+        return Err(Diagnostic::error(format!("`{shown}` is larger than {} MiB", TEXT_LIMIT_BYTES >> 20)).into());
+    }
+    let absolute = std::path::absolute(&path).unwrap_or(path);
+    Ok((Source::new(shown.trim_start_matches("./"), String::from_utf8_lossy(&bytes)), Some(absolute)))
+}
+
+fn entitlements(list: &[String]) -> Result<BTreeSet<String>, Failure> {
+    for name in list {
+        if !matches!(name.as_str(), "network.host" | "security.insecure") {
+            return Err(usage(format!("`--allow {name}`: known are network.host and security.insecure")));
+        }
+    }
+    Ok(list.iter().cloned().collect())
+}
+
+fn check_outputs(outputs: &[Output], platforms: &[Platform], is_quiet: bool) -> Result<(), Failure> {
+    let to_stdout = |output: &&Output| output.destination() == Some(&Destination::Stdout);
+    match outputs.iter().filter(to_stdout).count() {
+        0 => {}
+        1 if is_quiet => return Err(usage("`-q` and an output on standard output would be mixed up")),
+        1 if std::io::stdout().is_terminal() => {
+            return Err(usage("a tar is not written to a terminal: redirect standard output or give `dest=FILE`"));
+        }
+        1 => {}
+        _ => return Err(usage("only one output can go to standard output")),
+    }
+    if platforms.len() > 1 && outputs.iter().any(|output| matches!(output, Output::Docker { .. })) {
+        return Err(usage("`type=docker` holds one platform; use `type=oci` for several"));
+    }
+    Ok(())
+}
+
+fn reporter(arguments: &Build, request: &Request) -> Result<Box<dyn Reporter>, Failure> {
+    let _ = request;
+    if arguments.quiet {
+        return Ok(Box::new(progress::Silent));
+    }
+    let mode = match &arguments.progress {
+        Some(mode) => mode.clone(),
+        None => std::env::var("BUILDKIT_PROGRESS").unwrap_or_else(|_| "auto".into()),
+    };
+    let is_terminal = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+    Ok(match mode.as_str() {
+        "auto" if is_terminal => Box::new(progress::Terminal::new(has_color())),
+        "tty" => Box::new(progress::Terminal::new(has_color())),
+        "auto" | "plain" => Box::new(progress::Plain::new(std::io::stderr(), has_color())),
+        "quiet" | "none" => Box::new(progress::Silent),
+        "rawjson" => Box::new(progress::Json::new(std::io::stderr())),
+        other => return Err(usage(format!("there is no progress mode `{other}`"))),
+    })
+}
+
+/// Seconds since the epoch. The one place where the clock is read for a build.
+fn now() -> i64 {
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(0))
+}
+
+/// The clock that stamps files.
+fn files_now() -> i64 {
+    rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse).tv_sec
+}

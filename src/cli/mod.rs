@@ -1,0 +1,137 @@
+//! The command line: the only place that reads arguments and the environment, prints, and picks an
+//! exit code: 0 done, 1 something failed, 2 a wrong command line, 130 and 143 stopped by a signal.
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
+
+mod args;
+mod build;
+mod cache;
+mod images;
+mod interrupt;
+mod output;
+mod values;
+
+use std::ffi::OsString;
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::diag::{Diagnostic, Result, Severity};
+use crate::store::Store;
+
+/// Why a command did not succeed.
+pub(crate) enum Failure {
+    /// The user's Dockerfile, files or system.
+    Failed(Vec<Diagnostic>),
+    /// The command line itself.
+    Usage(Diagnostic),
+}
+
+impl From<Diagnostic> for Failure {
+    fn from(diagnostic: Diagnostic) -> Self {
+        Self::Failed(vec![diagnostic])
+    }
+}
+
+impl From<Vec<Diagnostic>> for Failure {
+    fn from(diagnostics: Vec<Diagnostic>) -> Self {
+        Self::Failed(diagnostics)
+    }
+}
+
+/// A value of the command line that is not what it should be.
+fn usage(message: impl Into<String>) -> Failure {
+    Failure::Usage(Diagnostic::error(message))
+}
+
+/// The program. Called through a link called `build` it takes what `wythe build` takes.
+pub fn main() -> ExitCode {
+    let mut argv: Vec<OsString> = std::env::args_os().collect();
+    let called = argv.first().map(PathBuf::from);
+    if called.as_deref().and_then(Path::file_name).is_some_and(|name| name == "build") {
+        argv.splice(0..1, ["wythe".into(), "build".into()]);
+    }
+    let arguments = match args::Arguments::try_parse_from(argv) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
+        }
+    };
+    match run(arguments) {
+        Ok(code) => code,
+        Err(Failure::Failed(diagnostics)) => {
+            print_diagnostics(&diagnostics);
+            ExitCode::from(1)
+        }
+        Err(Failure::Usage(diagnostic)) => {
+            print_diagnostics(&[diagnostic]);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: args::Arguments) -> std::result::Result<ExitCode, Failure> {
+    let root = match arguments.root {
+        Some(root) => root,
+        None => default_root()?,
+    };
+    match arguments.command {
+        args::Command::Build(build) => build::build(&root, *build),
+        args::Command::Cache(args::Cache::Explain(build)) => build::explain(&root, *build),
+        args::Command::Cache(args::Cache::Ls { json }) => cache::ls(&open(&root)?, json),
+        args::Command::Cache(args::Cache::Prune { all, older_than, dry_run }) => {
+            cache::prune(&open(&root)?, all, older_than.as_deref(), dry_run)
+        }
+        args::Command::Images(images) => images::list(&open(&root)?, &images),
+        args::Command::Tag { image, name } => images::tag(&open(&root)?, &image, &name),
+        args::Command::Rmi { images } => images::remove(&open(&root)?, &images),
+        args::Command::History { image, json } => images::history(&open(&root)?, &image, json),
+        args::Command::Inspect { images } => images::inspect(&open(&root)?, &images),
+    }
+}
+
+fn open(root: &Path) -> Result<Store> {
+    Store::open(root)
+}
+
+fn default_root() -> std::result::Result<PathBuf, Failure> {
+    if let Some(root) = std::env::var_os("WYTHE_ROOT").filter(|root| !root.is_empty()) {
+        return Ok(root.into());
+    }
+    if rustix::process::geteuid().is_root() {
+        return Ok("/var/lib/wythe".into());
+    }
+    if let Some(data) = std::env::var_os("XDG_DATA_HOME").filter(|data| Path::new(data).is_absolute()) {
+        return Ok(PathBuf::from(data).join("wythe"));
+    }
+    match std::env::var_os("HOME").filter(|home| Path::new(home).is_absolute()) {
+        Some(home) => Ok(PathBuf::from(home).join(".local/share/wythe")),
+        None => Err(usage("there is no place for the store: HOME is not set; give `--root DIR`")),
+    }
+}
+
+/// Whether standard error takes colours.
+fn has_color() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Warnings first, then errors, in their order.
+fn print_diagnostics(diagnostics: &[Diagnostic]) {
+    use std::io::Write as _;
+    let color = has_color();
+    let mut stderr = std::io::stderr().lock();
+    for severity in [Severity::Warning, Severity::Error] {
+        for diagnostic in diagnostics.iter().filter(|diagnostic| diagnostic.severity == severity) {
+            // Nobody is left to tell when standard error is gone.
+            let _ = writeln!(stderr, "{}", diagnostic.render(color));
+        }
+    }
+}
+
+/// Writes to standard output; a reader that went away (`| head`) is no error.
+fn print(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}

@@ -1,0 +1,114 @@
+//! `-o`, as docker buildx has it.
+
+use std::path::PathBuf;
+
+use super::values::fields;
+use super::{Failure, usage};
+use crate::export::{Destination, Output};
+use crate::layer::Compression;
+
+/// `PATH` is a directory, `-` a tar on standard output, else a list of keys with `type=`.
+pub fn parse(text: &str) -> Result<Output, Failure> {
+    let wrong = |why: String| usage(format!("`-o {text}`: {why}"));
+    if text == "-" {
+        return Ok(Output::Tar { destination: Destination::Stdout });
+    }
+    if !text.contains('=') {
+        return Ok(Output::Local { directory: PathBuf::from(text) });
+    }
+    let (mut kind, mut dest, mut is_tar) = (None, None, true);
+    let (mut compression, mut level) = (None, None);
+    for (key, value) in fields(text) {
+        let value = value.ok_or_else(|| wrong(format!("`{key}` has no value")))?;
+        match key.as_str() {
+            "type" => kind = Some(value),
+            "dest" => dest = Some(value),
+            "tar" => is_tar = flag(&value).ok_or_else(|| wrong(format!("`tar={value}` is neither true nor false")))?,
+            "compression" => compression = Some(value),
+            "compression-level" => {
+                level = Some(value.parse().map_err(|_| wrong(format!("the level `{value}` is no number")))?);
+            }
+            "oci-mediatypes" if flag(&value) == Some(true) => {}
+            "push" if flag(&value) == Some(false) => {}
+            "push" => {
+                return Err(wrong("pushing is not supported yet; write an OCI tar and push it with skopeo".into()));
+            }
+            "name" => return Err(wrong("name the image with `-t`".into())),
+            _ => return Err(wrong(format!("there is no key `{key}` here"))),
+        }
+    }
+    let compression = match (compression.as_deref(), level) {
+        (None | Some("gzip"), None) => Compression::DEFAULT,
+        (None | Some("gzip"), Some(level @ 0..=9)) => Compression::Gzip { level },
+        (None | Some("gzip"), Some(level)) => return Err(wrong(format!("gzip has no level {level}: use 0 to 9"))),
+        (Some("uncompressed"), None) => Compression::None,
+        (Some("uncompressed"), Some(_)) => return Err(wrong("`uncompressed` has no level".into())),
+        (Some(other), _) => return Err(wrong(format!("there is no compression `{other}`: use gzip or uncompressed"))),
+    };
+    let kind = kind.ok_or_else(|| wrong("`type=` is missing".into()))?;
+    let destination = match dest.as_deref() {
+        Some("-") => Some(Destination::Stdout),
+        Some("") => return Err(wrong("`dest=` is empty".into())),
+        Some(path) => Some(Destination::Path(PathBuf::from(path))),
+        None => None,
+    };
+    let missing = || wrong(format!("`type={kind}` needs `dest=`"));
+    Ok(match kind.as_str() {
+        "oci" if !is_tar => match destination.ok_or_else(missing)? {
+            Destination::Path(directory) => Output::OciDirectory { directory, compression },
+            Destination::Stdout => return Err(wrong("a directory cannot go to standard output".into())),
+        },
+        "oci" => Output::Oci { destination: destination.ok_or_else(missing)?, compression },
+        "docker" => match destination {
+            Some(destination) => Output::Docker { destination, compression },
+            None => {
+                return Err(wrong(
+                    "`type=docker` needs `dest=FILE`; load that with `docker load` or `podman load`".into(),
+                ));
+            }
+        },
+        "tar" => Output::Tar { destination: destination.ok_or_else(missing)? },
+        "local" => match destination.ok_or_else(missing)? {
+            Destination::Path(directory) => Output::Local { directory },
+            Destination::Stdout => return Err(wrong("a directory cannot go to standard output; use type=tar".into())),
+        },
+        "image" | "cacheonly" => Output::Store,
+        "registry" => {
+            return Err(wrong("pushing is not supported yet; write an OCI tar and push it with skopeo".into()));
+        }
+        other => {
+            return Err(wrong(format!("there is no type `{other}`: use oci, docker, local, tar, image or cacheonly")));
+        }
+    })
+}
+
+fn flag(text: &str) -> Option<bool> {
+    match text {
+        "true" | "1" => Some(true),
+        "false" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forms() {
+        let parsed = |text| parse(text).ok();
+        assert_eq!(parsed("-"), Some(Output::Tar { destination: Destination::Stdout }));
+        assert_eq!(parsed("out"), Some(Output::Local { directory: "out".into() }));
+        assert_eq!(
+            parsed("type=oci,dest=a.tar,compression=uncompressed"),
+            Some(Output::Oci { destination: Destination::Path("a.tar".into()), compression: Compression::None })
+        );
+        assert_eq!(
+            parsed("type=oci,dest=d,tar=false"),
+            Some(Output::OciDirectory { directory: "d".into(), compression: Compression::DEFAULT })
+        );
+        for wrong in ["type=oci", "type=frob,dest=x", "dest=x", "type=oci,dest=x,frob=1", "type=oci,dest=-,tar=false"] {
+            assert_eq!(parsed(wrong), None, "{wrong}");
+        }
+    }
+}

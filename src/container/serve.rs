@@ -1,0 +1,239 @@
+//! The spawner's life: takes requests, starts steps, waits for their ends. One thread and one poll;
+//! everything slow is done in the steps' own processes, so that any number runs at once.
+//!
+//! It ends when the builder closes its socket, and every step with it, as it is PID 1 of their pid
+//! namespace. It never changes its ids: the kernel would forget the parent-death signal.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::MountPropagationFlags;
+use rustix::process::Signal;
+use rustix::thread::CapabilitiesSecureBits;
+
+use super::mount_point::Stub;
+use super::protocol::{self, Answer, Failure, KILL, REQUEST, Report};
+use super::template::Template;
+use super::{Container, step};
+use crate::diag::{Context, Diagnostic, Result};
+use crate::sys::{self, Child};
+
+/// A step from its fork to its answer.
+struct Running {
+    child: Child,
+    /// Open until exec.
+    reports: Option<OwnedFd>,
+    reply: OwnedFd,
+    mounted: Option<Mounted>,
+    failure: Option<Failure>,
+    /// Nobody waits for the answer any more.
+    is_abandoned: bool,
+    has_ended: bool,
+}
+
+/// What a step handed over.
+struct Mounted {
+    /// Held beyond the step's end, so that neither it nor its answer waits for the unmount.
+    _overlay: OwnedFd,
+    skeleton: OwnedFd,
+    stubs: Vec<Stub>,
+}
+
+/// Turns a fresh fork of the builder into the spawner, until the builder is gone.
+pub fn serve(requests: &OwnedFd) {
+    // Where this fails no container can be; who asks for one is told.
+    let mut state = State { settled: settle(requests), template: None, running: Vec::new() };
+    // The only other end is that the kernel refuses to wait, which closes the socket.
+    while let Ok(true) = turn(requests, &mut state) {}
+}
+
+struct State {
+    settled: Result<()>,
+    template: Option<Template>,
+    running: Vec<Running>,
+}
+
+/// Waits once and does what there is to do; whether there is a builder still.
+fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
+    let (requested, ready) = wait(requests.as_fd(), &state.running)?;
+    for (step, events) in state.running.iter_mut().zip(ready) {
+        if events.is_abandoned && !step.is_abandoned {
+            step.is_abandoned = true;
+            let _ = rustix::process::pidfd_send_signal(&step.child.pidfd, Signal::KILL);
+        }
+        if events.has_report {
+            read_reports(step);
+        }
+        step.has_ended = events.has_ended;
+    }
+    for step in state.running.extract_if(.., |step| step.has_ended) {
+        finish(step);
+    }
+    if requested {
+        match protocol::receive(requests.as_fd()).context(|| "cannot receive a request")? {
+            None => return Ok(false),
+            Some((packet, fds)) => handle(&packet, fds, state),
+        }
+    }
+    Ok(true)
+}
+
+#[derive(Default)]
+struct Events {
+    has_ended: bool,
+    has_report: bool,
+    is_abandoned: bool,
+}
+
+/// Sleeps until something happens: whether there is a request, and what of each step.
+fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<Events>)> {
+    let mut polled = vec![PollFd::from_borrowed_fd(requests, PollFlags::IN)];
+    for step in running {
+        polled.push(PollFd::from_borrowed_fd(step.child.pidfd.as_fd(), PollFlags::IN));
+        polled.push(PollFd::from_borrowed_fd(step.reply.as_fd(), PollFlags::empty()));
+        // A closed channel is not waited for: the pidfd stands in, which never reports this.
+        let (fd, interest) = match &step.reports {
+            Some(reports) => (reports.as_fd(), PollFlags::IN),
+            None => (step.child.pidfd.as_fd(), PollFlags::empty()),
+        };
+        polled.push(PollFd::from_borrowed_fd(fd, interest));
+    }
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None)).context(|| "cannot wait for steps")?;
+    let happened = |polled: &PollFd<'_>| !polled.revents().is_empty();
+    let events = polled[1..].chunks(3).map(|step| Events {
+        has_ended: happened(&step[0]),
+        is_abandoned: happened(&step[1]),
+        has_report: happened(&step[2]),
+    });
+    Ok((happened(&polled[0]), events.collect()))
+}
+
+fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
+    match (packet, <[OwnedFd; 3]>::try_from(fds)) {
+        ([REQUEST], Ok([container, output, reply])) => match begin(&container, &output, state) {
+            Ok((child, reports)) => state.running.push(Running {
+                child,
+                reports: Some(reports),
+                reply,
+                mounted: None,
+                failure: None,
+                is_abandoned: false,
+                has_ended: false,
+            }),
+            Err(failure) => answer(&reply, &Answer::Failed(failure.into()), None),
+        },
+        ([KILL, signal], _) => {
+            let Some(signal) = Signal::from_named_raw(i32::from(*signal)) else { return };
+            for step in &state.running {
+                let _ = rustix::process::pidfd_send_signal(&step.child.pidfd, signal);
+            }
+        }
+        // Not from our builder; whoever waits sees the reply socket close.
+        _ => {}
+    }
+}
+
+/// Forks the step's process.
+fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Child, OwnedFd)> {
+    state.settled.clone()?;
+    let container: Container = protocol::decode_from_memory(container)?;
+    let template = &mut state.template;
+    let template = match template {
+        Some(template) => template,
+        None => template.insert(Template::new()?),
+    };
+    let prepared = template.prepare(&container)?;
+    let (reports, reporting) = protocol::pair()?;
+    match sys::clone(step::NAMESPACES).context(|| "cannot make the namespaces of a container")? {
+        Some(child) => {
+            template.stock(container.shm_size_bytes);
+            Ok((child, reports))
+        }
+        None => {
+            drop(reports);
+            step::run(&container, template, &prepared, output, &reporting)
+        }
+    }
+}
+
+/// Takes in what a step has said so far.
+fn read_reports(step: &mut Running) {
+    while let Some(reports) = &step.reports {
+        match protocol::receive_now(reports.as_fd()) {
+            Ok(Some((packet, fds))) => match protocol::decode(&packet) {
+                Ok(Report::Mounted { stubs }) => {
+                    let mut fds = fds.into_iter();
+                    let (Some(overlay), Some(skeleton)) = (fds.next(), fds.next()) else { continue };
+                    let mut made = Vec::new();
+                    for record in stubs {
+                        let (Some(parent), Some(entry)) = (fds.next(), fds.next()) else { break };
+                        made.push(Stub { parent, entry, record });
+                    }
+                    step.mounted = Some(Mounted { _overlay: overlay, skeleton, stubs: made });
+                }
+                Ok(Report::Failed(failure)) => step.failure = Some(failure),
+                Err(failure) => step.failure = Some(failure.into()),
+            },
+            Err(Errno::AGAIN) => return,
+            // Closed by exec, or by the end of a process that never came to it.
+            Ok(None) | Err(_) => step.reports = None,
+        }
+    }
+}
+
+/// Waits for a process that has ended, cleans up after it and answers.
+fn finish(mut step: Running) {
+    read_reports(&mut step);
+    let waited = sys::wait(step.child.pid).context(|| "cannot wait for a container");
+    let mounted = step.mounted.as_mut();
+    let skeleton = mounted.map(|mounted| {
+        for stub in mounted.stubs.drain(..).rev() {
+            stub.remove();
+        }
+        mounted.skeleton.as_fd()
+    });
+    match (step.failure, waited, skeleton) {
+        (Some(failure), ..) => answer(&step.reply, &Answer::Failed(failure), None),
+        (None, Err(failure), _) => answer(&step.reply, &Answer::Failed(failure.into()), None),
+        (None, Ok(waited), Some(skeleton)) => {
+            let cpu_us = u64::try_from(waited.cpu.as_micros()).unwrap_or(u64::MAX);
+            let ended = Answer::Ended { status: waited.status, cpu_us, peak_bytes: waited.peak_bytes };
+            answer(&step.reply, &ended, Some(skeleton));
+        }
+        (None, Ok(_), None) => {
+            let failure = Diagnostic::error("the container was killed before it started");
+            answer(&step.reply, &Answer::Failed(failure.into()), None);
+        }
+    }
+}
+
+fn answer(reply: &OwnedFd, answer: &Answer, skeleton: Option<BorrowedFd<'_>>) {
+    // Who does not wait any more needs no answer.
+    let _ = protocol::send(reply.as_fd(), &protocol::encode(answer), skeleton.as_slice());
+}
+
+fn settle(requests: &OwnedFd) -> Result<()> {
+    let doing = || "cannot set up the spawner";
+    // The builder may have died before this was set; then its end of the socket is closed, which
+    // ends the first poll.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context(doing)?;
+    // Signals of the terminal are for the builder to judge. As PID 1 the spawner ignores all that
+    // it has no handler for, and steps inherit the default actions.
+    rustix::process::setsid().context(doing)?;
+    sys::reset_signals();
+    sys::close_all_but(requests.as_fd()).context(doing)?;
+    // Whoever reads the builder's output must not have to wait for this process; standard error
+    // is kept for our own bugs.
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
+    rustix::stdio::dup2_stdin(&null).context(doing)?;
+    rustix::stdio::dup2_stdout(&null).context(doing)?;
+    // Later mounts of the host arrive here, none of ours gets out.
+    sys::enter_new_mount_namespace().context(doing)?;
+    rustix::mount::mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC).context(doing)?;
+    // Modes are meant as they are written.
+    rustix::process::umask(Mode::empty());
+    // Steps make files as root inside while they still have the host's capabilities.
+    rustix::thread::set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP).context(doing)
+}

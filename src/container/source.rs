@@ -1,0 +1,185 @@
+//! The sources of `RUN --mount`, as detached mounts.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::mount::{self, BENEATH, DATA_ONLY, NO_DEV, NO_SUID, READ_ONLY};
+use super::mount_point::Shape;
+use super::overlay::{self, Span, Upper};
+use super::template::{Template, write_all};
+use super::{Mount, MountKind};
+use crate::diag::{Context, Diagnostic, Result};
+
+/// What is to be attached.
+pub struct Source {
+    pub mount: OwnedFd,
+    pub shape: Shape,
+}
+
+/// Opens the sources of all mounts, in order. The caller's file system ids are root's inside.
+pub fn open_all(mounts: &[Mount], template: &Template) -> Result<Vec<Source>> {
+    let mut files = None;
+    mounts
+        .iter()
+        .map(|mount| {
+            let mount = open(&mount.kind, template, &mut files)?;
+            let shape = Shape::of(mount.as_fd()).context(|| "cannot look at the source of a mount")?;
+            Ok(Source { mount, shape })
+        })
+        .collect()
+}
+
+fn open(kind: &MountKind, template: &Template, files: &mut Option<Files>) -> Result<OwnedFd> {
+    match kind {
+        MountKind::Bind { root, path, is_readonly } => {
+            let mount = bind(root, path)?;
+            mount::map_ids(mount.as_fd(), template.user_namespace.as_fd())
+                .context(|| format!("cannot map the ids of `{}`", root.display()))?;
+            let attributes = NO_DEV | if *is_readonly { READ_ONLY } else { 0 };
+            mount::set(mount.as_fd(), attributes).context(|| format!("cannot mount `{}`", root.display()))?;
+            Ok(mount)
+        }
+        MountKind::Context { root, path, is_readonly: true } => {
+            let mount = bind(root, path)?;
+            map_context(mount.as_fd(), root, template)?;
+            mount::set(mount.as_fd(), NO_DEV | NO_SUID | READ_ONLY)
+                .context(|| format!("cannot mount `{}`", root.display()))?;
+            Ok(mount)
+        }
+        MountKind::Context { root, path, is_readonly: false } => {
+            let lower = mount::copy_of_path(root).context(|| format!("cannot open `{}`", root.display()))?;
+            map_context(lower.as_fd(), root, template)?;
+            within(&discarding(&[lower])?, path)
+        }
+        MountKind::Layers { lowers, path, is_readonly } => {
+            let lowers = mapped_layers(lowers, template)?;
+            let tree = match (lowers.as_slice(), is_readonly) {
+                (_, false) => discarding(&lowers)?,
+                ([], true) => mount::filesystem("tmpfs", &[("size", "4096"), ("mode", "755")], NO_DEV)?,
+                ([layer], true) => mount::copy_of(layer.as_fd()).context(|| "cannot mount a layer")?,
+                (layers, true) => {
+                    let layers: Vec<_> = layers.iter().map(AsFd::as_fd).collect();
+                    overlay::mount(&layers, None, Span::OneFileSystem)?
+                }
+            };
+            let mount = within(&tree, path)?;
+            let attributes = NO_DEV | if *is_readonly { READ_ONLY } else { 0 };
+            mount::set(mount.as_fd(), attributes).context(|| "cannot mount layers")?;
+            Ok(mount)
+        }
+        MountKind::Tmpfs { size_bytes } => {
+            let size = size_bytes.unwrap_or(0).to_string();
+            let options = [("mode", "1777"), ("size", size.as_str())];
+            mount::filesystem("tmpfs", if size_bytes.is_some() { &options } else { &options[..1] }, NO_SUID | NO_DEV)
+        }
+        MountKind::File { content, mode, uid, gid } => {
+            let files = match files {
+                Some(files) => files,
+                None => files.insert(Files::new()?),
+            };
+            files.add(content, *mode, *uid, *gid)
+        }
+    }
+}
+
+/// A copy of the mount at `path` beneath the host directory `root`.
+fn bind(root: &Path, path: &str) -> Result<OwnedFd> {
+    let shown = root.display();
+    let dir = mount::host_directory(root).context(|| format!("cannot open `{shown}`"))?;
+    let place = mount::place(dir.as_fd(), path, OFlags::empty(), BENEATH).map_err(|errno| missing(path, errno))?;
+    mount::copy_of(place.as_fd()).context(|| format!("cannot mount `{path}` of `{shown}`"))
+}
+
+fn missing(path: &str, errno: Errno) -> Diagnostic {
+    Diagnostic::error(format!("cannot mount `{path}`: {}", std::io::Error::from(errno)))
+}
+
+/// The part of a tree below `path`.
+fn within(tree: &OwnedFd, path: &str) -> Result<OwnedFd> {
+    let place = mount::place(tree.as_fd(), path, OFlags::empty(), BENEATH).map_err(|errno| missing(path, errno))?;
+    mount::copy_of(place.as_fd()).map_err(|errno| missing(path, errno))
+}
+
+/// Contexts lie on any file system; one that cannot map ids is shown as it is, where root inside
+/// reads what everybody may.
+fn map_context(mount: BorrowedFd<'_>, root: &Path, template: &Template) -> Result<()> {
+    match mount::map_ids(mount, template.map_of_context(root)?) {
+        Err(Errno::INVAL) => Ok(()),
+        mapped => mapped.context(|| format!("cannot map the ids of `{}`", root.display())),
+    }
+}
+
+/// Layer dirs as they look inside.
+pub fn mapped_layers(lowers: &[PathBuf], template: &Template) -> Result<Vec<OwnedFd>> {
+    let open = |path: &PathBuf| -> Result<OwnedFd, Errno> {
+        let layer = mount::copy_of_path(path)?;
+        mount::map_ids(layer.as_fd(), template.user_namespace.as_fd())?;
+        Ok(layer)
+    };
+    lowers.iter().map(|path| open(path).context(|| format!("cannot open the layer `{}`", path.display()))).collect()
+}
+
+/// A writable view of `lowers` whose changes end with it.
+fn discarding(lowers: &[OwnedFd]) -> Result<OwnedFd> {
+    let doing = || "cannot make room for changes that are discarded";
+    let room = mount::filesystem("tmpfs", &[("mode", "755")], NO_DEV)?;
+    for name in ["u", "w"] {
+        rustix::fs::mkdirat(&room, name, Mode::from_raw_mode(0o755)).context(doing)?;
+    }
+    let (upper, work) = overlay::upper_of(room.as_fd())?;
+    let nothing;
+    let mut layers: Vec<_> = lowers.iter().map(AsFd::as_fd).collect();
+    if layers.is_empty() {
+        nothing = mount::filesystem("tmpfs", &[("size", "4096"), ("mode", "755")], NO_DEV)?;
+        layers.push(nothing.as_fd());
+    }
+    // The root of the view is the upper's: it must look as the topmost layer's does.
+    let root = rustix::fs::fstat(layers[0]).context(doing)?;
+    rustix::fs::chownat(
+        &upper,
+        "",
+        Some(rustix::fs::Uid::from_raw(root.st_uid)),
+        Some(rustix::fs::Gid::from_raw(root.st_gid)),
+        rustix::fs::AtFlags::EMPTY_PATH,
+    )
+    .context(doing)?;
+    rustix::fs::chmodat(&room, "u", Mode::from_raw_mode(root.st_mode & 0o7777), rustix::fs::AtFlags::empty())
+        .context(doing)?;
+    overlay::mount(&layers, Some(&Upper { upper: upper.as_fd(), work: work.as_fd() }), Span::SeveralFileSystems)
+}
+
+/// A step's tmpfs for secrets and scripts, which reaches neither disk nor, where the kernel can
+/// help it (6.4), swap.
+struct Files {
+    tmpfs: OwnedFd,
+    count: usize,
+}
+
+impl Files {
+    fn new() -> Result<Self> {
+        let attributes = NO_SUID | NO_DEV;
+        let tmpfs = mount::filesystem("tmpfs", &[("mode", "700"), ("noswap", "")], attributes)
+            .or_else(|_| mount::filesystem("tmpfs", &[("mode", "700")], attributes))?;
+        Ok(Self { tmpfs, count: 0 })
+    }
+
+    fn add(&mut self, content: &[u8], mode: u32, uid: u32, gid: u32) -> Result<OwnedFd> {
+        let doing = || "cannot make a file for a container";
+        let name = self.count.to_string();
+        self.count += 1;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.tmpfs, &name, flags, Mode::from_raw_mode(0o600)).context(doing)?;
+        write_all(file.as_fd(), content).context(doing)?;
+        mount::give_to(&file, uid, gid).context(doing)?;
+        rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777)).context(doing)?;
+        let place =
+            rustix::fs::openat(&self.tmpfs, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
+        let mount = mount::copy_of(place.as_fd()).context(doing)?;
+        let attributes = if mode & 0o111 == 0 { DATA_ONLY } else { NO_SUID | NO_DEV };
+        mount::set(mount.as_fd(), attributes | READ_ONLY).context(doing)?;
+        Ok(mount)
+    }
+}

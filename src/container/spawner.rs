@@ -1,0 +1,92 @@
+//! The builder's handle on the spawner process.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::process::Signal;
+
+use super::protocol::{self, Answer};
+use super::{Container, Exit, serve};
+use crate::diag::{Context, Diagnostic, Result};
+use crate::sys::{self, Child};
+
+/// The handle on the spawner; safe to share between threads. Dropping it ends the spawner and
+/// every container.
+#[derive(Debug)]
+pub struct Spawner {
+    process: Result<Process>,
+}
+
+#[derive(Debug)]
+struct Process {
+    /// Taken only by `drop`.
+    requests: Option<OwnedFd>,
+    child: Child,
+}
+
+/// Ends the forked process in every case, so that it never returns into the builder's code.
+struct ExitOnDrop;
+
+impl Drop for ExitOnDrop {
+    fn drop(&mut self) {
+        sys::exit(1)
+    }
+}
+
+impl Spawner {
+    /// Forks the spawner. To be called first thing: it keeps a copy of the builder's memory, and
+    /// lives no longer than the calling thread. Cheap, and inert until the first step: who may not
+    /// make namespaces learns it from [`Spawner::run`], as not every build needs a container.
+    pub fn fork() -> Result<Self> {
+        let (requests, served) = protocol::pair()?;
+        match sys::fork_into_new_pid_namespace() {
+            Ok(Some(child)) => Ok(Self { process: Ok(Process { requests: Some(requests), child }) }),
+            Ok(None) => {
+                let _exit = ExitOnDrop;
+                // Not dropped but closed by `settle`: dropping would close a number twice.
+                std::mem::forget(requests);
+                serve::serve(&served);
+                sys::exit(0)
+            }
+            Err(error) => {
+                let unable = Diagnostic::error("cannot make containers without being root");
+                Ok(Self { process: Err(unable.caused_by(error)) })
+            }
+        }
+    }
+
+    /// Runs one step to its end. What the payload writes to stdout and stderr arrives on the read
+    /// end of the pipe whose write end is `output`. Returns when the container is gone and its
+    /// upper is quiescent. An error means that the payload did not run at all.
+    pub fn run(&self, container: &Container, output: OwnedFd) -> Result<Exit> {
+        let gone = || Diagnostic::error("the spawner process is gone, and all containers with it");
+        let description = protocol::encode_to_memory(container)?;
+        let (reply, replying) = protocol::pair()?;
+        let fds = [description.as_fd(), output.as_fd(), replying.as_fd()];
+        protocol::send(self.requests()?, &[protocol::REQUEST], &fds)
+            .map_err(|errno| gone().caused_by(std::io::Error::from(errno)))?;
+        // Our copies would keep the reader of `output` and the wait for `reply` from ending.
+        drop((description, output, replying));
+        let (packet, fds) =
+            protocol::receive(reply.as_fd()).context(|| "cannot receive an answer of the spawner")?.ok_or_else(gone)?;
+        protocol::decode::<Answer>(&packet)?.into_result(fds)
+    }
+
+    /// Sends a signal to the first process of every container that runs. As PID 1 it sees only the
+    /// signals it has handlers for; `SIGKILL` ends the whole container.
+    pub fn kill_all(&self, signal: Signal) -> Result<()> {
+        let number = u8::try_from(signal.as_raw()).unwrap_or(0);
+        protocol::send(self.requests()?, &[protocol::KILL, number], &[]).context(|| "cannot signal the containers")
+    }
+
+    fn requests(&self) -> Result<BorrowedFd<'_>> {
+        let process = self.process.as_ref().map_err(Clone::clone)?;
+        process.requests.as_ref().map(AsFd::as_fd).ok_or_else(|| Diagnostic::error("the spawner has ended"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        let _ = sys::wait(self.child.pid);
+    }
+}

@@ -1,0 +1,152 @@
+//! The process that becomes a payload: a fork of the spawner in new pid, uts, ipc and cgroup
+//! namespaces, still the host's root. It builds its root, moves in, and gives up one privilege
+//! after the other; the last thing it does is exec.
+//!
+//! The spawner has one thread, so between fork and exec all of Rust may be used here.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
+
+use super::mount_point::make_directories;
+use super::passwd::User;
+use super::protocol::{self, Failure, Report};
+use super::template::{Prepared, Template};
+use super::{Container, caps, exec, limit, root, userns};
+use crate::diag::{Context, Diagnostic, Result};
+use crate::plan::Security;
+use crate::sys;
+
+/// The namespaces that a step is born into. It opens what is the host's in the spawner's mount
+/// namespace before it has its own.
+pub const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
+
+/// How a step that could not be started exits; nobody looks at it, as a report was sent.
+const NOT_STARTED: i32 = 125;
+
+/// Becomes the payload. What goes wrong before is reported on `reports`, which exec closes.
+pub fn run(container: &Container, template: &Template, prepared: &Prepared, output: &OwnedFd, reports: &OwnedFd) -> ! {
+    let Err(failure) = start(container, template, prepared, output, reports);
+    let report = protocol::encode(&Report::Failed(Failure::from(failure)));
+    let _ = protocol::send(reports.as_fd(), &report, &[]);
+    sys::exit(NOT_STARTED)
+}
+
+fn start(
+    container: &Container,
+    template: &Template,
+    prepared: &Prepared,
+    output: &OwnedFd,
+    reports: &OwnedFd,
+) -> Result<Infallible> {
+    let user = &container.user;
+    let owner = ids_outside(user)?;
+    rustix::process::setsid().context(|| "cannot begin a session")?;
+    // From here on what this process makes belongs to root inside.
+    sys::set_filesystem_ids(userns::BASE, userns::BASE);
+    if let Some(network) = &prepared.network {
+        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+            .context(|| "cannot enter the network namespace")?;
+    }
+
+    let root = root::assemble(container, template, prepared)?;
+    let workdir = make_directories(root.overlay.as_fd(), &container.workdir, user.uid, user.gid)
+        .context(|| format!("cannot enter the working directory `{}`", container.workdir))?;
+    announce(root, reports)?;
+    enter(workdir, &container.workdir)?;
+
+    rustix::system::sethostname(container.hostname.as_bytes()).context(|| "cannot set the host name")?;
+    rustix::system::setdomainname(b"(none)").context(|| "cannot set the domain name")?;
+    standard_streams(output, owner)?;
+    limit::set(&container.ulimits)?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+
+    become_user(user, template.user_namespace.as_fd(), container.security)?;
+    if container.security == Security::Sandbox {
+        // Needs CAP_SYS_ADMIN, which the user loses next: without it a filter would take
+        // no_new_privs, and sudo would not work.
+        caps::bound(caps::DEFAULT)?;
+        sys::install_seccomp_filter(&template.filter).context(|| "cannot install the system call filter")?;
+        caps::set(if user.uid == 0 { caps::DEFAULT } else { CapabilitySet::empty() })?;
+    }
+    sys::close_on_exec_from(3).context(|| "cannot close descriptors")?;
+    Err(exec::exec(&container.argv, &environment(container)))
+}
+
+/// The user's ids as the host knows them; that there are such was checked with all the others.
+fn ids_outside(user: &User) -> Result<(u32, u32)> {
+    let outside = |id: u32| {
+        userns::outside(id)
+            .ok_or_else(|| Diagnostic::error(format!("cannot run as id {id}: ids go up to {}", userns::COUNT - 1)))
+    };
+    for group in &user.groups {
+        outside(*group)?;
+    }
+    Ok((outside(user.uid)?, outside(user.gid)?))
+}
+
+/// Hands what outlives this process to the spawner.
+fn announce(root: root::Root, reports: &OwnedFd) -> Result<()> {
+    let mut fds = vec![root.overlay.as_fd(), root.skeleton.as_fd()];
+    for stub in &root.stubs {
+        fds.extend([stub.parent.as_fd(), stub.entry.as_fd()]);
+    }
+    // `Report` owns its records; the descriptors stay ours.
+    let records = root.stubs.iter().map(|stub| stub.record.clone()).collect();
+    protocol::send(reports.as_fd(), &protocol::encode(&Report::Mounted { stubs: records }), &fds)
+        .context(|| "cannot report to the spawner")
+}
+
+/// Changes to the working directory. One that cannot be reached from the root would be a way out.
+fn enter(workdir: OwnedFd, name: &str) -> Result<()> {
+    let doing = || format!("cannot enter the working directory `{name}`");
+    rustix::process::fchdir(&workdir).context(doing)?;
+    let here = rustix::process::getcwd(Vec::new()).context(doing)?;
+    if !here.as_bytes().starts_with(b"/") {
+        return Err(Diagnostic::error(doing()).caused_by("it is outside of the root"));
+    }
+    Ok(())
+}
+
+/// Nothing on standard input; output and errors on one pipe, which is made the user's, so that
+/// `/dev/stdout` and `/dev/stderr` can be opened again.
+fn standard_streams(output: &OwnedFd, (uid, gid): (u32, u32)) -> Result<()> {
+    let doing = || "cannot set up the standard streams";
+    let stat = rustix::fs::fstat(output).context(doing)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Fifo {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        rustix::fs::fchown(output, Some(uid), Some(gid)).context(doing)?;
+    }
+    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
+    rustix::stdio::dup2_stdin(&null).context(doing)?;
+    rustix::stdio::dup2_stdout(output).context(doing)?;
+    rustix::stdio::dup2_stderr(output).context(doing)
+}
+
+/// Enters the build's user namespace, where this process has every capability and on the host none,
+/// and takes on the user's ids.
+fn become_user(user: &User, user_namespace: BorrowedFd<'_>, security: Security) -> Result<()> {
+    let doing = || "cannot become the step's user";
+    move_into_link_name_space(user_namespace, Some(LinkNameSpaceType::User)).context(doing)?;
+    if security == Security::Insecure {
+        // Mounting takes a mount namespace of the user namespace's.
+        sys::enter_new_mount_namespace().context(doing)?;
+    }
+    let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+    let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
+    rustix::thread::set_thread_groups(&groups).context(doing)?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).context(doing)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).context(doing)
+}
+
+/// The environment as given, and HOME.
+fn environment(container: &Container) -> Vec<(String, String)> {
+    let mut environment = container.env.clone();
+    if !environment.iter().any(|(name, _)| name == "HOME") {
+        let home = if container.user.home.is_empty() { "/" } else { &container.user.home };
+        environment.push(("HOME".to_owned(), home.to_owned()));
+    }
+    environment
+}

@@ -1,0 +1,196 @@
+//! What all steps of a build have in common, made by the spawner before the first.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
+
+use super::device::Devices;
+use super::mask::{self, Masks};
+use super::{Container, MountKind, hosts, mount, network, seccomp, skeleton, userns};
+use crate::diag::{Context, Result};
+use crate::plan::Network;
+use crate::sys;
+
+pub struct Template {
+    /// A procfs of the spawner's pid namespace; the host's knows its children by other numbers.
+    proc: OwnedFd,
+    pub user_namespace: OwnedFd,
+    /// Copied for each step; has nothing of the host's.
+    pub mount_namespace: OwnedFd,
+    /// For steps without mounts of their own.
+    pub skeleton: OwnedFd,
+    /// A tmpfs for the files below.
+    files: OwnedFd,
+    /// A null device of our own: an image's or the host's could be something else.
+    pub null: OwnedFd,
+    pub empty: OwnedFd,
+    pub masks: Masks,
+    pub filter: Vec<sys::Instruction>,
+    /// The next step's, made while an earlier one runs.
+    spare: Option<Devices>,
+    texts: BTreeMap<String, OwnedFd>,
+    /// User namespaces that only lend their maps to mounts, by the owner shown as root.
+    swapped: BTreeMap<(u32, u32), OwnedFd>,
+}
+
+/// What one step needs besides, made by the spawner because it takes processes or is kept for
+/// later steps.
+pub struct Prepared {
+    pub hosts: OwnedFd,
+    pub resolv_conf: OwnedFd,
+    pub devices: Devices,
+    /// To be entered; the builder's own if `None`.
+    pub network: Option<OwnedFd>,
+}
+
+impl Template {
+    pub fn new() -> Result<Self> {
+        let doing = || "cannot prepare for containers";
+        // Nothing that an earlier session left in a keyring is a step's to find.
+        sys::join_new_session_keyring().context(doing)?;
+        let proc = mount::filesystem("proc", &[], mount::DATA_ONLY)?;
+        let map = userns::map_swapping(0);
+        let user_namespace = userns::create(proc.as_fd(), &map, &map)?;
+        let mount_namespace = mount::bare_namespace(proc.as_fd())?;
+        let files = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "16m")], mount::NO_SUID | mount::NO_EXEC)?;
+        rustix::fs::mknodat(&files, "null", FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3))
+            .context(doing)?;
+        rustix::fs::mkdirat(&files, "empty", Mode::from_raw_mode(0o555)).context(doing)?;
+        let open = |name: &str| {
+            let place =
+                rustix::fs::openat(&files, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
+            mount::give_to(&place, 0, 0).context(doing)?;
+            mount::copy_of(place.as_fd()).context(doing)
+        };
+        let (null, empty) = (open("null")?, open("empty")?);
+        mount::set(empty.as_fd(), mount::READ_ONLY | mount::DATA_ONLY).context(doing)?;
+        let sys = mount::filesystem("sysfs", &[], mount::READ_ONLY | mount::DATA_ONLY)?;
+        Ok(Self {
+            masks: mask::find(proc.as_fd(), sys.as_fd()),
+            skeleton: skeleton::make([])?,
+            filter: seccomp::filter(),
+            texts: BTreeMap::new(),
+            swapped: BTreeMap::new(),
+            proc,
+            user_namespace,
+            mount_namespace,
+            spare: None,
+            files,
+            null,
+            empty,
+        })
+    }
+
+    pub fn prepare(&mut self, container: &Container) -> Result<Prepared> {
+        for mount in &container.mounts {
+            if let MountKind::Context { root, .. } = &mount.kind {
+                self.swap(owner(root)?)?;
+            }
+        }
+        let network = match container.network {
+            Network::None => Some(network::loopback_only(self.proc.as_fd(), self.user_namespace.as_fd())?),
+            // The default is the host's network.
+            Network::Default | Network::Host => None,
+        };
+        let devices = match self.spare.take().filter(|spare| spare.shm_size_bytes == container.shm_size_bytes) {
+            Some(spare) => spare,
+            None => Devices::new(container.shm_size_bytes)?,
+        };
+        Ok(Prepared {
+            devices,
+            hosts: self.text(hosts::hosts(&container.hostname, &container.extra_hosts))?,
+            resolv_conf: self.text(resolv_conf(container.network)?)?,
+            network,
+        })
+    }
+
+    /// Makes ahead what the next step is likely to need.
+    pub fn stock(&mut self, shm_size_bytes: u64) {
+        if self.spare.is_none() {
+            // If this fails the next step will say why.
+            self.spare = Devices::new(shm_size_bytes).ok();
+        }
+    }
+
+    /// A read-only file with this content.
+    fn text(&mut self, text: String) -> Result<OwnedFd> {
+        let doing = || "cannot make a file for a container";
+        let copy = |mount: &OwnedFd| mount::copy_of(mount.as_fd()).context(doing);
+        if let Some(known) = self.texts.get(&text) {
+            return copy(known);
+        }
+        let name = format!("text.{}", self.texts.len());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.files, &name, flags, Mode::from_raw_mode(0o644)).context(doing)?;
+        write_all(file.as_fd(), text.as_bytes()).context(doing)?;
+        mount::give_to(&file, 0, 0).context(doing)?;
+        let place =
+            rustix::fs::openat(&self.files, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
+        let mount = mount::copy_of(place.as_fd()).context(doing)?;
+        mount::set(mount.as_fd(), mount::READ_ONLY | mount::DATA_ONLY).context(doing)?;
+        let mount = self.texts.entry(text).or_insert(mount);
+        copy(mount)
+    }
+
+    fn swap(&mut self, owner: (u32, u32)) -> Result<()> {
+        if let std::collections::btree_map::Entry::Vacant(entry) = self.swapped.entry(owner) {
+            let (uid_map, gid_map) = (userns::map_swapping(owner.0), userns::map_swapping(owner.1));
+            entry.insert(userns::create(self.proc.as_fd(), &uid_map, &gid_map)?);
+        }
+        Ok(())
+    }
+
+    /// The map under which what belongs to the owner of the host directory `root` is root's inside.
+    /// Only for roots that [`Template::prepare`] has seen.
+    pub fn map_of_context(&self, root: &Path) -> Result<BorrowedFd<'_>> {
+        // Another owner since then shows as it is on disk.
+        Ok(self.swapped.get(&owner(root)?).unwrap_or(&self.user_namespace).as_fd())
+    }
+}
+
+fn owner(root: &Path) -> Result<(u32, u32)> {
+    let stat = rustix::fs::stat(root).context(|| format!("cannot look at `{}`", root.display()))?;
+    Ok((stat.st_uid, stat.st_gid))
+}
+
+pub fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8]) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        let count = rustix::io::retry_on_intr(|| rustix::io::write(file, bytes))?;
+        bytes = &bytes[count..];
+    }
+    Ok(())
+}
+
+/// The host's file, which is empty where there is none.
+fn resolv_conf(network: Network) -> Result<String> {
+    let host = read_host_file("/etc/resolv.conf")?.unwrap_or_default();
+    Ok(match network {
+        Network::Default | Network::Host => host,
+        Network::None => {
+            let upstream = read_host_file("/run/systemd/resolve/resolv.conf")?;
+            hosts::resolv_conf_without_loopback(&host, upstream.as_deref())
+        }
+    })
+}
+
+/// At most this much of a host's file is taken over.
+const MAX_FILE_BYTES: usize = 1 << 20;
+
+fn read_host_file(path: &str) -> Result<Option<String>> {
+    let doing = || format!("cannot read `{path}`");
+    let file = match rustix::fs::openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        opened => opened.context(doing)?,
+    };
+    let mut bytes = Vec::new();
+    let mut piece = [0; 4096];
+    while bytes.len() < MAX_FILE_BYTES {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut piece)).context(doing)? {
+            0 => break,
+            count => bytes.extend_from_slice(&piece[..count]),
+        }
+    }
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}

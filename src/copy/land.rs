@@ -1,0 +1,386 @@
+//! Landing: the rules by which the selections of a listing become files beneath the root.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, OFlags};
+use rustix::io::Errno;
+
+use super::archive::{self, Limits};
+use super::chmod::Mode;
+use super::content;
+use super::node::{self, Attributes};
+use super::place::{self, Directory, Follows, Makes, Root, Spot, shown};
+use super::{Blob, Landing, Owner};
+use crate::context::{Entry, EntryKind, Selection};
+use crate::diag::{Context, Diagnostic, Result};
+use crate::digest::{Digest, Hasher, HashingReader};
+
+pub(super) struct Lander<'a> {
+    source: BorrowedFd<'a>,
+    root: Root<'a>,
+    /// Below the root, `..` resolved as text.
+    destination: Vec<u8>,
+    /// Written with a trailing slash.
+    is_directory: bool,
+    follows: Follows,
+    owner: Option<Owner>,
+    chmod: Option<Mode>,
+    unpacks: bool,
+    buffer: Vec<u8>,
+    /// Until the file systems say no.
+    can_clone: bool,
+}
+
+/// Files of one selection that have several links: where the first of them landed.
+type Links = BTreeMap<(u64, u64), (Vec<u8>, Vec<u8>)>;
+
+impl<'a> Lander<'a> {
+    pub fn new(source: BorrowedFd<'a>, root: BorrowedFd<'a>, landing: &Landing<'_>) -> Result<Self> {
+        let written = landing.destination;
+        Ok(Self {
+            source,
+            root: Root::new(root, landing.now),
+            destination: place::clamped(written.as_bytes()),
+            is_directory: landing.has_parents || ["/", "/.", "/.."].iter().any(|end| written.ends_with(end)),
+            follows: if landing.is_link { Follows::Nothing } else { Follows::Links },
+            owner: landing.owner,
+            chmod: landing.chmod.map(Mode::parse).transpose()?,
+            unpacks: landing.unpacks,
+            buffer: vec![0; content::BUFFER_BYTES],
+            can_clone: true,
+        })
+    }
+
+    pub fn finish(self) -> Result<()> {
+        self.root.finish()
+    }
+
+    pub fn selection(&mut self, selection: &Selection) -> Result<()> {
+        let Some(source) = selection.entries.first() else { return Ok(()) };
+        if !source.land.is_empty() {
+            let into = self.directory(self.makes())?;
+            return self.merge(&into, &selection.entries);
+        }
+        match &source.kind {
+            EntryKind::Directory => {
+                let into = self.merge_directory()?;
+                self.merge(&into, &selection.entries[1..])?;
+                self.root.set_time(into.path, source.mtime);
+                Ok(())
+            }
+            EntryKind::File { size_bytes, digest } if self.unpacks && self.unpack(source, *size_bytes, digest)? => {
+                Ok(())
+            }
+            _ => {
+                let (parent, name) = self.target(&selection.name)?;
+                self.entry(&parent, &name, source, &mut Links::new())
+            }
+        }
+    }
+
+    pub fn blob(&mut self, blob: &Blob<'_>) -> Result<()> {
+        if self.unpacks && archive::is_archive(blob.content) {
+            let limits = Limits::of(blob.content.len() as u64);
+            let into = self.archive_directory()?;
+            return archive::unpack(blob.content, blob.name, &into, &mut self.root, self.owner, limits);
+        }
+        let (parent, name) = self.target(blob.name.as_bytes())?;
+        let path = parent.join(&name);
+        let file = File::from(self.make(&parent, &name, node::make_file)?);
+        let attributes = Attributes {
+            owner: self.owner.unwrap_or(Owner::ROOT),
+            mode: self.mode(blob.mode, false),
+            mtime: (blob.mtime, 0),
+            xattrs: &[],
+        };
+        let length = blob.content.len() as u64;
+        content::fill(&file, &mut &*blob.content, length, &mut self.buffer, None)
+            .context(|| format!("cannot write `{}`", shown(&path)))?;
+        self.dress(file.as_fd(), &path, &attributes)
+    }
+
+    /// Where something that is no directory lands: in the destination if that is a directory, else
+    /// in its place. There may be something else there.
+    fn target(&mut self, name: &[u8]) -> Result<(Directory, Vec<u8>)> {
+        let makes = self.makes();
+        let top = self.root.top()?;
+        match self.root.walk(&top, &self.destination, self.follows, makes)? {
+            Spot::Directory(directory) => Ok((directory, name.to_vec())),
+            Spot::Name { parent, name: last, is_free: true } if self.is_directory => {
+                Ok((self.root.make_directory(&parent, &last, makes)?, name.to_vec()))
+            }
+            Spot::Name { parent, name: last, is_free: false } if self.is_directory => {
+                Err(place::not_a_directory(&parent.join(&last)))
+            }
+            Spot::Name { parent, name: last, .. } => Ok((parent, last)),
+        }
+    }
+
+    /// The destination as a directory.
+    fn directory(&mut self, makes: Makes) -> Result<Directory> {
+        let top = self.root.top()?;
+        self.root.directory(&top, &self.destination, self.follows, makes)
+    }
+
+    fn merge_directory(&mut self) -> Result<Directory> {
+        let makes = self.makes();
+        let top = self.root.top()?;
+        match self.root.walk(&top, &self.destination, self.follows, makes)? {
+            Spot::Directory(directory) => Ok(directory),
+            Spot::Name { parent, name, is_free: true } => self.root.make_directory(&parent, &name, makes),
+            Spot::Name { parent, name, is_free: false } => Err(onto_a_file(&parent.join(&name))),
+        }
+    }
+
+    fn archive_directory(&mut self) -> Result<Directory> {
+        self.directory(Makes { mode: 0o755, ..self.makes() })
+    }
+
+    fn makes(&self) -> Makes {
+        Makes {
+            mode: self.chmod.as_ref().map_or(0o755, Mode::of_made_directories),
+            owner: self.owner.unwrap_or(Owner::ROOT),
+        }
+    }
+
+    fn mode(&self, mode: u32, is_directory: bool) -> u32 {
+        self.chmod.as_ref().map_or(mode, |chmod| chmod.apply(mode, is_directory))
+    }
+
+    /// Lands entries below `base`, parents first.
+    fn merge(&mut self, base: &Directory, entries: &[Entry]) -> Result<()> {
+        let mut links = Links::new();
+        let mut times = Vec::new();
+        // The directory the last entry was in: most entries are its neighbours.
+        let mut held: Option<(&[u8], Directory)> = None;
+        for entry in entries {
+            let (above, name) = match entry.land.iter().rposition(|&byte| byte == b'/') {
+                Some(slash) => (&entry.land[..slash], &entry.land[slash + 1..]),
+                None => (&b""[..], &entry.land[..]),
+            };
+            let parent = match held.take() {
+                Some((path, directory)) if path == above => directory,
+                _ => self.open(base, above)?,
+            };
+            if entry.kind == EntryKind::Directory {
+                times.push((parent.join(name), entry.mtime));
+            }
+            self.entry(&parent, name, entry, &mut links)?;
+            held = Some((above, parent));
+        }
+        for (path, mtime) in times {
+            self.root.set_time(path, mtime);
+        }
+        Ok(())
+    }
+
+    /// A directory that landed before; links are no directories here.
+    fn open(&mut self, base: &Directory, below: &[u8]) -> Result<Directory> {
+        match place::open_below(base.fd.as_fd(), below, OFlags::PATH | OFlags::DIRECTORY) {
+            Ok(fd) => Ok(Directory { fd, path: base.join(below) }),
+            Err(Errno::NOENT) => self.root.directory(base, below, Follows::Nothing, self.makes()),
+            Err(errno) => Err(errno).context(|| format!("cannot open `{}`", shown(&base.join(below)))),
+        }
+    }
+
+    /// Lands one entry as `name` in `parent`.
+    fn entry(&mut self, parent: &Directory, name: &[u8], entry: &Entry, links: &mut Links) -> Result<()> {
+        let path = parent.join(name);
+        let attributes = Attributes {
+            owner: self.owner.unwrap_or(Owner { uid: entry.uid, gid: entry.gid }),
+            mode: self.mode(entry.mode, entry.kind == EntryKind::Directory),
+            mtime: entry.mtime,
+            xattrs: &entry.xattrs,
+        };
+        let special =
+            |kind, device| move |parent: BorrowedFd<'_>, name: &[u8]| node::make_special(parent, name, kind, device);
+        match &entry.kind {
+            EntryKind::Directory => {
+                place::check_name(name, &path)?;
+                let fd = match self.make_or_open_directory(parent, name) {
+                    Err(Errno::NOTDIR | Errno::LOOP) => return Err(onto_a_file(&path)),
+                    other => other.context(|| format!("cannot make the directory `{}`", shown(&path)))?,
+                };
+                node::set_attributes(fd.as_fd(), &attributes).context(|| attributes.refused(&shown(&path)))?;
+                return Ok(());
+            }
+            EntryKind::File { size_bytes, digest } => {
+                return self.file(parent, name, entry, (*size_bytes, digest), &attributes, links);
+            }
+            // What BuildKit makes of a socket: there is no socket in a layer.
+            EntryKind::Socket => {
+                let fd = self.make(parent, name, node::make_file)?;
+                return self.dress(fd.as_fd(), &path, &attributes);
+            }
+            EntryKind::Symlink { target } => {
+                self.make(parent, name, |parent, name| rustix::fs::symlinkat(target.as_slice(), parent, name))?;
+            }
+            EntryKind::Fifo => self.make(parent, name, special(FileType::Fifo, (0, 0)))?,
+            // Overlays mark a deletion by such a device.
+            EntryKind::CharDevice { major: 0, minor: 0 } => {
+                let path = shown(&path);
+                return Err(Diagnostic::error(format!("cannot copy `{path}`: a character device 0:0 is a deletion")));
+            }
+            EntryKind::CharDevice { major, minor } => {
+                self.make(parent, name, special(FileType::CharacterDevice, (*major, *minor)))?;
+            }
+            EntryKind::BlockDevice { major, minor } => {
+                self.make(parent, name, special(FileType::BlockDevice, (*major, *minor)))?;
+            }
+        }
+        node::set_attributes_at(parent.fd.as_fd(), name, &attributes).context(|| attributes.refused(&shown(&path)))
+    }
+
+    fn make_or_open_directory(&mut self, parent: &Directory, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+        match node::make_directory(parent.fd.as_fd(), name) {
+            Err(Errno::EXIST) => node::open_directory(parent.fd.as_fd(), name),
+            other => {
+                self.root.touch(&parent.path);
+                other
+            }
+        }
+    }
+
+    /// Makes something that is no directory; what has its name gives way, if it is none either.
+    fn make<T>(
+        &mut self,
+        parent: &Directory,
+        name: &[u8],
+        make: impl Fn(BorrowedFd<'_>, &[u8]) -> rustix::io::Result<T>,
+    ) -> Result<T> {
+        let path = parent.join(name);
+        place::check_name(name, &path)?;
+        let fd = parent.fd.as_fd();
+        self.root.touch(&parent.path);
+        let made = match make(fd, name) {
+            Err(Errno::EXIST) if place::kind_of(fd, name) == Ok(Some(FileType::Directory)) => {
+                let path = shown(&path);
+                return Err(Diagnostic::error(format!("cannot replace the directory `{path}` with a file")));
+            }
+            Err(Errno::EXIST) => rustix::fs::unlinkat(fd, name, AtFlags::empty()).and_then(|()| make(fd, name)),
+            other => other,
+        };
+        made.context(|| format!("cannot make `{}`", shown(&path)))
+    }
+
+    fn dress(&self, fd: BorrowedFd<'_>, path: &[u8], attributes: &Attributes<'_>) -> Result<()> {
+        node::set_attributes(fd, attributes)
+            .and_then(|()| node::set_time(fd, attributes.mtime))
+            .context(|| attributes.refused(&shown(path)))
+    }
+
+    fn file(
+        &mut self,
+        parent: &Directory,
+        name: &[u8],
+        entry: &Entry,
+        (size_bytes, digest): (u64, &Digest),
+        attributes: &Attributes<'_>,
+        links: &mut Links,
+    ) -> Result<()> {
+        let group = entry.link_group;
+        if let Some((first_parent, first_name)) = group.and_then(|group| links.get(&group)) {
+            let first = self.root.open(first_parent)?;
+            let linked = |parent: BorrowedFd<'_>, name: &[u8]| match rustix::fs::linkat(
+                &first,
+                first_name.as_slice(),
+                parent,
+                name,
+                AtFlags::empty(),
+            ) {
+                Err(Errno::MLINK) => Ok(false),
+                other => other.map(|()| true),
+            };
+            if self.make(parent, name, linked)? {
+                return Ok(());
+            }
+        }
+        let path = parent.join(name);
+        let file = File::from(self.make(parent, name, node::make_file)?);
+        let copied = self.copy(entry, size_bytes, &file, &path)?;
+        if copied != *digest {
+            return Err(changed(entry));
+        }
+        self.dress(file.as_fd(), &path, attributes)?;
+        if let Some(group) = group {
+            links.insert(group, (parent.path.clone(), name.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// Copies the content of an entry into a new file and returns the digest of what was copied.
+    fn copy(&mut self, entry: &Entry, size_bytes: u64, out: &File, path: &[u8]) -> Result<Digest> {
+        let mut source = self.open_source(entry, size_bytes)?;
+        let mut hasher = Hasher::default();
+        if self.can_clone && size_bytes > 0 {
+            // It fails on most file systems and always between two of them (EXDEV); then every
+            // further file would only cost the call.
+            self.can_clone = rustix::fs::ioctl_ficlone(out, &source).is_ok();
+            if self.can_clone {
+                // The clone is what lands, so it is what is hashed.
+                io::copy(&mut Hashed(&mut hasher, out), &mut io::sink())
+                    .context(|| format!("cannot read `{}`", shown(path)))?;
+                return Ok(hasher.finish());
+            }
+        }
+        let copied = content::fill(out, &mut source, size_bytes, &mut self.buffer, Some(&mut hasher))
+            .context(|| format!("cannot copy `{}` to `{}`", source_name(entry), shown(path)));
+        copied.map(|_| hasher.finish())
+    }
+
+    /// Opens a file of the source as it was listed: a file, of that size, and no link.
+    fn open_source(&self, entry: &Entry, size_bytes: u64) -> Result<File> {
+        let fd = match place::open_below(self.source, &entry.path, OFlags::RDONLY | OFlags::NONBLOCK) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return Err(changed(entry)),
+            other => other.context(|| format!("cannot read `{}`", source_name(entry)))?,
+        };
+        let stat = rustix::fs::fstat(&fd).context(|| format!("cannot read `{}`", source_name(entry)))?;
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if is_file && u64::try_from(stat.st_size) == Ok(size_bytes) { Ok(fd.into()) } else { Err(changed(entry)) }
+    }
+
+    /// Unpacks the entry if it is an archive; returns whether it is.
+    fn unpack(&mut self, entry: &Entry, size_bytes: u64, digest: &Digest) -> Result<bool> {
+        let mut file = self.open_source(entry, size_bytes)?;
+        let name = source_name(entry);
+        if !archive::is_archive(&file) {
+            return Ok(false);
+        }
+        file.rewind().context(|| format!("cannot read `{name}`"))?;
+        let into = self.archive_directory()?;
+        let mut reader = HashingReader::new(file);
+        let limits = Limits::of(size_bytes);
+        let unpacked = archive::unpack(&mut reader, &name, &into, &mut self.root, self.owner, limits);
+        // Behind the end of an archive there may be more, and it is part of the digest. One that
+        // changed need not be an archive any more: that it changed is what is to be said.
+        io::copy(&mut reader, &mut io::sink()).context(|| format!("cannot read `{name}`"))?;
+        let (_, read, _) = reader.finish();
+        if read == *digest { unpacked.map(|()| true) } else { Err(changed(entry)) }
+    }
+}
+
+/// Hashes what is read from a file.
+struct Hashed<'a>(&'a mut Hasher, &'a File);
+
+impl Read for Hashed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = (&mut &*self.1).read(buffer)?;
+        self.0.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+fn onto_a_file(path: &[u8]) -> Diagnostic {
+    Diagnostic::error(format!("cannot copy a directory onto `{}`, which is not a directory", shown(path)))
+}
+
+fn changed(entry: &Entry) -> Diagnostic {
+    Diagnostic::error(format!("`{}` changed during the build", source_name(entry)))
+}
+
+fn source_name(entry: &Entry) -> String {
+    crate::layer::node::shown(&entry.path)
+}

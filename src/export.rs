@@ -1,0 +1,324 @@
+//! Writes results: archives, directories, names in the local store. Each output appears whole or not
+//! at all; a tar on standard output is the exception, since what was written is gone.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufWriter, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use crate::context::{self, Form, Tree};
+use crate::copy::{self, Landing};
+use crate::diag::{Context as _, Diagnostic, Result};
+use crate::digest::Digest;
+use crate::host::Host;
+use crate::image::archive::{self, Contents, Format, ImageContents, LayerBlob};
+use crate::image::manifest::Descriptor;
+use crate::image::{ImageConfig, Platform, Reference};
+use crate::layer::{self, Compression};
+use crate::solve::Stack;
+use crate::store::{ImageLayer, ImageRecord};
+
+/// `-o`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// An OCI layout in a tar.
+    Oci {
+        destination: Destination,
+        compression: Compression,
+    },
+    OciDirectory {
+        directory: PathBuf,
+        compression: Compression,
+    },
+    /// An OCI layout in a tar with Docker's `manifest.json`.
+    Docker {
+        destination: Destination,
+        compression: Compression,
+    },
+    /// The files of the rootfs.
+    Local {
+        directory: PathBuf,
+    },
+    /// The files of the rootfs in a tar.
+    Tar {
+        destination: Destination,
+    },
+    /// The local store alone.
+    Store,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    Path(PathBuf),
+    Stdout,
+}
+
+impl Output {
+    /// Where a single file goes.
+    pub fn destination(&self) -> Option<&Destination> {
+        match self {
+            Self::Oci { destination, .. } | Self::Docker { destination, .. } | Self::Tar { destination } => {
+                Some(destination)
+            }
+            Self::OciDirectory { .. } | Self::Local { .. } | Self::Store => None,
+        }
+    }
+}
+
+/// An image that was built, for one platform.
+pub struct Built {
+    pub platform: Platform,
+    pub config: ImageConfig,
+    pub stack: Stack,
+}
+
+/// Digests of what was exported.
+#[derive(Clone, Debug, Default)]
+pub struct Exported {
+    /// Digests of the configs, one a platform.
+    pub image_ids: Vec<Digest>,
+    /// The manifest or index, where an output has one.
+    pub manifest: Option<Descriptor>,
+}
+
+impl Exported {
+    /// The JSON of `--metadata-file`.
+    pub fn metadata(&self, names: &[Reference]) -> Vec<u8> {
+        let mut object = serde_json::Map::new();
+        if let Some(id) = self.image_ids.first() {
+            object.insert("containerimage.config.digest".into(), id.to_string().into());
+        }
+        if let Some(manifest) = &self.manifest {
+            object.insert("containerimage.digest".into(), manifest.digest.to_string().into());
+            object.insert("containerimage.descriptor".into(), manifest.to_value());
+        }
+        if !names.is_empty() {
+            let names: Vec<_> = names.iter().map(ToString::to_string).collect();
+            object.insert("image.name".into(), names.join(",").into());
+        }
+        format!("{:#}\n", serde_json::Value::Object(object)).into_bytes()
+    }
+}
+
+/// Writes every output and every name.
+pub fn export(images: &[Built], outputs: &[Output], names: &[Reference], host: &Host<'_>) -> Result<Exported> {
+    let mut exported = Exported::default();
+    for image in images {
+        exported.image_ids.push(host.store.put_blob(&image.config.to_json())?);
+    }
+    for output in outputs {
+        match output {
+            Output::Oci { destination, compression } => {
+                exported.manifest = Some(archive(images, names, host, *compression, Format::Oci, destination)?);
+            }
+            Output::Docker { destination, compression } => {
+                exported.manifest = Some(archive(images, names, host, *compression, Format::Docker, destination)?);
+            }
+            Output::OciDirectory { directory, compression } => {
+                let contents = contents(images, names, host, *compression)?;
+                let assembled = archive::write_directory(&contents, directory);
+                exported.manifest = Some(assembled.map_err(|error| blame(error, &contents, host))?.root().clone());
+            }
+            Output::Tar { destination } => {
+                let mut file = OutputFile::create(destination)?;
+                layer::pack(rootfs(&images[0], host)?.root(), &mut file)?;
+                file.finish()?;
+            }
+            Output::Local { directory } => local(&rootfs(&images[0], host)?, directory, host)?,
+            Output::Store => {}
+        }
+    }
+    for (image, id) in images.iter().zip(&exported.image_ids) {
+        let record = ImageRecord {
+            manifest: None,
+            config: *id,
+            platform: image.platform.clone(),
+            layers: image
+                .stack
+                .layers()
+                .iter()
+                .map(|layer| ImageLayer { diff_id: layer.diff_id, blob: None })
+                .collect(),
+            created: image.config.created.clone(),
+        };
+        for name in names {
+            host.store.put_image(name, &record)?;
+        }
+    }
+    Ok(exported)
+}
+
+fn archive(
+    images: &[Built],
+    names: &[Reference],
+    host: &Host<'_>,
+    compression: Compression,
+    format: Format,
+    destination: &Destination,
+) -> Result<Descriptor> {
+    let contents = contents(images, names, host, compression)?;
+    let assembled = match destination {
+        Destination::Path(path) => archive::write_file(&contents, format, path),
+        Destination::Stdout => archive::write_tar(&contents, format, &mut io::stdout().lock()),
+    };
+    assembled.map(|assembled| assembled.root().clone()).map_err(|error| blame(error, &contents, host))
+}
+
+/// Blobs are checked as they are written out. One that is damaged is taken out of the store, so that
+/// the next build has it made or imported anew.
+fn blame(error: Diagnostic, contents: &Contents<'_>, host: &Host<'_>) -> Diagnostic {
+    let layers = contents.images.iter().flat_map(|image| &image.layers);
+    let is_damaged = |digest: &Digest| matches!(host.store.verify_blob(digest), Ok(false));
+    match layers.map(|layer| layer.descriptor.digest).find(is_damaged) {
+        Some(digest) => Diagnostic::error(format!("blob `{digest}` was damaged in the store and has been removed"))
+            .hint("run the same build again"),
+        None => error,
+    }
+}
+
+/// What an archive of the images holds. Layers that have no blob of this compression are packed and
+/// compressed now, and the blob is remembered.
+fn contents<'a>(
+    images: &[Built],
+    names: &[Reference],
+    host: &'a Host<'_>,
+    compression: Compression,
+) -> Result<Contents<'a>> {
+    let store = host.store;
+    let created = images.first().and_then(|image| image.config.created.clone());
+    let images = images.iter().map(|image| {
+        let layers = image.stack.layers().iter().enumerate().map(|(place, layer)| {
+            let form = match store.form(&layer.diff_id, compression)? {
+                Some(form) => form,
+                None => {
+                    let mut lowers = crate::solve::lowers(store, &image.stack.up_to(place))?;
+                    store.compressed(&lowers.swap_remove(0), compression)?
+                }
+            };
+            let digest = form.digest;
+            let open = move || -> Result<Box<dyn io::Read + Send>> {
+                let gone = || Diagnostic::error(format!("blob `{digest}` is gone from the store")).hint("build again");
+                Ok(Box::new(store.open_blob(&digest)?.ok_or_else(gone)?))
+            };
+            Ok(LayerBlob {
+                descriptor: Descriptor::new(form.media_type, form.digest, form.size_bytes),
+                open: Box::new(open),
+            })
+        });
+        Ok(ImageContents {
+            platform: image.platform.clone(),
+            config: image.config.to_json(),
+            layers: layers.collect::<Result<_>>()?,
+            annotations: BTreeMap::new(),
+        })
+    });
+    Ok(Contents { images: images.collect::<Result<Vec<_>>>()?, names: names.to_vec(), created })
+}
+
+fn rootfs(image: &Built, host: &Host<'_>) -> Result<Tree> {
+    let lowers = crate::solve::lowers(host.store, &image.stack)?;
+    let paths: Vec<_> = lowers.iter().map(|layer| layer.path.clone()).collect();
+    Ok(Tree::of_root(crate::container::overlay_detached(&paths, None)?, "the image"))
+}
+
+/// The rootfs as files of `directory`, over what is there.
+fn local(tree: &Tree, directory: &Path, host: &Host<'_>) -> Result<()> {
+    std::fs::create_dir_all(directory).context(|| format!("cannot make `{}`", directory.display()))?;
+    let root = rustix::fs::open(
+        directory,
+        rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )
+    .context(|| format!("cannot open `{}`", directory.display()))?;
+    let everything = context::Request { sources: vec!["/"], form: Form::Literal, excludes: &[], threads: 2 };
+    let listing = context::select(tree, &everything, None).map_err(|error| *error.diagnostic)?;
+    let landing = Landing {
+        destination: "/",
+        owner: None,
+        chmod: None,
+        is_link: false,
+        has_parents: false,
+        unpacks: false,
+        now: host.now,
+    };
+    copy::land(tree, &listing, root.as_fd(), &landing)
+}
+
+/// The file of an output: written beside, renamed into place by `finish`, gone if dropped before.
+struct OutputFile {
+    writer: BufWriter<Box<dyn Write + Send>>,
+    pending: Option<(tempfile::TempPath, PathBuf)>,
+}
+
+impl OutputFile {
+    fn create(destination: &Destination) -> Result<Self> {
+        const BUFFER_BYTES: usize = 256 << 10;
+        let (inner, pending): (Box<dyn Write + Send>, _) = match destination {
+            Destination::Stdout => (Box::new(io::stdout()), None),
+            // A pipe or a device is written to, never replaced.
+            Destination::Path(path) if is_special(path) => {
+                let file = std::fs::File::options().write(true).open(path);
+                (Box::new(file.context(|| format!("cannot write `{}`", path.display()))?), None)
+            }
+            Destination::Path(path) => {
+                let (file, beside) = beside(path)?.into_parts();
+                (Box::new(file), Some((beside, path.clone())))
+            }
+        };
+        Ok(Self { writer: BufWriter::with_capacity(BUFFER_BYTES, inner), pending })
+    }
+
+    fn finish(mut self) -> Result<()> {
+        let shown = || match &self.pending {
+            Some((_, path)) => format!("cannot write `{}`", path.display()),
+            None => "cannot write to standard output".to_owned(),
+        };
+        self.writer.flush().context(shown)?;
+        match self.pending.take() {
+            Some((beside, path)) => beside
+                .persist(&path)
+                .map_err(|error| error.error)
+                .context(|| format!("cannot write `{}`", path.display())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Write for OutputFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+fn is_special(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
+}
+
+/// A new file in the directory of `path`, of the mode an ordinary new file has.
+fn beside(path: &Path) -> Result<tempfile::NamedTempFile> {
+    use std::os::unix::fs::PermissionsExt as _;
+    if path.is_dir() {
+        return Err(Diagnostic::error(format!("cannot write `{}`: it is a directory", path.display())));
+    }
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    // The process's umask is applied to this mode.
+    tempfile::Builder::new()
+        .prefix(".wythe-")
+        .permissions(std::fs::Permissions::from_mode(0o666))
+        .tempfile_in(parent)
+        .context(|| format!("cannot write `{}`", path.display()))
+}
+
+/// Writes a small file beside and renames it into place.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = OutputFile::create(&Destination::Path(path.to_owned()))?;
+    file.write_all(bytes).context(|| format!("cannot write `{}`", path.display()))?;
+    file.finish()
+}

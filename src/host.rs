@@ -1,0 +1,138 @@
+//! Everything outside a build that a build may touch: the store, the executor of RUNs, named
+//! contexts, secrets, the clock, and who is told. The pipeline gets the world as `&Host`.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::container::{Container, Exit, Spawner};
+use crate::diag::Result;
+use crate::image::archive::Selector;
+use crate::progress::Reporter;
+use crate::store::Store;
+
+pub struct Host<'a> {
+    pub store: &'a Store,
+    pub executor: &'a dyn Executor,
+    pub reporter: &'a dyn Reporter,
+    /// When the build began, in seconds since the epoch: the only time that gets into an image.
+    pub now: i64,
+    /// The clock that stamps files (`CLOCK_REALTIME_COARSE`) when the build began, in seconds since the
+    /// epoch: a file whose ctime is younger may change again without a trace.
+    pub files_now: i64,
+    /// `None` when there is none.
+    pub context: Option<LocalContext>,
+    /// `--build-context`, by lower-cased name.
+    pub named_contexts: BTreeMap<String, NamedContext>,
+    /// `--secret`, by id.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Set once when the build is to stop (Ctrl-C, the first failure).
+    pub canceled: &'a AtomicBool,
+}
+
+/// The build context.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LocalContext {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Name and text of the ignore file beside the Dockerfile, which wins over the context's own.
+    pub ignore: Option<(String, Vec<u8>)>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamedContext {
+    Directory(PathBuf),
+    /// An OCI layout, a directory or a tar, and the tag or digest wanted from it.
+    Layout {
+        path: PathBuf,
+        wanted: Selector,
+    },
+    /// An image reference, to be found like one in FROM.
+    Image(String),
+}
+
+/// A secret's value; read when a step needs it and shown to nobody.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Secret {
+    File(PathBuf),
+    Value(Vec<u8>),
+}
+
+impl Host<'_> {
+    pub fn is_canceled(&self) -> bool {
+        self.canceled.load(Ordering::Relaxed)
+    }
+}
+
+/// Runs containers.
+pub trait Executor: Send + Sync {
+    /// Runs one to its end; output goes to the pipe `output`. Returns when its upper is quiescent.
+    fn execute(&self, container: &Container, output: OwnedFd) -> Result<Exit>;
+
+    /// Ends everything that runs.
+    fn cancel(&self);
+}
+
+impl Executor for Spawner {
+    fn execute(&self, container: &Container, output: OwnedFd) -> Result<Exit> {
+        self.run(container, output)
+    }
+
+    fn cancel(&self) {
+        // When the spawner is gone, so is everything it ran.
+        let _ = self.kill_all(rustix::process::Signal::KILL);
+    }
+}
+
+/// Seconds since the epoch as RFC 3339 in UTC, as image configs have it.
+pub fn rfc3339(seconds: i64) -> String {
+    let days = seconds.div_euclid(86_400);
+    let second_of_day = seconds.rem_euclid(86_400);
+    // Civil date from days since 1970-01-01, in eras of 400 years that begin on 1 March.
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second_of_day / 3600, second_of_day / 60 % 60, second_of_day % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// The inverse of [`rfc3339`], fractions of a second and offsets ignored; `None` for anything that
+/// is no such date. For showing ages.
+pub fn seconds(date: &str) -> Option<i64> {
+    let number = |range: std::ops::Range<usize>| date.get(range)?.parse::<i64>().ok();
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    let shifted_year = if month <= 2 { year - 1 } else { year };
+    let era = shifted_year.div_euclid(400);
+    let year_of_era = shifted_year.rem_euclid(400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    let days = era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468;
+    Some(days * 86_400 + hour * 3_600 + minute * 60 + second)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(951_782_400), "2000-02-29T00:00:00Z");
+        assert_eq!(rfc3339(1_577_934_245), "2020-01-02T03:04:05Z");
+        assert_eq!(rfc3339(-1), "1969-12-31T23:59:59Z");
+        for time in [0, 951_782_400, 1_577_934_245, -1, 4_102_444_799] {
+            assert_eq!(seconds(&rfc3339(time)), Some(time));
+        }
+        assert_eq!(seconds("yesterday"), None);
+    }
+}

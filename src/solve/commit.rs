@@ -1,0 +1,165 @@
+//! From an upper dir to a layer in the store, and from layers in the store to lower dirs.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use super::{Keyed, Solved, Solver, Stack, Standing};
+use crate::cache::{Facts, LayerResult, Reason, Record};
+use crate::diag::{Diagnostic, Result};
+use crate::digest::{DiffId, HashingWriter};
+use crate::layer;
+use crate::plan::StepId;
+use crate::progress::Outcome;
+use crate::store::{Draft, Layer, LayerMeta, Store};
+
+impl Solver<'_> {
+    /// The directories of a stack, topmost first, held until the build ends.
+    pub(super) fn lowers(&self, stack: &Stack) -> Result<Vec<PathBuf>> {
+        let layers = lowers(self.host.store, stack)?;
+        let paths = layers.iter().map(|layer| layer.path.clone()).collect();
+        layers.into_iter().for_each(|layer| self.hold(layer));
+        Ok(paths)
+    }
+
+    /// Makes a draft canonical, gives it its identity and records it.
+    pub(super) fn commit(
+        &self,
+        id: StepId,
+        draft: Draft,
+        skeleton: Option<BorrowedFd<'_>>,
+        key: Keyed,
+        reason: Reason,
+        begun: Instant,
+    ) -> Result<Solved> {
+        let step = self.plan.step(id);
+        let standing = super::standing(&step.op);
+        let below = step.parent.and_then(|parent| self.get(parent)).map(|p| p.stack.clone()).unwrap_or_default();
+        let lowers = match standing {
+            Standing::OnStack => lowers(self.host.store, &below)?,
+            Standing::Alone => Vec::new(),
+        };
+        let layer = match identify(&draft, &lowers, skeleton)? {
+            None => None,
+            Some((result, meta)) => Some(match self.same_tree(&key, &result, &below, standing)? {
+                // The step ran again and made the same files at another time: what stands on the
+                // earlier layer stays valid.
+                Some(earlier) => earlier,
+                None => {
+                    self.hold(draft.commit(&below.id_above(&result.diff_id, standing), meta)?);
+                    result
+                }
+            }),
+        };
+        let record = Record {
+            facts: key.facts,
+            title: step.history.clone().unwrap_or_else(|| step.title.clone()),
+            layer,
+            created: self.created(),
+            elapsed_ms: milliseconds(begun),
+        };
+        self.records.put(&record, &self.slot(id))?;
+        let solved = self.adopt(id, &record, Outcome::Done, Some(reason))?;
+        solved.ok_or_else(|| Diagnostic::error("the layer just made is gone from the store").hint("build again"))
+    }
+
+    /// Commits files that are no step's: they stand on nothing and have a record of their own.
+    pub(super) fn commit_alone(
+        &self,
+        draft: Draft,
+        facts: Facts,
+        title: &str,
+        begun: Instant,
+    ) -> Result<Option<Layer>> {
+        let identified = identify(&draft, &[], None)?;
+        let layer = identified.as_ref().map(|(result, _)| *result);
+        let committed = match identified {
+            Some((result, meta)) => {
+                Some(draft.commit(&Stack::default().id_above(&result.diff_id, Standing::Alone), meta)?)
+            }
+            None => None,
+        };
+        let title = title.to_owned();
+        let record = Record { facts, title, layer, created: self.created(), elapsed_ms: milliseconds(begun) };
+        self.records.put(&record, &record.title)?;
+        Ok(committed)
+    }
+
+    /// An earlier layer of the same step on the same parent with the same tree but for times.
+    fn same_tree(
+        &self,
+        key: &Keyed,
+        result: &LayerResult,
+        below: &Stack,
+        standing: Standing,
+    ) -> Result<Option<LayerResult>> {
+        let Some(op) = key.facts.get("op") else { return Ok(None) };
+        let Some(earlier) = self.records.newest_of_op(op)? else { return Ok(None) };
+        let is_same =
+            |layer: &LayerResult| layer.tree == result.tree && earlier.facts.get("parent") == key.facts.get("parent");
+        match earlier.layer {
+            Some(layer)
+                if is_same(&layer) && self.host.store.layer(&below.id_above(&layer.diff_id, standing))?.is_some() =>
+            {
+                Ok(Some(layer))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Makes an upper canonical and finds what it is; `None` when nothing in it differs from below.
+fn identify(
+    draft: &Draft,
+    lowers: &[Layer],
+    skeleton: Option<BorrowedFd<'_>>,
+) -> Result<Option<(LayerResult, LayerMeta)>> {
+    let lowers: Vec<_> = lowers.iter().map(|layer| layer.dir.as_fd()).collect();
+    let summary = layer::canonicalize(draft.upper(), &lowers, skeleton)?;
+    if summary.entries == 0 {
+        return Ok(None);
+    }
+    let mut writer = HashingWriter::new(io::sink());
+    let packed = layer::pack(draft.upper(), &mut writer)?;
+    let (_, digest, tar_size_bytes) = writer.finish();
+    let diff_id = DiffId::new(digest);
+    let result = LayerResult { diff_id, tree: packed.tree, size_bytes: summary.size_bytes };
+    let meta = LayerMeta {
+        diff_id,
+        tree: Some(packed.tree),
+        tar_size_bytes,
+        size_bytes: summary.size_bytes,
+        entries: summary.entries,
+        // The store knows these.
+        boot_id: String::new(),
+        is_synced: false,
+    };
+    Ok(Some((result, meta)))
+}
+
+fn milliseconds(begun: Instant) -> u64 {
+    u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The layers of a stack as directories, topmost first. Those of a base that were only blobs so far
+/// are unpacked.
+pub fn lowers(store: &Store, stack: &Stack) -> Result<Vec<Layer>> {
+    let mut layers: Vec<Layer> = Vec::with_capacity(stack.layers().len());
+    for wanted in stack.layers() {
+        let alone = Stack::default().id_above(&wanted.diff_id, Standing::Alone);
+        let layer = match store.layer(&wanted.id)? {
+            Some(layer) => layer,
+            // An image may hold a layer that was made on nothing.
+            None => match store.layer(&alone)? {
+                Some(layer) if wanted.id != alone => layer,
+                _ => {
+                    let below: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
+                    store.unpack_form(&wanted.id, &wanted.diff_id, &below)?
+                }
+            },
+        };
+        layers.insert(0, layer);
+    }
+    Ok(layers)
+}

@@ -1,0 +1,418 @@
+//! Doing what the cache does not know: run a container, copy files, make a directory.
+
+use std::io::Read as _;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::input::Read;
+use super::{Keyed, Solved, Solver, Stack, Standing};
+use crate::cache::Reason;
+use crate::container::{self, Container, Mount, MountKind, Status, passwd};
+use crate::context::{EntryKind, Form, Listing, lines};
+use crate::copy::{self, Landing, Owner};
+use crate::diag::{Context as _, Diagnostic, Result};
+use crate::host::Secret;
+use crate::plan::{
+    Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
+};
+use crate::progress::{self, Number};
+use crate::store::{CacheMount, Draft, MountLock};
+
+/// The most of a secret that is handed to a step (BuildKit's limit).
+const SECRET_LIMIT_BYTES: u64 = 500 * 1024;
+
+impl Solver<'_> {
+    pub(super) fn execute(&self, id: StepId, number: Number, key: Keyed, reason: Reason) -> Result<Solved> {
+        let begun = Instant::now();
+        let step = self.plan.step(id);
+        let below = step.parent.and_then(|parent| self.get(parent)).map(|p| p.stack.clone()).unwrap_or_default();
+        let draft = self.host.store.draft()?;
+        match &step.op {
+            Op::Run(run) => {
+                let skeleton = self.run(id, number, run, &below, &draft, &key)?;
+                self.commit(id, draft, Some(skeleton.as_fd()), key, reason, begun)
+            }
+            Op::Copy(copy) => {
+                self.copy(copy, &below, &draft, &key)?;
+                self.commit(id, draft, None, key, reason, begun)
+            }
+            Op::Workdir(workdir) => {
+                self.workdir(workdir, &below, &draft)?;
+                self.commit(id, draft, None, key, reason, begun)
+            }
+            Op::From(Root::Directory(_)) => {
+                self.land_all(&key, &draft)?;
+                self.commit(id, draft, None, key, reason, begun)
+            }
+            // Hits by nature: looking them up solves them.
+            Op::From(_) | Op::Configure => unreachable!("metadata is never executed"),
+        }
+    }
+
+    // ---- RUN
+
+    /// Runs the container over `below` into `draft`. Returns what stood below all layers to offer
+    /// mount points.
+    fn run(&self, id: StepId, number: Number, run: &Run, below: &Stack, draft: &Draft, key: &Keyed) -> Result<OwnedFd> {
+        let lowers = self.lowers(below)?;
+        let user = self.user(below, run.user.as_ref())?;
+        let mut held = Vec::new();
+        let mut env = environment(run);
+        let mut mounts = Vec::new();
+        for (place, mount) in run.mounts.iter().enumerate() {
+            if let RunMountKind::Secret { id, env: Some(variable), is_required, .. } = &mount.kind {
+                match self.secret(id, *is_required, mount)? {
+                    Some(value) => env.push((variable.clone(), String::from_utf8_lossy(&value).into_owned())),
+                    None => continue,
+                }
+                if mount.target.is_empty() {
+                    continue;
+                }
+            }
+            if let Some(kind) = self.mount(place, mount, key, &mut held)? {
+                mounts.push(Mount { target: mount.target.clone(), kind });
+            }
+        }
+        for script in &run.heredocs {
+            mounts.push(Mount {
+                target: format!("/dev/pipes/{}", script.name),
+                kind: MountKind::File { content: script.content.clone().into_bytes(), mode: 0o755, uid: 0, gid: 0 },
+            });
+        }
+        if !env.iter().any(|(name, _)| name == "HOME") {
+            env.push(("HOME".into(), user.home.clone()));
+        }
+        let container = Container {
+            argv: run.argv.clone(),
+            env,
+            workdir: run.workdir.clone(),
+            user,
+            hostname: self.settings.hostname.clone(),
+            extra_hosts: self.settings.extra_hosts.clone(),
+            network: run.network,
+            security: run.security,
+            lowers,
+            draft: draft.path.clone(),
+            mounts,
+            shm_size_bytes: self.settings.shm_size_bytes,
+            ulimits: self.settings.ulimits.clone(),
+        };
+        let step = self.plan.step(id);
+        let (exit, tail) = self.watch(number, &container).map_err(|error| match error.labels.is_empty() {
+            true => error.at(&step.source, step.span, ""),
+            false => error,
+        })?;
+        drop(held);
+        match exit.status {
+            Status::Exited(0) => Ok(exit.skeleton),
+            status => Err(self.run_failed(id, run, status, &tail)),
+        }
+    }
+
+    /// Executes the container and passes its output on as it comes.
+    fn watch(&self, number: Number, container: &Container) -> Result<(container::Exit, Vec<String>)> {
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+            .context(|| "cannot make a pipe for the output of the step")?;
+        let reporter = self.host.reporter;
+        std::thread::scope(|scope| {
+            let pump = scope.spawn(move || {
+                let mut output = progress::Output::new(reporter, number);
+                // The end of the output, or of what can be read of it.
+                let _ = std::io::copy(&mut std::fs::File::from(reader), &mut output);
+                output.tail().lines()
+            });
+            let exit = self.host.executor.execute(container, writer);
+            let tail = pump.join().unwrap_or_default();
+            Ok((exit?, tail))
+        })
+    }
+
+    fn run_failed(&self, id: StepId, run: &Run, status: Status, tail: &[String]) -> Diagnostic {
+        let step = self.plan.step(id);
+        if self.host.is_canceled() {
+            return Diagnostic::error("the step was canceled").at(&step.source, step.span, "");
+        }
+        let command = run.argv.join(" ");
+        let first_line = command.lines().next().unwrap_or_default().trim_end();
+        let command = if first_line.len() < command.trim_end().len() { format!("{first_line} …") } else { command };
+        let how = match status {
+            Status::Exited(code) => format!("exit code {code}"),
+            Status::Signaled(signal) => format!("killed by {}", container::signal::name(signal)),
+        };
+        let mut error =
+            Diagnostic::error(format!("`{command}` did not complete: {how}")).at(&step.source, step.span, "");
+        if !tail.is_empty() {
+            error = error.caused_by(format!("the last lines of its output:\n{}", tail.join("\n")));
+        }
+        if self.host.store.is_full() {
+            error = error.hint("the filesystem of the store is full: make room there, or use another with `--root`");
+        }
+        match status {
+            Status::Exited(127) => error.hint("exit code 127 means that the command was not found in the image"),
+            Status::Exited(126) => error.hint("exit code 126 means that the file cannot be executed"),
+            _ => error,
+        }
+    }
+
+    /// The container's mount for one `--mount`; `None` where there is nothing to mount (an absent
+    /// optional secret). Locks on cache mounts go to `held`.
+    fn mount(
+        &self,
+        place: usize,
+        mount: &RunMount,
+        key: &Keyed,
+        held: &mut Vec<CacheMount>,
+    ) -> Result<Option<MountKind>> {
+        Ok(Some(match &mount.kind {
+            RunMountKind::Bind { from, source, is_writable } => {
+                self.bind(from, source, !is_writable, key.reads.mounts.get(&place))?
+            }
+            RunMountKind::Cache { id, sharing, is_readonly, .. } => {
+                let name = format!("{}/{id}", self.settings.cache_mount_namespace);
+                let lock = match sharing {
+                    Sharing::Shared => MountLock::Shared,
+                    Sharing::Locked => MountLock::Exclusive,
+                    Sharing::Private => MountLock::Private,
+                };
+                let cache = self.host.store.cache_mount(&name, lock, |dir| self.seed(mount, dir))?;
+                let root = cache.path.clone();
+                held.push(cache);
+                MountKind::Bind { root, path: "/".into(), is_readonly: *is_readonly }
+            }
+            RunMountKind::Tmpfs { size_bytes } => MountKind::Tmpfs { size_bytes: *size_bytes },
+            RunMountKind::Secret { id, is_required, mode, uid, gid, .. } => {
+                match self.secret(id, *is_required, mount)? {
+                    Some(content) => MountKind::File { content, mode: *mode, uid: *uid, gid: *gid },
+                    None => return Ok(None),
+                }
+            }
+            RunMountKind::Ssh { is_required, .. } => {
+                if *is_required {
+                    return Err(Diagnostic::error("no ssh agent was given to this build").at(
+                        &mount.source,
+                        mount.span,
+                        "required here",
+                    ));
+                }
+                return Ok(None);
+            }
+        }))
+    }
+
+    fn bind(&self, from: &Input, source: &str, is_readonly: bool, read: Option<&Read>) -> Result<MountKind> {
+        if let Some(Read::Listed { opened, listing }) = read {
+            // What the key was made from is what the step sees: a copy, made once for each content.
+            let (lowers, path) = self.listed_layer(&opened.tree, listing)?;
+            return Ok(MountKind::Layers { lowers, path, is_readonly });
+        }
+        let stack = self.stack_of(from).unwrap_or_default();
+        Ok(MountKind::Layers { lowers: self.lowers(&stack)?, path: source.to_owned(), is_readonly })
+    }
+
+    /// What a new cache mount starts with.
+    fn seed(&self, mount: &RunMount, dir: &OwnedFd) -> Result<()> {
+        let RunMountKind::Cache { from, source, mode, uid, gid, .. } = &mount.kind else { return Ok(()) };
+        if let Some(stack) = self.stack_of(from).filter(|stack| !stack.is_empty()) {
+            let tree = self.rootfs_tree(from, &stack)?;
+            let at = Located { text: source.to_owned(), source: Arc::clone(&mount.source), span: mount.span };
+            let listing = self.select(&tree, &at, Form::Literal, &[], None)?;
+            copy::land(&tree, &listing, dir.as_fd(), &landing("/", self.host.now))?;
+        }
+        use rustix::fs::{Gid, Mode, Uid};
+        rustix::fs::fchown(dir, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))
+            .and_then(|()| rustix::fs::fchmod(dir, Mode::from_raw_mode(*mode)))
+            .context(|| "cannot set the owner and mode of a new cache mount")
+    }
+
+    fn secret(&self, id: &str, is_required: bool, mount: &RunMount) -> Result<Option<Vec<u8>>> {
+        let too_large = || {
+            Diagnostic::error(format!("the secret `{id}` is larger than {} KiB", SECRET_LIMIT_BYTES / 1024)).at(
+                &mount.source,
+                mount.span,
+                "",
+            )
+        };
+        match self.host.secrets.get(id) {
+            Some(Secret::Value(value)) if value.len() as u64 > SECRET_LIMIT_BYTES => Err(too_large()),
+            Some(Secret::Value(value)) => Ok(Some(value.clone())),
+            Some(Secret::File(path)) => {
+                let doing = || format!("cannot read the secret `{id}` from `{}`", path.display());
+                let mut value = Vec::new();
+                let file = std::fs::File::open(path).context(doing)?;
+                file.take(SECRET_LIMIT_BYTES + 1).read_to_end(&mut value).context(doing)?;
+                if value.len() as u64 > SECRET_LIMIT_BYTES { Err(too_large()) } else { Ok(Some(value)) }
+            }
+            None if is_required => Err(Diagnostic::error(format!("the secret `{id}` was not given to this build"))
+                .at(&mount.source, mount.span, "required here")
+                .hint(format!("add `--secret id={id},src=FILE`"))),
+            None => Ok(None),
+        }
+    }
+
+    // ---- users and owners
+
+    /// Who a RUN runs as.
+    fn user(&self, below: &Stack, user: Option<&Located>) -> Result<passwd::User> {
+        let root = self.rootfs(below)?;
+        let spec = user.map_or("", |user| &user.text);
+        passwd::user(root.as_fd(), spec).map_err(|error| locate(error, user))
+    }
+
+    /// Who `--chown` names.
+    pub(super) fn owner(&self, below: &Stack, chown: &Located) -> Result<(u32, u32)> {
+        let root = self.rootfs(below)?;
+        passwd::owner(root.as_fd(), &chown.text).map_err(|error| locate(error, Some(chown)))
+    }
+
+    // ---- COPY, ADD, WORKDIR
+
+    fn copy(&self, copy: &Copy, below: &Stack, draft: &Draft, key: &Keyed) -> Result<()> {
+        let owner = match &copy.chown {
+            Some(chown) => Some(self.owner(below, chown)?).map(|(uid, gid)| Owner { uid, gid }),
+            None => None,
+        };
+        if let Some(chmod) = &copy.chmod {
+            copy::chmod::Mode::parse(&chmod.text).map_err(|error| locate(error, Some(chmod)))?;
+        }
+        let lowers = if copy.is_link { Vec::new() } else { self.lowers(below)? };
+        let root = container::overlay_detached(&lowers, Some(&draft.path))?;
+        let landing = Landing {
+            destination: &copy.destination,
+            owner,
+            chmod: copy.chmod.as_ref().map(|chmod| chmod.text.as_str()),
+            is_link: copy.is_link,
+            has_parents: copy.has_parents,
+            unpacks: copy.kind == CopyKind::Add && copy.unpack != Some(false),
+            now: self.host.now,
+        };
+        // Read only when a source is no context: opened once for all of them.
+        let mut rootfs = None;
+        for (source, read) in copy.sources.iter().zip(&key.reads.sources) {
+            match (source, read) {
+                (CopySource::Heredoc(file), _) => {
+                    let blob = copy::Blob {
+                        name: &file.name,
+                        content: file.content.as_bytes(),
+                        mode: 0o644,
+                        mtime: self.host.now,
+                    };
+                    copy::land_blob(&blob, root.as_fd(), &landing)?;
+                }
+                (CopySource::Path(path), Read::Listed { opened, listing }) => {
+                    copy::land(&opened.tree, listing, root.as_fd(), &landing)
+                        .map_err(|error| locate(error, Some(path)))?;
+                }
+                (CopySource::Path(path), _) => {
+                    if rootfs.is_none() {
+                        let stack = self.stack_of(&copy.from).unwrap_or_default();
+                        rootfs = Some(self.rootfs_tree(&copy.from, &stack)?);
+                    }
+                    if let Some(tree) = &rootfs {
+                        let listing = self.listing(tree, copy, path, None)?;
+                        copy::land(tree, &listing, root.as_fd(), &landing)
+                            .map_err(|error| locate(error, Some(path)))?;
+                    }
+                }
+                // Refused when the key was made.
+                (CopySource::Url(_) | CopySource::Git(_), _) => unreachable!("downloads have no key"),
+            }
+        }
+        self.remember_listing(key)
+    }
+
+    /// Keeps what a copy read, for `cache explain` to compare with.
+    fn remember_listing(&self, key: &Keyed) -> Result<()> {
+        let Some(digest) = key.facts.get("files").and_then(|files| files.parse::<crate::digest::Digest>().ok()) else {
+            return Ok(());
+        };
+        let lines = key.reads.lines();
+        if lines.is_empty() {
+            return Ok(());
+        }
+        self.host.store.write_record("files", &digest.hex(), &lines::to_bytes(&lines))
+    }
+
+    fn workdir(&self, workdir: &Workdir, below: &Stack, draft: &Draft) -> Result<()> {
+        let lowers = self.lowers(below)?;
+        let owner = match &workdir.user {
+            // A number alone is the group too, whatever passwd says (BuildKit).
+            Some(user) => self.owner(below, user)?,
+            None => (0, 0),
+        };
+        let root = container::overlay_detached(&lowers, Some(&draft.path))?;
+        let owner = Owner { uid: owner.0, gid: owner.1 };
+        copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now)?;
+        Ok(())
+    }
+
+    /// A named context as the root of a stage.
+    fn land_all(&self, key: &Keyed, draft: &Draft) -> Result<()> {
+        for read in &key.reads.sources {
+            if let Read::Listed { opened, listing } = read {
+                copy::land(&opened.tree, listing, draft.upper(), &landing("/", self.host.now))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Layers (none for nothing) that hold what a listing says, made once for each content, and the
+    /// path of the source in them.
+    fn listed_layer(&self, tree: &crate::context::Tree, listing: &Arc<Listing>) -> Result<(Vec<PathBuf>, String)> {
+        let begun = Instant::now();
+        let mut facts = crate::cache::Facts::new("scratch", "bind");
+        facts.add("files", listing.digest().to_string());
+        let path = match listing.selections.first() {
+            Some(selection) if selection.entries.first().is_none_or(|entry| entry.kind != EntryKind::Directory) => {
+                format!("/{}", String::from_utf8_lossy(&selection.name))
+            }
+            _ => "/".to_owned(),
+        };
+        let _lock = self.host.store.lock_key(&facts.key(), || {})?;
+        if let Some(record) = self.records.hit(&facts.key())?
+            && let Some(result) = record.layer
+            && let Some(layer) = self.host.store.layer(&Stack::default().id_above(&result.diff_id, Standing::Alone))?
+        {
+            let dir = layer.path.clone();
+            self.hold(layer);
+            return Ok((vec![dir], path));
+        }
+        let draft = self.host.store.draft()?;
+        copy::land(tree, listing, draft.upper(), &landing("/", self.host.now))?;
+        let Some(layer) = self.commit_alone(draft, facts, "files of a bind mount", begun)? else {
+            return Ok((Vec::new(), path));
+        };
+        let dir = layer.path.clone();
+        self.hold(layer);
+        Ok((vec![dir], path))
+    }
+}
+
+fn landing(destination: &str, now: i64) -> Landing<'_> {
+    Landing { destination, owner: None, chmod: None, is_link: false, has_parents: false, unpacks: false, now }
+}
+
+/// ENV, then ARGs, then proxies that nothing else set; the last value of a name counts.
+fn environment(run: &Run) -> Vec<(String, String)> {
+    let mut env = run.env.clone();
+    for (name, value) in &run.args {
+        match env.iter_mut().find(|(known, _)| known == name) {
+            Some((_, known)) => known.clone_from(value),
+            None => env.push((name.clone(), value.clone())),
+        }
+    }
+    for (name, value) in &run.proxies {
+        if !env.iter().any(|(known, _)| known == name) {
+            env.push((name.clone(), value.clone()));
+        }
+    }
+    env
+}
+
+fn locate(error: Diagnostic, at: Option<&Located>) -> Diagnostic {
+    match at {
+        Some(at) if error.labels.is_empty() => error.at(&at.source, at.span, ""),
+        _ => error,
+    }
+}

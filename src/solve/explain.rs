@@ -1,0 +1,139 @@
+//! What a build would find in the cache, and for each miss the fact that differs from the nearest
+//! earlier record. Nothing is executed and nothing is recorded.
+
+use std::collections::BTreeMap;
+
+use super::facts::UNKNOWN;
+use super::{Keyed, Lookup, Settings, Solver, is_shown};
+use crate::cache::{Difference, Reason};
+use crate::context;
+use crate::diag::Result;
+use crate::digest::Digest;
+use crate::host::Host;
+use crate::plan::{BaseKey, Op, Plan, Root, Step, StepId};
+use crate::store::ImageRecord;
+
+/// The most changed files that are named; the rest are counted.
+const FILES_NAMED: usize = 5;
+
+/// A step and why it would run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explained {
+    pub title: String,
+    /// Empty for a hit; else one line a reason.
+    pub reasons: Vec<String>,
+    pub is_hit: bool,
+}
+
+/// Explains every step that is shown, in order.
+pub fn explain(
+    plan: &Plan,
+    host: &Host<'_>,
+    settings: &Settings,
+    bases: &BTreeMap<BaseKey, ImageRecord>,
+) -> Result<Vec<Explained>> {
+    let solver = Solver::new(plan, host, settings, bases);
+    let mut explained = Vec::new();
+    for index in 0..plan.steps.len() {
+        let id = StepId(index);
+        let step = plan.step(id);
+        let missed = solver.needs(id).into_iter().filter(|need| solver.get(*need).is_none()).collect::<Vec<_>>();
+        let (is_hit, reasons) = if missed.is_empty() {
+            match solver.look_up(id)? {
+                Lookup::Hit(solved) => {
+                    solver.set(id, solved);
+                    (true, Vec::new())
+                }
+                Lookup::Miss { key, reason } => (false, solver.describe(id, &key, &reason)?),
+            }
+        } else {
+            let key = solver.facts(id, None)?;
+            let mut reasons: Vec<_> = missed
+                .iter()
+                .map(|need| format!("it follows `{}`, which has to run", plan.step(*need).title))
+                .collect();
+            reasons.dedup();
+            if let Reason::Changed(differences) = solver.reason(id, &key.facts, &["parent"])? {
+                let known = differences.into_iter().filter(|difference| !is_unknown(difference)).collect();
+                reasons.extend(solver.describe(id, &key, &Reason::Changed(known))?);
+            }
+            (false, reasons)
+        };
+        if is_shown(&step.op) {
+            explained.push(Explained { title: step.title.clone(), reasons, is_hit });
+        }
+    }
+    solver.inputs.save();
+    Ok(explained)
+}
+
+/// What an input decides that is not solved yet cannot be compared.
+fn is_unknown(difference: &Difference) -> bool {
+    difference.after.as_ref().is_some_and(|after| after.contains(UNKNOWN))
+}
+
+impl Solver<'_> {
+    fn describe(&self, id: StepId, key: &Keyed, reason: &Reason) -> Result<Vec<String>> {
+        Ok(match reason {
+            Reason::NeverBuilt => vec!["nothing like it was built here before".into()],
+            Reason::NoCache => vec!["the cache is not asked (`--no-cache`)".into()],
+            Reason::Lost => vec!["its record or its layer is gone from the store".into()],
+            Reason::Changed(differences) => {
+                let mut lines = Vec::new();
+                for difference in differences {
+                    if let Some(files) = self.changed_files(key, difference)? {
+                        lines.extend(files);
+                    } else if difference.fact == "parent" {
+                        lines.push(self.changed_parent(id, difference));
+                    } else {
+                        lines.push(difference.describe());
+                    }
+                }
+                lines
+            }
+        })
+    }
+
+    /// Whose result changed, when the layers below did.
+    fn changed_parent(&self, id: StepId, difference: &Difference) -> String {
+        let ancestry = self.plan.ancestry(id);
+        let below = ancestry.iter().rev().skip(1).map(|id| self.plan.step(*id)).find(|step| is_shown(&step.op));
+        let short = |chain: &Option<String>| match chain.as_deref().and_then(|chain| chain.parse::<Digest>().ok()) {
+            Some(digest) => format!("`{}`", &digest.hex()[..12]),
+            None => "nothing".to_owned(),
+        };
+        let (before, after) = (short(&difference.before), short(&difference.after));
+        match below {
+            Some(Step { op: Op::From(Root::Image(key)), .. }) => {
+                format!("the base `{}` changed: its layers were {before}, are {after}", key.name)
+            }
+            Some(step) => format!("the result of `{}` changed: was {before}, is {after}", step.title),
+            None => difference.describe(),
+        }
+    }
+
+    /// For a difference in `files`, which files; `None` when that is not known.
+    fn changed_files(&self, key: &Keyed, difference: &Difference) -> Result<Option<Vec<String>>> {
+        if difference.fact != "files" {
+            return Ok(None);
+        }
+        let before = match difference.before.as_deref().and_then(|before| before.parse::<Digest>().ok()) {
+            Some(digest) => self
+                .host
+                .store
+                .read_record("files", &digest.hex())?
+                .and_then(|bytes| context::lines::from_bytes(&bytes)),
+            None => None,
+        };
+        let Some(before) = before else { return Ok(None) };
+        let changes = context::diff(&before, &key.reads.lines());
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        let mut lines: Vec<_> = changes.iter().take(FILES_NAMED).map(ToString::to_string).collect();
+        if changes.len() > FILES_NAMED {
+            lines.push(format!("and {} more files", changes.len() - FILES_NAMED));
+        }
+        Ok(Some(lines))
+    }
+}

@@ -1,0 +1,402 @@
+//! Walks the plan: for each step whose inputs are known, key → look up → run or copy → commit.
+//! Stages that do not need each other run in parallel.
+//!
+//! ```text
+//! first pass    every step in order, as far as the cache knows: no thread, no mount, no process
+//! second pass   what is left, on as many threads as there are stages to run
+//! ```
+
+mod commit;
+mod execute;
+mod explain;
+mod facts;
+mod input;
+mod schedule;
+mod stack;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::cache::{Facts, Reason, Record, Records};
+use crate::diag::Result;
+use crate::host::{self, Host};
+use crate::plan::{BaseKey, Op, Plan, Root, StepId};
+use crate::progress::{Event, Number, Outcome};
+use crate::store::{ImageRecord, Layer};
+
+pub use commit::lowers;
+pub use explain::{Explained, explain};
+pub use input::ignore_file;
+pub use stack::{Stack, StackLayer, Standing};
+
+/// What the command line says about solving.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub no_cache: NoCache,
+    /// Names the Dockerfile: the first part of every slot.
+    pub slot: String,
+    /// How many steps may run at once.
+    pub jobs: usize,
+    /// `SOURCE_DATE_EPOCH`: the time of what copies make.
+    pub epoch: Option<i64>,
+    /// How many threads may read files for one copy.
+    pub hash_threads: usize,
+    pub hostname: String,
+    /// `--add-host`.
+    pub extra_hosts: Vec<(String, IpAddr)>,
+    pub shm_size_bytes: u64,
+    /// `(name, soft, hard)`.
+    pub ulimits: Vec<(String, u64, u64)>,
+    /// `BUILDKIT_CACHE_MOUNT_NS`.
+    pub cache_mount_namespace: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NoCache {
+    #[default]
+    Never,
+    All,
+    /// Lower-cased stage names.
+    Stages(BTreeSet<String>),
+}
+
+/// A step that is done.
+#[derive(Clone, Debug)]
+pub struct Solved {
+    /// The rootfs after the step.
+    pub stack: Stack,
+    pub outcome: Outcome,
+    /// `created` of its history entry; `None` for a step that only sets metadata.
+    pub created: Option<String>,
+    pub made_layer: bool,
+    /// Bytes of files it added; `None` where it made no layer.
+    pub added_bytes: Option<u64>,
+    /// Why it was not found in the cache.
+    pub reason: Option<Reason>,
+    /// The ops since the last layer, this one included: what tells equal steps on one parent apart.
+    ops_since_layer: Arc<Vec<String>>,
+}
+
+/// Everything the steps of one build share.
+pub struct Solver<'a> {
+    plan: &'a Plan,
+    host: &'a Host<'a>,
+    settings: &'a Settings,
+    bases: &'a BTreeMap<BaseKey, ImageRecord>,
+    records: Records<'a>,
+    solved: Vec<OnceLock<Arc<Solved>>>,
+    /// Held until the build ends, so that no prune takes them.
+    held: Mutex<Vec<Layer>>,
+    inputs: input::Inputs,
+    numbers: Mutex<usize>,
+}
+
+/// Results by step, for all steps of the plan.
+pub struct Solution(Vec<Arc<Solved>>);
+
+impl Solution {
+    pub fn of(&self, id: StepId) -> &Solved {
+        &self.0[id.0]
+    }
+}
+
+/// Solves every step of `plan`. On the first failure the others are stopped and its diagnostic is
+/// returned; what was committed by then stays in the cache.
+pub fn solve(
+    plan: &Plan,
+    host: &Host<'_>,
+    settings: &Settings,
+    bases: &BTreeMap<BaseKey, ImageRecord>,
+) -> Result<Solution> {
+    let solver = Solver::new(plan, host, settings, bases);
+    solver.first_pass()?;
+    schedule::run(&solver)?;
+    solver.inputs.save();
+    let solved = solver.solved.into_iter().map(OnceLock::into_inner);
+    // The schedule ends without an error only when every step is solved.
+    #[allow(clippy::expect_used)]
+    Ok(Solution(solved.map(|step| step.expect("every step is solved")).collect()))
+}
+
+/// What the cache says of a step.
+enum Lookup {
+    Hit(Solved),
+    Miss { key: Keyed, reason: Reason },
+}
+
+/// The facts of a step and what was read to find them.
+struct Keyed {
+    facts: Facts,
+    /// What a COPY, ADD or bind mount will read.
+    reads: input::Reads,
+}
+
+impl<'a> Solver<'a> {
+    fn new(
+        plan: &'a Plan,
+        host: &'a Host<'a>,
+        settings: &'a Settings,
+        bases: &'a BTreeMap<BaseKey, ImageRecord>,
+    ) -> Self {
+        Self {
+            plan,
+            host,
+            settings,
+            bases,
+            records: Records::of(host.store),
+            solved: plan.steps.iter().map(|_| OnceLock::new()).collect(),
+            held: Mutex::default(),
+            inputs: input::Inputs::default(),
+            numbers: Mutex::new(0),
+        }
+    }
+
+    fn get(&self, id: StepId) -> Option<&Arc<Solved>> {
+        self.solved[id.0].get()
+    }
+
+    fn set(&self, id: StepId, solved: Solved) {
+        // Each step is solved once: by the first pass, or by the one thread it was scheduled to.
+        let _ = self.solved[id.0].set(Arc::new(solved));
+    }
+
+    /// The steps that must be solved before `id`.
+    fn needs(&self, id: StepId) -> Vec<StepId> {
+        let step = self.plan.step(id);
+        let mut needs: Vec<_> = step.parent.into_iter().collect();
+        needs.extend(input::inputs(&step.op).into_iter().filter_map(|input| match input {
+            crate::plan::Input::Step(id) => Some(*id),
+            _ => None,
+        }));
+        needs
+    }
+
+    /// Solves, in order, every step the cache knows and every step that costs nothing.
+    fn first_pass(&self) -> Result<()> {
+        for index in 0..self.plan.steps.len() {
+            let id = StepId(index);
+            if self.host.is_canceled() {
+                return Err(canceled());
+            }
+            if self.needs(id).iter().any(|need| self.get(*need).is_none()) {
+                continue;
+            }
+            if let Lookup::Hit(solved) = self.look_up(id)? {
+                let step = self.plan.step(id);
+                if is_shown(&step.op) {
+                    let number = self.number();
+                    self.host.reporter.report(Event::Started { number, title: &step.title });
+                    self.finished(number, &solved, Duration::ZERO);
+                }
+                self.set(id, solved);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings one step to its end, on whatever thread: looks it up once more (its inputs may have
+    /// just been solved), and executes it if need be.
+    fn bring(&self, id: StepId) -> Result<()> {
+        let step = self.plan.step(id);
+        let number = self.number();
+        if is_shown(&step.op) {
+            self.host.reporter.report(Event::Started { number, title: &step.title });
+        }
+        let begun = Instant::now();
+        let result = self.bring_quietly(id, number);
+        match &result {
+            Ok(solved) if is_shown(&step.op) => self.finished(number, solved, begun.elapsed()),
+            Ok(_) => {}
+            Err(_) => {
+                let outcome = if self.host.is_canceled() { Outcome::Canceled } else { Outcome::Failed };
+                let elapsed = begun.elapsed();
+                self.host.reporter.report(Event::Finished { number, outcome, elapsed, added_bytes: None });
+            }
+        }
+        self.set(id, result?);
+        Ok(())
+    }
+
+    fn bring_quietly(&self, id: StepId, number: Number) -> Result<Solved> {
+        let (key, reason) = match self.look_up(id)? {
+            Lookup::Hit(solved) => return Ok(solved),
+            Lookup::Miss { key, reason } => (key, reason),
+        };
+        // Another builder may be at the same step: wait for it, then take its result.
+        let _lock = self.host.store.lock_key(&key.facts.key(), || {})?;
+        if self.asks_cache(id)
+            && let Some(solved) = self.recorded(id, &key.facts)?
+        {
+            return Ok(solved);
+        }
+        self.execute(id, number, key, reason)
+    }
+
+    fn finished(&self, number: Number, solved: &Solved, elapsed: Duration) {
+        let (outcome, added_bytes) = (solved.outcome, solved.added_bytes);
+        self.host.reporter.report(Event::Finished { number, outcome, elapsed, added_bytes });
+    }
+
+    fn number(&self) -> Number {
+        let mut last = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        *last += 1;
+        Number(*last)
+    }
+
+    /// Finds what a step whose inputs are solved gives, without executing anything.
+    fn look_up(&self, id: StepId) -> Result<Lookup> {
+        let step = self.plan.step(id);
+        let parent = step.parent.and_then(|parent| self.get(parent));
+        match &step.op {
+            Op::From(root) => match root {
+                Root::Scratch => Ok(Lookup::Hit(self.root(Stack::default()))),
+                Root::Image(key) => Ok(Lookup::Hit(self.root(self.base_stack(key)))),
+                Root::Directory(_) => self.look_up_record(id, &Stack::default()),
+            },
+            Op::Configure => {
+                let stack = parent.map(|parent| parent.stack.clone()).unwrap_or_default();
+                let ops_since_layer = parent.map(|parent| Arc::clone(&parent.ops_since_layer)).unwrap_or_default();
+                Ok(Lookup::Hit(Solved {
+                    stack,
+                    outcome: Outcome::Cached,
+                    created: None,
+                    made_layer: false,
+                    added_bytes: None,
+                    reason: None,
+                    ops_since_layer,
+                }))
+            }
+            Op::Run(_) | Op::Copy(_) | Op::Workdir(_) => {
+                let stack = parent.map(|parent| parent.stack.clone()).unwrap_or_default();
+                self.look_up_record(id, &stack)
+            }
+        }
+    }
+
+    fn look_up_record(&self, id: StepId, parent: &Stack) -> Result<Lookup> {
+        let key = self.facts(id, Some(parent))?;
+        if !self.asks_cache(id) {
+            return Ok(Lookup::Miss { key, reason: Reason::NoCache });
+        }
+        if let Some(solved) = self.recorded(id, &key.facts)? {
+            return Ok(Lookup::Hit(solved));
+        }
+        let reason = self.reason(id, &key.facts, &[])?;
+        Ok(Lookup::Miss { key, reason })
+    }
+
+    /// The result that the record of `facts` names, if record and layer are there and whole.
+    fn recorded(&self, id: StepId, facts: &Facts) -> Result<Option<Solved>> {
+        match self.records.hit(&facts.key())? {
+            Some(record) => self.adopt(id, &record, Outcome::Cached, None),
+            None => Ok(None),
+        }
+    }
+
+    /// The state after a step whose result is `record`; `None` when its layer is gone.
+    fn adopt(&self, id: StepId, record: &Record, outcome: Outcome, reason: Option<Reason>) -> Result<Option<Solved>> {
+        let step = self.plan.step(id);
+        let parent = step.parent.and_then(|parent| self.get(parent));
+        let below = parent.map(|parent| parent.stack.clone()).unwrap_or_default();
+        let op = record.facts.get("op").unwrap_or_default().to_owned();
+        let solved = match &record.layer {
+            None => {
+                let mut ops = parent.map(|parent| parent.ops_since_layer.to_vec()).unwrap_or_default();
+                ops.push(op);
+                Solved {
+                    stack: below,
+                    outcome,
+                    created: Some(record.created.clone()),
+                    made_layer: false,
+                    added_bytes: None,
+                    reason,
+                    ops_since_layer: Arc::new(ops),
+                }
+            }
+            Some(result) => {
+                let standing = standing(&step.op);
+                let Some(layer) = self.host.store.layer(&below.id_above(&result.diff_id, standing))? else {
+                    return Ok(None);
+                };
+                self.hold(layer);
+                Solved {
+                    stack: below.with(result.diff_id, standing),
+                    outcome,
+                    created: Some(record.created.clone()),
+                    made_layer: true,
+                    added_bytes: Some(result.size_bytes),
+                    reason,
+                    ops_since_layer: Arc::default(),
+                }
+            }
+        };
+        Ok(Some(solved))
+    }
+
+    fn hold(&self, layer: Layer) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(layer);
+    }
+
+    fn root(&self, stack: Stack) -> Solved {
+        Solved {
+            stack,
+            outcome: Outcome::Cached,
+            created: None,
+            made_layer: false,
+            added_bytes: None,
+            reason: None,
+            ops_since_layer: Arc::default(),
+        }
+    }
+
+    fn base_stack(&self, key: &BaseKey) -> Stack {
+        // The planner asked for every base before it used one.
+        let diff_ids: Vec<_> = self.bases[key].layers.iter().map(|layer| layer.diff_id).collect();
+        Stack::of_image(&diff_ids)
+    }
+
+    fn asks_cache(&self, id: StepId) -> bool {
+        match &self.settings.no_cache {
+            NoCache::Never => true,
+            NoCache::All => false,
+            NoCache::Stages(stages) => !stages.contains(&self.plan.step(id).stage),
+        }
+    }
+
+    /// Where this step stands, for finding what was there before.
+    fn slot(&self, id: StepId) -> String {
+        let step = self.plan.step(id);
+        let place = (0..id.0).filter(|earlier| self.plan.steps[*earlier].stage == step.stage).count();
+        format!("{}\n{}\n{place}", self.settings.slot, step.stage)
+    }
+
+    fn reason(&self, id: StepId, facts: &Facts, unknown: &[&str]) -> Result<Reason> {
+        let Some(nearest) = self.records.nearest(facts, &self.slot(id))? else {
+            return Ok(Reason::NeverBuilt);
+        };
+        let differences = crate::cache::explain::differences(&nearest.facts, facts, unknown);
+        Ok(if differences.is_empty() { Reason::Lost } else { Reason::Changed(differences) })
+    }
+
+    fn created(&self) -> String {
+        host::rfc3339(self.host.now)
+    }
+}
+
+/// Metadata steps and empty roots are not told of: they cost nothing and there are many.
+fn is_shown(op: &Op) -> bool {
+    !matches!(op, Op::Configure | Op::From(Root::Scratch))
+}
+
+fn standing(op: &Op) -> Standing {
+    match op {
+        Op::Copy(copy) if copy.is_link => Standing::Alone,
+        _ => Standing::OnStack,
+    }
+}
+
+fn canceled() -> crate::diag::Diagnostic {
+    crate::diag::Diagnostic::error("the build was canceled")
+}

@@ -1,0 +1,79 @@
+//! The layers a rootfs is made of.
+
+use std::sync::Arc;
+
+use crate::digest::{ChainId, DiffId};
+
+/// One layer of a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackLayer {
+    pub diff_id: DiffId,
+    /// The name of its unpacked directory: the chain it stands on, or, for a layer made on nothing
+    /// (`COPY --link`), its diff ID.
+    pub id: ChainId,
+}
+
+/// A rootfs as layers, bottom first. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Stack {
+    layers: Arc<Vec<StackLayer>>,
+    chain: Option<ChainId>,
+}
+
+impl Stack {
+    /// The layers of an image, each standing on those before it.
+    pub fn of_image(diff_ids: &[DiffId]) -> Self {
+        diff_ids.iter().fold(Self::default(), |stack, diff_id| stack.with(*diff_id, Standing::OnStack))
+    }
+
+    pub fn layers(&self) -> &[StackLayer] {
+        &self.layers
+    }
+
+    /// The stack that ends with the layer at `place`, counted from the bottom.
+    #[must_use]
+    pub fn up_to(&self, place: usize) -> Self {
+        let layers = &self.layers[..=place];
+        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
+        Self { layers: Arc::new(layers.to_vec()), chain: ChainId::of(&diff_ids) }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.layers.is_empty()
+    }
+
+    /// Names the whole stack, whatever its layers stand on.
+    pub fn chain(&self) -> Option<&ChainId> {
+        self.chain.as_ref()
+    }
+
+    /// The `parent` fact of a cache key.
+    pub fn fact(&self) -> String {
+        self.chain.map_or_else(|| "scratch".to_owned(), |chain| chain.to_string())
+    }
+
+    /// The directory name of a new layer on top.
+    pub fn id_above(&self, diff_id: &DiffId, standing: Standing) -> ChainId {
+        match standing {
+            Standing::OnStack => ChainId::extend(self.chain(), diff_id),
+            Standing::Alone => ChainId::extend(None, diff_id),
+        }
+    }
+
+    #[must_use]
+    pub fn with(&self, diff_id: DiffId, standing: Standing) -> Self {
+        let mut layers = Vec::with_capacity(self.layers.len() + 1);
+        layers.extend_from_slice(&self.layers);
+        layers.push(StackLayer { diff_id, id: self.id_above(&diff_id, standing) });
+        Self { layers: Arc::new(layers), chain: Some(ChainId::extend(self.chain(), &diff_id)) }
+    }
+}
+
+/// What a layer was made on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The layers below it.
+    OnStack,
+    /// Nothing: it is the same on any stack.
+    Alone,
+}

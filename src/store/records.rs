@@ -1,0 +1,137 @@
+//! Records: small files below `cache/`, `files/` and `builds/`, spread over directories named by
+//! their first two characters. What they say is their writers' business.
+
+use std::os::fd::AsFd;
+
+use rustix::fs::{AtFlags, Mode, Timespec, Timestamps, UTIME_NOW};
+use rustix::io::Errno;
+
+use super::{Store, sealed};
+use crate::diag::Result;
+
+/// For `utimensat`: both times are set to the present.
+const NOW: Timestamps = Timestamps {
+    last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+    last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+};
+
+impl Store {
+    /// The record, or nothing if it is not there or not whole. `dir` is a path in the store such as
+    /// `cache` or `cache/op`; `name` is a key in hex, or another name of `[A-Za-z0-9._-]` that begins with
+    /// two lower-case hex digits.
+    ///
+    /// # Panics
+    /// When `dir` or `name` is not of that form: they come from this program, never from a user.
+    pub fn read_record(&self, dir: &str, name: &str) -> Result<Option<Vec<u8>>> {
+        let shard = shard(dir, name);
+        let fd = match super::open_dir(self.inner.root.as_fd(), &shard) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(errno) => return Err(self.inner.error(format_args!("read `{shard}/{name}`"), errno)),
+        };
+        sealed::read(fd.as_fd(), name).map_err(|error| self.inner.error(format_args!("read `{shard}/{name}`"), error))
+    }
+
+    /// Writes the record beside and renames it into place; the last writer wins. Not synced.
+    pub fn write_record(&self, dir: &str, name: &str, bytes: &[u8]) -> Result<()> {
+        let shard = shard(dir, name);
+        let fd = self.make_dirs(&shard).map_err(|errno| self.inner.error(format_args!("make `{shard}`"), errno))?;
+        sealed::write(&self.inner, fd.as_fd(), name, bytes)
+    }
+
+    /// Notes that the record was used now: its mtime is when. A record that is gone by then, or a
+    /// store that cannot be written to, is no reason to fail.
+    pub fn touch_record(&self, dir: &str, name: &str) {
+        if let Ok(fd) = super::open_dir(self.inner.root.as_fd(), &shard(dir, name)) {
+            let _ = rustix::fs::utimensat(&fd, name, &NOW, AtFlags::SYMLINK_NOFOLLOW);
+        }
+    }
+
+    /// When the record was last written or touched, in seconds since the epoch; `None` if it is not
+    /// there.
+    pub fn record_time(&self, dir: &str, name: &str) -> Result<Option<i64>> {
+        let shard = shard(dir, name);
+        let stat = super::open_dir(self.inner.root.as_fd(), &shard)
+            .and_then(|fd| rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW));
+        match stat {
+            Ok(stat) => Ok(Some(stat.st_mtime)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.inner.error(format_args!("read `{shard}/{name}`"), errno)),
+        }
+    }
+
+    /// The file that remembers the hashes of the files of the context `path`; its directory is made.
+    pub fn context_index(&self, path: &std::path::Path) -> Result<std::path::PathBuf> {
+        use std::os::unix::ffi::OsStrExt as _;
+        self.make_dirs("files/index").map_err(|errno| self.inner.error("make `files/index`", errno))?;
+        let name = crate::digest::Digest::of(path.as_os_str().as_bytes()).hex();
+        Ok(self.inner.path.join("files/index").join(name))
+    }
+
+    /// Removes the record if it is there.
+    pub fn remove_record(&self, dir: &str, name: &str) -> Result<()> {
+        let shard = shard(dir, name);
+        let Ok(fd) = super::open_dir(self.inner.root.as_fd(), &shard) else { return Ok(()) };
+        match rustix::fs::unlinkat(&fd, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(self.inner.error(format_args!("remove `{shard}/{name}`"), errno)),
+        }
+    }
+
+    /// The names of all records of `dir`, sorted; of those in deeper record directories, none.
+    pub fn records(&self, dir: &str) -> Result<Vec<String>> {
+        check(dir, "00");
+        let cannot_list = |errno| self.inner.error(format_args!("list `{dir}`"), errno);
+        let root = match super::open_dir(self.inner.root.as_fd(), dir) {
+            Ok(root) => root,
+            Err(Errno::NOENT) => return Ok(Vec::new()),
+            Err(errno) => return Err(cannot_list(errno)),
+        };
+        let mut records = Vec::new();
+        for shard in super::names(root.as_fd()).map_err(cannot_list)? {
+            if !is_shard(&shard) {
+                continue;
+            }
+            match super::open_dir(root.as_fd(), &shard) {
+                Ok(fd) => records.extend(super::names(fd.as_fd()).map_err(cannot_list)?),
+                Err(Errno::NOENT | Errno::NOTDIR) => {}
+                Err(errno) => return Err(cannot_list(errno)),
+            }
+        }
+        Ok(records)
+    }
+
+    fn make_dirs(&self, path: &str) -> rustix::io::Result<std::os::fd::OwnedFd> {
+        let root = self.inner.root.as_fd();
+        match super::open_dir(root, path) {
+            Err(Errno::NOENT) => {}
+            result => return result,
+        }
+        for end in path.match_indices('/').map(|(at, _)| at).chain([path.len()]) {
+            match rustix::fs::mkdirat(root, &path[..end], Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        super::open_dir(root, path)
+    }
+}
+
+fn shard(dir: &str, name: &str) -> String {
+    check(dir, name);
+    format!("{dir}/{}", &name[..2])
+}
+
+/// Two hex digits. `cache/op`, a record directory below another one, is none.
+fn is_shard(name: &str) -> bool {
+    name.len() == 2 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn check(dir: &str, name: &str) {
+    let is_name = |name: &str| {
+        !name.starts_with('.') && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+    };
+    let is_dir = |part: &str| !part.is_empty() && is_name(part) && !is_shard(part);
+    assert!(dir.split('/').all(is_dir), "`{dir}` is no record directory");
+    assert!((2..=200).contains(&name.len()) && is_name(name) && is_shard(&name[..2]), "`{name}` is no record name");
+}

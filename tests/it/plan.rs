@@ -1,0 +1,441 @@
+//! Plans, as a readable dump of every step, and as the configs and histories that BuildKit gives for
+//! the same files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::fs;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use wythe::diag::{Diagnostic, Severity, Source, Span};
+use wythe::dockerfile;
+use wythe::image::{ContainerConfig, ImageConfig, Platform};
+use wythe::plan::{
+    self, Base, Bases, CopySource, Input, Network, Op, Options, Plan, Root, RunMountKind, Security, Step,
+};
+
+use crate::{cases, check_golden, testdata};
+
+/// Each folder of `testdata/plan` is a Dockerfile, perhaps with `options.json`, and the plan as
+/// [`dump`] writes it.
+#[test]
+fn plans_are_as_expected() {
+    for case in cases("plan") {
+        let text = fs::read_to_string(case.join("Dockerfile")).unwrap();
+        let settings: Settings = match fs::read(case.join("options.json")) {
+            Ok(json) => serde_json::from_slice(&json).unwrap_or_else(|error| panic!("{}: {error}", case.display())),
+            Err(_) => Settings::default(),
+        };
+        check_golden(&case.join("expected.txt"), dump(&text, &settings).as_bytes());
+    }
+}
+
+/// What a case asks for; the file says nothing of what is the default.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Settings {
+    target: Option<String>,
+    args: BTreeMap<String, String>,
+    labels: BTreeMap<String, String>,
+    platform: Option<String>,
+    /// Named contexts: `directory`, or the name of an image.
+    contexts: BTreeMap<String, String>,
+    network: Option<String>,
+    allow: Vec<String>,
+    /// Image configs by name. `busybox` is always there, `missing` never.
+    bases: BTreeMap<String, Value>,
+}
+
+impl Settings {
+    fn options(&self) -> Options {
+        Options {
+            target: self.target.clone(),
+            build_args: self.args.clone(),
+            labels: self.labels.clone(),
+            platform: self.platform.as_deref().unwrap_or("linux/amd64").parse().unwrap(),
+            platform_is_explicit: self.platform.is_some(),
+            build_platform: "linux/amd64".parse().unwrap(),
+            named_contexts: self.contexts.keys().cloned().collect(),
+            network: match self.network.as_deref() {
+                None => Network::Default,
+                Some("none") => Network::None,
+                Some("host") => Network::Host,
+                Some(other) => panic!("unknown network {other}"),
+            },
+            allows_insecure: self.allow.iter().any(|name| name == "security.insecure"),
+            allows_host_network: self.allow.iter().any(|name| name == "network.host"),
+        }
+    }
+
+    fn base(&self, name: &str, platform: &Platform) -> Base {
+        let image = match self.contexts.get(name).map(String::as_str) {
+            Some("directory") => return Base::Directory,
+            Some(image) => image,
+            None => name,
+        };
+        let mut config = match self.bases.get(image) {
+            Some(config) => ImageConfig::from_json(config.to_string().as_bytes()).unwrap(),
+            None => busybox(),
+        };
+        if config.architecture.is_empty() {
+            config.os.clone_from(&platform.os);
+            config.architecture.clone_from(&platform.architecture);
+            config.variant.clone_from(&platform.variant);
+        }
+        Base::Image(Box::new(config))
+    }
+}
+
+fn busybox() -> ImageConfig {
+    ImageConfig {
+        config: ContainerConfig {
+            env: vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()],
+            cmd: Some(vec!["sh".into()]),
+            ..ContainerConfig::default()
+        },
+        ..ImageConfig::default()
+    }
+}
+
+/// Parses, resolves every base that is asked for, and plans; `wanted` gets what was asked for.
+fn planned(text: &str, settings: &Settings, wanted: &mut String) -> Result<Plan, Vec<Diagnostic>> {
+    let dockerfile = dockerfile::parse(Source::new("Dockerfile", text))?;
+    let options = settings.options();
+    let mut bases = Bases::new();
+    loop {
+        let missing = plan::bases(&dockerfile, &options, &bases)?;
+        if missing.is_empty() {
+            return plan::plan(&dockerfile, &options, &bases);
+        }
+        for want in missing {
+            let at = place(&want.at.source, want.at.span);
+            writeln!(wanted, "needs {} for {} ({at})", want.key.name, want.key.platform).unwrap();
+            let base = settings.base(&want.key.name, &want.key.platform);
+            assert!(bases.insert(want.key, base).is_none(), "a base was asked for twice");
+        }
+    }
+}
+
+fn dump(text: &str, settings: &Settings) -> String {
+    let mut out = String::new();
+    match planned(text, settings, &mut out) {
+        Ok(plan) => {
+            for (index, step) in plan.steps.iter().enumerate() {
+                dump_step(&mut out, index, step);
+            }
+            writeln!(out, "\ntarget #{}", plan.target.0).unwrap();
+            let mut config = serde_json::to_value(&plan.config).unwrap();
+            config.as_object_mut().unwrap().remove("rootfs");
+            writeln!(out, "{}", serde_json::to_string_pretty(&config).unwrap()).unwrap();
+            plan.warnings.iter().for_each(|warning| dump_diagnostic(&mut out, warning));
+        }
+        Err(faults) => {
+            assert!(!faults.is_empty(), "failed without a fault");
+            assert!(faults.iter().all(|fault| fault.severity == Severity::Error), "failed for a warning");
+            faults.iter().for_each(|fault| dump_diagnostic(&mut out, fault));
+        }
+    }
+    out
+}
+
+fn dump_step(out: &mut String, index: usize, step: &Step) {
+    let parent = step.parent.map(|parent| format!(" on #{}", parent.0)).unwrap_or_default();
+    writeln!(out, "\n#{index}{parent} {} ({} of {})", step.title, place(&step.source, step.span), step.stage).unwrap();
+    if let Some(history) = &step.history {
+        writeln!(out, "  history {history:?}").unwrap();
+    }
+    match &step.op {
+        Op::From(Root::Scratch) => writeln!(out, "  from scratch").unwrap(),
+        Op::From(Root::Image(key)) => writeln!(out, "  from image {} for {}", key.name, key.platform).unwrap(),
+        Op::From(Root::Directory(name)) => writeln!(out, "  from directory {name}").unwrap(),
+        Op::Run(run) => dump_run(out, run),
+        Op::Copy(copy) => dump_copy(out, copy),
+        Op::Workdir(workdir) => {
+            let user = workdir.user.as_ref().map(|user| format!(" of user {}", located(user))).unwrap_or_default();
+            writeln!(out, "  make {}{user}", workdir.path).unwrap();
+        }
+        Op::Configure => {}
+    }
+}
+
+fn dump_run(out: &mut String, run: &plan::Run) {
+    writeln!(out, "  run {:?} in {} for {}", run.argv, run.workdir, run.platform).unwrap();
+    for (kind, variables) in [("env", &run.env), ("arg", &run.args), ("proxy", &run.proxies)] {
+        for (name, value) in variables {
+            writeln!(out, "  {kind} {name}={value}").unwrap();
+        }
+    }
+    if let Some(user) = &run.user {
+        writeln!(out, "  user {}", located(user)).unwrap();
+    }
+    if run.network != Network::Default || run.security != Security::Sandbox {
+        writeln!(out, "  network {:?}, security {:?}", run.network, run.security).unwrap();
+    }
+    for mount in &run.mounts {
+        let at = place(&mount.source, mount.span);
+        let kind = match &mount.kind {
+            RunMountKind::Bind { from, source, is_writable } => {
+                format!("bind {source} of {}{}", input(from), if *is_writable { ", writable" } else { "" })
+            }
+            RunMountKind::Cache { id, sharing, from, source, is_readonly, mode, uid, gid } => format!(
+                "cache {id} {sharing:?} from {source} of {}{}, mode {mode:o}, owner {uid}:{gid}",
+                input(from),
+                if *is_readonly { ", read-only" } else { "" }
+            ),
+            RunMountKind::Tmpfs { size_bytes } => format!("tmpfs {size_bytes:?}"),
+            RunMountKind::Secret { id, env, is_required, mode, uid, gid } => {
+                format!("secret {id}, env {env:?}, required {is_required}, mode {mode:o}, owner {uid}:{gid}")
+            }
+            RunMountKind::Ssh { id, is_required, mode, uid, gid } => {
+                format!("ssh {id}, required {is_required}, mode {mode:o}, owner {uid}:{gid}")
+            }
+        };
+        writeln!(out, "  mount {:?}: {kind} ({at})", mount.target).unwrap();
+    }
+    for heredoc in &run.heredocs {
+        writeln!(out, "  script {} {:?}", heredoc.name, heredoc.content).unwrap();
+    }
+}
+
+fn dump_copy(out: &mut String, copy: &plan::Copy) {
+    writeln!(out, "  {:?} from {} to {}", copy.kind, input(&copy.from), copy.destination).unwrap();
+    for source in &copy.sources {
+        match source {
+            CopySource::Path(path) => writeln!(out, "  path {}", located(path)).unwrap(),
+            CopySource::Url(url) => writeln!(out, "  url {}", located(url)).unwrap(),
+            CopySource::Git(url) => writeln!(out, "  git {}", located(url)).unwrap(),
+            CopySource::Heredoc(heredoc) => writeln!(out, "  heredoc {} {:?}", heredoc.name, heredoc.content).unwrap(),
+        }
+    }
+    for (name, flag) in [("chown", &copy.chown), ("chmod", &copy.chmod), ("checksum", &copy.checksum)] {
+        if let Some(flag) = flag {
+            writeln!(out, "  {name} {}", located(flag)).unwrap();
+        }
+    }
+    for (name, is_set) in [("link", copy.is_link), ("parents", copy.has_parents), ("keep-git-dir", copy.keeps_git_dir)]
+    {
+        if is_set {
+            writeln!(out, "  {name}").unwrap();
+        }
+    }
+    if let Some(unpack) = copy.unpack {
+        writeln!(out, "  unpack {unpack}").unwrap();
+    }
+    for pattern in &copy.exclude {
+        writeln!(out, "  exclude {pattern}").unwrap();
+    }
+}
+
+fn input(input: &Input) -> String {
+    match input {
+        Input::Context => "the context".into(),
+        Input::Directory(name) => format!("directory {name}"),
+        Input::Step(step) => format!("#{}", step.0),
+        Input::Image(key) => format!("image {} for {}", key.name, key.platform),
+        Input::Scratch => "scratch".into(),
+    }
+}
+
+fn located(located: &plan::Located) -> String {
+    format!("{} ({})", located.text, place(&located.source, located.span))
+}
+
+/// `3:5-9`: line, first and last column; another source than the Dockerfile by name.
+fn place(source: &Source, span: Span) -> String {
+    let (line, column) = source.position(span.start as usize);
+    let (end_line, end) = source.position(span.end as usize);
+    let name = if source.name == "Dockerfile" { String::new() } else { format!("{}: ", source.name) };
+    let lines = if end_line > line { format!(" to {end_line}") } else { String::new() };
+    format!("{name}{line}{lines}:{column}-{end}")
+}
+
+fn dump_diagnostic(out: &mut String, diagnostic: &Diagnostic) {
+    let rule = diagnostic.rule.map(|rule| format!(" [{rule}]")).unwrap_or_default();
+    let severity = match diagnostic.severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+    };
+    writeln!(out, "\n{severity}{rule}: {}", diagnostic.message).unwrap();
+    for label in &diagnostic.labels {
+        let text = &label.source.text[label.span.range()];
+        writeln!(out, "  at {} {text:?} {}", place(&label.source, label.span), label.text).unwrap();
+    }
+    if let Some(cause) = &diagnostic.cause {
+        writeln!(out, "  because {cause}").unwrap();
+    }
+    for hint in &diagnostic.hints {
+        writeln!(out, "  hint: {hint}").unwrap();
+    }
+}
+
+/// A file that BuildKit built, and the image's config and new history entries, or when it failed.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Row {
+    name: String,
+    dockerfile: String,
+    #[serde(default)]
+    args: BTreeMap<String, String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    target: Option<String>,
+    platform: Option<String>,
+    #[serde(default)]
+    allow: Vec<String>,
+    fails: Option<Fails>,
+    image_platform: Option<String>,
+    config: Option<Value>,
+    author: Option<String>,
+    #[serde(default)]
+    history: Vec<String>,
+}
+
+#[derive(Deserialize, PartialEq)]
+#[serde(rename_all = "lowercase")]
+enum Fails {
+    Planning,
+    /// The plan is fine; what it says cannot be done.
+    Running,
+}
+
+#[test]
+fn configs_and_histories_are_those_of_buildkit() {
+    let table = fs::read_to_string(testdata("plan").join("conformance.jsonl")).unwrap();
+    let mut differences = Vec::new();
+    let mut names = BTreeSet::new();
+    for line in table.lines() {
+        let row: Row = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        if let Some(difference) = difference(&row) {
+            differences.push(format!("{}: {difference}\n{}", row.name, row.dockerfile));
+        }
+        names.insert(row.name);
+    }
+    assert!(names.len() > 350, "only {} cases in the table", names.len());
+    assert!(differences.is_empty(), "{} differ\n\n{}", differences.len(), differences.join("\n\n"));
+}
+
+fn difference(row: &Row) -> Option<String> {
+    let settings = Settings {
+        target: row.target.clone(),
+        args: row.args.clone(),
+        labels: row.labels.clone(),
+        platform: row.platform.clone(),
+        allow: row.allow.clone(),
+        ..Settings::default()
+    };
+    let plan = match planned(&row.dockerfile, &settings, &mut String::new()) {
+        Ok(plan) => plan,
+        Err(_) if row.fails == Some(Fails::Planning) => return None,
+        Err(faults) => return Some(format!("failed: {}", faults[0].message)),
+    };
+    match row.fails {
+        Some(Fails::Planning) => return Some("was planned".into()),
+        Some(Fails::Running) => return None,
+        None => {}
+    }
+    let chain = plan.ancestry(plan.target);
+    let history: Vec<_> = chain.iter().filter_map(|step| plan.step(*step).history.clone()).collect();
+    let platform = Platform {
+        os: plan.config.os.clone(),
+        architecture: plan.config.architecture.clone(),
+        variant: plan.config.variant.clone(),
+    };
+    let actual = json!({
+        "config": plan.config.config,
+        "history": history,
+        "author": plan.config.author,
+        "platform": platform.to_string(),
+    });
+    let expected = json!({
+        "config": row.config,
+        "history": row.history,
+        "author": row.author,
+        "platform": row.image_platform,
+    });
+    (actual != expected).then(|| format!("expected {expected:#}\nactual {actual:#}"))
+}
+
+/// A file and what BuildKit's linter says of it: `LINE RULE`, of the rules that need variables. A fault in a
+/// heredoc is at its line here, at the instruction's in BuildKit.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LintRow {
+    dockerfile: String,
+    #[serde(default)]
+    args: BTreeMap<String, String>,
+    warnings: Vec<String>,
+}
+
+#[test]
+fn warnings_are_those_of_buildkit() {
+    let table = fs::read_to_string(testdata("plan").join("lint.jsonl")).unwrap();
+    let mut differences = Vec::new();
+    for line in table.lines() {
+        let row: LintRow = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+        let settings = Settings { args: row.args, ..Settings::default() };
+        // A file with faults has no plan and no warnings.
+        let Ok(plan) = planned(&row.dockerfile, &settings, &mut String::new()) else { continue };
+        let found: BTreeSet<(usize, &str)> = (plan.warnings.iter())
+            .filter_map(|warning| {
+                let label = warning.labels.first()?;
+                Some((label.source.position(label.span.start as usize).0, warning.rule?))
+            })
+            .collect();
+        let found: Vec<_> = found.iter().map(|(line, rule)| format!("{line} {rule}")).collect();
+        if found != row.warnings {
+            differences.push(format!("expected {:?}\nfound {found:?}\n{}", row.warnings, row.dockerfile));
+        }
+    }
+    assert!(table.lines().count() > 100, "the table is short");
+    assert!(differences.is_empty(), "{} differ\n\n{}", differences.len(), differences.join("\n\n"));
+}
+
+/// Lines that are put together at random: each rule meets each other rule, and letters of several bytes.
+const LINES: [&str; 36] = [
+    "FROM scratch AS a",
+    "FROM busybox AS b",
+    "FROM a",
+    "FROM b AS é",
+    "FROM $A",
+    "FROM --platform=$P b AS c",
+    "ARG A=é",
+    "ARG A",
+    "ARG P=linux/arm64 Q=${A}$B",
+    "ENV A=${A:-ü} B=$A",
+    "ENV $A=1",
+    "ENV é ${X^é} b",
+    "LABEL \"é\"=$A é=$é",
+    "RUN echo \"$A\" '$é' ${é \\$é",
+    "RUN --mount=from=c,target=é$A --mount=type=cache,\"id=é\"\"$A\" x",
+    "RUN --mount=\"target=é\"é",
+    "RUN --mount=type=é,é=é,size=é x",
+    "RUN --mount=type=secret,id=é,env=A,mode=é echo $A",
+    "RUN <<é cat\né $A\né",
+    "RUN <<é\n#!é\né",
+    "RUN [\"é\"]",
+    "COPY --from=a é $A /é/",
+    "COPY --from=0 --chown=$A --chmod=é a .",
+    "COPY --from=c . ..",
+    "COPY <<é <<-E $A /é\n$A ${é\né\n\t${A^}\nE",
+    "ADD --checksum=é https://é/é.git é /",
+    "WORKDIR é/$A/../",
+    "USER $é",
+    "EXPOSE $A é 80/é 7000-7001",
+    "VOLUME $A \"é\"",
+    "STOPSIGNAL é$A",
+    "CMD [\"é\\u0007\"]",
+    "ENTRYPOINT é",
+    "ONBUILD COPY --from=c é /",
+    "ONBUILD RUN $é",
+    "SHELL [\"é\"]",
+];
+
+proptest::proptest! {
+    #[test]
+    fn any_file_is_planned_or_refused(lines in proptest::collection::vec(proptest::sample::select(&LINES[..]), 1..6)) {
+        let text = format!("ARG A=b\nARG P=linux/amd64\nFROM scratch AS a\n{}\n", lines.join("\n"));
+        // Points at every place it names, so each must be a range of characters.
+        let first = dump(&text, &Settings::default());
+        proptest::prop_assert_eq!(first, dump(&text, &Settings::default()));
+    }
+}
