@@ -54,6 +54,7 @@ impl Node {
         self.kind == Kind::Whiteout
     }
 
+    #[allow(clippy::unnecessary_cast)] // The fields' types differ between architectures.
     fn of(stat: &Stat) -> Self {
         let rdev = stat.st_rdev as u64;
         let kind = match FileType::from_raw_mode(stat.st_mode) {

@@ -13,6 +13,7 @@ mod overlay;
 mod plan;
 mod progress;
 mod sandbox;
+mod step;
 mod store;
 mod tidy;
 mod tree;
