@@ -53,6 +53,10 @@ mod tests {
         check("nameserver 127.0.0.1\nnameserver ::1\nnameserver 10.0.0.1", None, "nameserver 10.0.0.1\n");
         check("nameserver 127.0.0.53\noptions edns0\n", Some("nameserver 9.9.9.9\n"), "nameserver 9.9.9.9\n");
         check("nameserver 127.0.0.53\nnameserver 10.0.0.1\n", Some("nameserver 9.9.9.9\n"), "nameserver 10.0.0.1\n");
-        check("nameserver fe80::1%eth0\n# nameserver 127.0.0.1\n", None, "nameserver fe80::1%eth0\n# nameserver 127.0.0.1\n");
+        check(
+            "nameserver fe80::1%eth0\n# nameserver 127.0.0.1\n",
+            None,
+            "nameserver fe80::1%eth0\n# nameserver 127.0.0.1\n",
+        );
     }
 }

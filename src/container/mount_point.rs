@@ -51,7 +51,7 @@ pub struct StubRecord {
 }
 
 fn mtime(stat: &Stat) -> (i64, i64) {
-    (stat.st_mtime as i64, stat.st_mtime_nsec as i64)
+    (stat.st_mtime, stat.st_mtime_nsec as i64)
 }
 
 impl Stub {
@@ -155,7 +155,11 @@ fn walk(
     mut make: impl FnMut(BorrowedFd<'_>, &OsStr, bool) -> Result<OwnedFd, Errno>,
 ) -> Result<OwnedFd, Errno> {
     let names = |path: &[u8]| -> Vec<Vec<u8>> {
-        path.split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").map(<[u8]>::to_vec).rev().collect()
+        path.split(|byte| *byte == b'/')
+            .filter(|name| !name.is_empty() && *name != b".")
+            .map(<[u8]>::to_vec)
+            .rev()
+            .collect()
     };
     let mut pending = names(path.as_bytes());
     // The way down from the root, so that `..` needs no lookup and cannot leave it.

@@ -68,9 +68,7 @@ pub fn mount(lowers: &[BorrowedFd<'_>], upper: Option<&Upper<'_>>, span: Span) -
 fn set_layer(context: &OwnedFd, key: &str, dir: BorrowedFd<'_>) -> Result<(), Errno> {
     match fsconfig_set_fd(context, key, dir) {
         // Before Linux 6.13 layers are strings only.
-        Err(Errno::INVAL) => {
-            fsconfig_set_string(context, key, format!("/proc/self/fd/{}", dir.as_raw_fd()))
-        }
+        Err(Errno::INVAL) => fsconfig_set_string(context, key, format!("/proc/self/fd/{}", dir.as_raw_fd())),
         result => result,
     }
 }
@@ -79,9 +77,8 @@ fn set_layer(context: &OwnedFd, key: &str, dir: BorrowedFd<'_>) -> Result<(), Er
 /// as long as the descriptor. With `draft` it is writable and writes go to `draft/u`; else it is to
 /// be read only. For processes that are privileged over the layers.
 pub fn overlay_detached(lowers: &[PathBuf], draft: Option<&Path>) -> Result<OwnedFd> {
-    let open = |path: &Path| {
-        mount::host_directory(path).context(|| format!("cannot open the layer `{}`", path.display()))
-    };
+    let open =
+        |path: &Path| mount::host_directory(path).context(|| format!("cannot open the layer `{}`", path.display()));
     let dirs: Vec<OwnedFd> = lowers.iter().map(|path| open(path)).collect::<Result<_>>()?;
     let lowers: Vec<BorrowedFd<'_>> = dirs.iter().map(AsFd::as_fd).collect();
     match (lowers.as_slice(), draft) {

@@ -128,22 +128,25 @@ fn groups(text: &str) -> Vec<GroupEntry> {
         let fields: Vec<&str> = line.trim().split(':').collect();
         let [name, _, gid, ..] = fields[..] else { return None };
         let members = fields.get(3).copied().unwrap_or_default();
-        let members = members.split(',').map(str::trim).filter(|member| !member.is_empty()).map(str::to_owned).collect();
+        let members =
+            members.split(',').map(str::trim).filter(|member| !member.is_empty()).map(str::to_owned).collect();
         Some(GroupEntry { name: name.to_owned(), gid: number(gid)?, members })
     };
     text.lines().filter_map(entry).collect()
 }
 
 fn find_user<'a>(users: &'a [UserEntry], name: &str) -> Result<&'a UserEntry> {
-    users.iter().find(|entry| entry.name == name).ok_or_else(|| {
-        unknown("user", name, "/etc/passwd", users.iter().map(|entry| entry.name.as_str()))
-    })
+    users
+        .iter()
+        .find(|entry| entry.name == name)
+        .ok_or_else(|| unknown("user", name, "/etc/passwd", users.iter().map(|entry| entry.name.as_str())))
 }
 
 fn find_group<'a>(groups: &'a [GroupEntry], name: &str) -> Result<&'a GroupEntry> {
-    groups.iter().find(|entry| entry.name == name).ok_or_else(|| {
-        unknown("group", name, "/etc/group", groups.iter().map(|entry| entry.name.as_str()))
-    })
+    groups
+        .iter()
+        .find(|entry| entry.name == name)
+        .ok_or_else(|| unknown("group", name, "/etc/group", groups.iter().map(|entry| entry.name.as_str())))
 }
 
 fn unknown<'a>(kind: &str, name: &str, file: &str, known: impl Iterator<Item = &'a str>) -> Diagnostic {
@@ -241,7 +244,10 @@ mod tests {
         assert_eq!(user(root.as_fd(), "").unwrap(), User { home: home.clone(), ..User::default() });
         assert_eq!(user(root.as_fd(), "5").unwrap(), User { uid: 5, home, ..User::default() });
         assert_eq!(owner(root.as_fd(), "5:6").unwrap(), (5, 6));
-        assert_eq!(user(root.as_fd(), "root").unwrap_err().message, "unknown user `root`: not in /etc/passwd of the image");
+        assert_eq!(
+            user(root.as_fd(), "root").unwrap_err().message,
+            "unknown user `root`: not in /etc/passwd of the image"
+        );
     }
 
     /// Files that are to be read into memory, to be waited for, or to lead to the host.

@@ -46,8 +46,19 @@ pub struct Failure {
 }
 
 impl From<Diagnostic> for Failure {
+    /// Cut to what fits into a packet: a message may hold any word of a Dockerfile.
     fn from(diagnostic: Diagnostic) -> Self {
-        Self { message: diagnostic.message, hints: diagnostic.hints, cause: diagnostic.cause }
+        const MAX_BYTES: usize = 4096;
+        let cut = |mut text: String| {
+            if text.len() > MAX_BYTES {
+                let end = (0..=MAX_BYTES).rev().find(|at| text.is_char_boundary(*at));
+                text.truncate(end.unwrap_or(0));
+                text.push('…');
+            }
+            text
+        };
+        let hints = diagnostic.hints.into_iter().map(cut).collect();
+        Self { message: cut(diagnostic.message), hints, cause: diagnostic.cause.map(cut) }
     }
 }
 
@@ -62,7 +73,9 @@ impl From<Failure> for Diagnostic {
 pub enum Report {
     /// The root is mounted. With it come the overlay, the skeleton, and two descriptors for each
     /// stub, parent first.
-    Mounted { stubs: Vec<super::mount_point::StubRecord> },
+    Mounted {
+        stubs: Vec<super::mount_point::StubRecord>,
+    },
     Failed(Failure),
 }
 
@@ -78,7 +91,8 @@ impl Answer {
         match self {
             Self::Failed(failure) => Err(failure.into()),
             Self::Ended { status, cpu_us, peak_bytes } => {
-                let skeleton = fds.into_iter().next().ok_or_else(|| Diagnostic::error("an answer lacks its skeleton"))?;
+                let skeleton =
+                    fds.into_iter().next().ok_or_else(|| Diagnostic::error("an answer lacks its skeleton"))?;
                 let status = if libc::WIFSIGNALED(status) {
                     super::Status::Signaled(libc::WTERMSIG(status))
                 } else {
@@ -130,12 +144,7 @@ fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Option<Packe
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(
-            socket,
-            &mut [IoSliceMut::new(&mut bytes)],
-            &mut control,
-            flags | RecvFlags::CMSG_CLOEXEC,
-        )
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut control, flags | RecvFlags::CMSG_CLOEXEC)
     });
     let received = match received {
         Err(Errno::CONNRESET) => return Ok(None),
@@ -169,7 +178,8 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 pub fn encode_to_memory(value: &impl Serialize) -> Result<OwnedFd> {
     let bytes = encode(value);
     let doing = || "cannot pass a container's description on";
-    let memory = rustix::fs::memfd_create("container", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(doing)?;
+    let memory =
+        rustix::fs::memfd_create("container", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(doing)?;
     let mut written = 0;
     while written < bytes.len() {
         written += rustix::io::pwrite(&memory, &bytes[written..], written as u64).context(doing)?;

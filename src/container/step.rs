@@ -27,13 +27,7 @@ pub const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLON
 const NOT_STARTED: i32 = 125;
 
 /// Becomes the payload. What goes wrong before is reported on `reports`, which exec closes.
-pub fn run(
-    container: &Container,
-    template: &Template,
-    prepared: &Prepared,
-    output: &OwnedFd,
-    reports: &OwnedFd,
-) -> ! {
+pub fn run(container: &Container, template: &Template, prepared: &Prepared, output: &OwnedFd, reports: &OwnedFd) -> ! {
     let Err(failure) = start(container, template, prepared, output, reports);
     let report = protocol::encode(&Report::Failed(Failure::from(failure)));
     let _ = protocol::send(reports.as_fd(), &report, &[]);

@@ -27,6 +27,8 @@ pub struct Template {
     pub null: OwnedFd,
     pub empty: OwnedFd,
     pub masks: Masks,
+    /// Whether the host has cgroup v2 where everybody looks for it.
+    pub has_cgroup2: bool,
     pub filter: Vec<sys::Instruction>,
     /// The next step's, made while an earlier one runs.
     spare: Option<Devices>,
@@ -34,6 +36,9 @@ pub struct Template {
     /// User namespaces that only lend their maps to mounts, by the owner shown as root.
     swapped: BTreeMap<(u32, u32), OwnedFd>,
 }
+
+/// From `linux/magic.h`.
+const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 
 /// What one step needs besides, made by the spawner because it takes processes or is kept for
 /// later steps.
@@ -48,8 +53,9 @@ pub struct Prepared {
 impl Template {
     pub fn new() -> Result<Self> {
         let doing = || "cannot prepare for containers";
-        // Nothing that an earlier session left in a keyring is a step's to find.
-        sys::join_new_session_keyring().context(doing)?;
+        // Nothing that an earlier session left in a keyring is a step's to find. Inside a container
+        // the call may be denied; a step's filter denies it too.
+        let _ = sys::join_new_session_keyring();
         let proc = mount::filesystem("proc", &[], mount::DATA_ONLY)?;
         let map = userns::map_swapping(0);
         let user_namespace = userns::create(proc.as_fd(), &map, &map)?;
@@ -59,7 +65,8 @@ impl Template {
             .context(doing)?;
         rustix::fs::mkdirat(&files, "empty", Mode::from_raw_mode(0o555)).context(doing)?;
         let open = |name: &str| {
-            let place = rustix::fs::openat(&files, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
+            let place =
+                rustix::fs::openat(&files, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
             mount::give_to(&place, 0, 0).context(doing)?;
             mount::copy_of(place.as_fd()).context(doing)
         };
@@ -69,6 +76,7 @@ impl Template {
         Ok(Self {
             masks: mask::find(proc.as_fd(), sys.as_fd()),
             skeleton: skeleton::make([])?,
+            has_cgroup2: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC),
             filter: seccomp::filter(),
             texts: BTreeMap::new(),
             swapped: BTreeMap::new(),
@@ -125,7 +133,8 @@ impl Template {
         let file = rustix::fs::openat(&self.files, &name, flags, Mode::from_raw_mode(0o644)).context(doing)?;
         write_all(file.as_fd(), text.as_bytes()).context(doing)?;
         mount::give_to(&file, 0, 0).context(doing)?;
-        let place = rustix::fs::openat(&self.files, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
+        let place =
+            rustix::fs::openat(&self.files, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
         let mount = mount::copy_of(place.as_fd()).context(doing)?;
         mount::set(mount.as_fd(), mount::READ_ONLY | mount::DATA_ONLY).context(doing)?;
         let mount = self.texts.entry(text).or_insert(mount);

@@ -155,7 +155,6 @@ fn is_static(path: &str) -> bool {
     fs::read(path).is_ok_and(|bytes| !bytes.windows(8).any(|window| window == b"/ld-linu"))
 }
 
-
 /// All names below a directory, sorted.
 pub fn entries(dir: &Path) -> Vec<String> {
     let mut names = Vec::new();

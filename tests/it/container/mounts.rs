@@ -69,7 +69,10 @@ fn a_secret_leaves_no_trace() {
     container.mounts = vec![at("/run/secrets/tok", kind())];
     container.user = User { uid: 7, gid: 7, ..User::default() };
     let output = bench.succeed(&container).output;
-    assert!(output.starts_with("cat: can't open '/run/secrets/tok': Permission denied\nro,nosuid,nodev,noexec,"), "{output}");
+    assert!(
+        output.starts_with("cat: can't open '/run/secrets/tok': Permission denied\nro,nosuid,nodev,noexec,"),
+        "{output}"
+    );
     let ran = with_mounts(&bench, "echo x > /run/secrets/tok", vec![at("/run/secrets/tok", kind())]);
     assert!(ran.output.contains("Read-only file system"), "{}", ran.output);
     // Over a file of the image, which stays.
@@ -158,15 +161,19 @@ fn layers_are_merged_and_changes_discarded() {
     };
     check(&bench, "cat /m/a; ls /m/dir", vec![at("/m", layers(&["two", "one"], "/", true))], "a2\n", &[]);
     check(&bench, "cat /m/a; ls /m/dir", vec![at("/m", layers(&["one"], "/", true))], "a1\nb\n", &[]);
-    check(&bench, "cat /f; ls /m", vec![
-        at("/f", layers(&["two", "one"], "a", true)),
-        at("/m", layers(&["one"], "/dir", true)),
-    ], "a2\nb\n", &[]);
+    check(
+        &bench,
+        "cat /f; ls /m",
+        vec![at("/f", layers(&["two", "one"], "a", true)), at("/m", layers(&["one"], "/dir", true))],
+        "a2\nb\n",
+        &[],
+    );
     check(&bench, "ls /m", vec![at("/m", layers(&[], "/", true))], "", &[]);
-    let ran = with_mounts(&bench, "touch /m/x; touch /n/x", vec![
-        at("/m", layers(&["two", "one"], "/", true)),
-        at("/n", layers(&["one"], "/", true)),
-    ]);
+    let ran = with_mounts(
+        &bench,
+        "touch /m/x; touch /n/x",
+        vec![at("/m", layers(&["two", "one"], "/", true)), at("/n", layers(&["one"], "/", true))],
+    );
     assert_eq!(ran.output.matches("Read-only file system").count(), 2, "{}", ran.output);
     let script = "echo n > /m/a; rm /m/dir/b; cat /m/a; ls /m/dir; stat -c '%u:%g %a' /m";
     check(&bench, script, vec![at("/m", layers(&["one"], "/", false))], "n\n0:0 755\n", &[]);
@@ -201,7 +208,11 @@ fn sources_stay_in_their_roots() {
     for path in ["/out", "/nope", "out/host"] {
         for kind in kinds(path) {
             let error = with_mounts(&bench, "true", vec![at("/m", kind.clone())]).exit.unwrap_err();
-            assert_eq!(error.message, format!("cannot mount `{path}`: No such file or directory (os error 2)"), "{kind:?}");
+            assert_eq!(
+                error.message,
+                format!("cannot mount `{path}`: No such file or directory (os error 2)"),
+                "{kind:?}"
+            );
         }
     }
 }
@@ -300,6 +311,10 @@ fn targets_of_the_wrong_kind_are_refused() {
         "a directory is to be mounted, and the target is a file",
     );
     check(at("/etc/passwd/x", file("", 0o444)), "Not a directory (os error 20)");
+    for target in ["/", "//.", ""] {
+        let error = with_mounts(&bench, "true", vec![at(target, MountKind::Tmpfs { size_bytes: None })]).exit;
+        assert_eq!(error.unwrap_err().message, "cannot mount on `/`");
+    }
     check(at("/proc/self/fd/0/x", file("", 0o444)), "Too many levels of symbolic links (os error 40)");
 }
 
