@@ -46,6 +46,12 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
     put_fixed(root, "proc", &proc, &mut stubs)?;
     let sys = mount::filesystem("sysfs", &[], DATA_ONLY | if is_sandboxed { READ_ONLY } else { 0 })?;
     put_fixed(root, "sys", &sys, &mut stubs)?;
+    if template.has_cgroup2 {
+        // Programs look for their limits there. Not every host lets one have it.
+        if let Ok(groups) = mount::filesystem("cgroup2", &[], DATA_ONLY | READ_ONLY) {
+            put_fixed(root, "sys/fs/cgroup", &groups, &mut stubs)?;
+        }
+    }
     let Devices { dev, pts, shm, .. } = &prepared.devices;
     for (place, mount) in [("dev", dev), ("dev/pts", pts), ("dev/shm", shm), ("dev/mqueue", &device::message_queues()?)]
     {
@@ -58,6 +64,9 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
         put(root, place, file.as_fd(), Shape::File, &mut stubs)?;
     }
     for (mount, source) in container.mounts.iter().zip(sources) {
+        if mount.target.split('/').all(|name| matches!(name, "" | ".")) {
+            return Err(Diagnostic::error("cannot mount on `/`"));
+        }
         put(root, &mount.target, source.mount.as_fd(), source.shape, &mut stubs)?;
     }
     Ok(Root { overlay, skeleton, stubs })
@@ -75,7 +84,8 @@ fn overlay(container: &Container, template: &Template, skeleton: BorrowedFd<'_>)
     let layers = source::mapped_layers(&container.lowers, template)?;
     let lowers: Vec<_> = layers.iter().map(AsFd::as_fd).chain([skeleton]).collect();
     let draft = mount::copy_of_path(&container.draft).context(doing)?;
-    mount::map_ids(draft.as_fd(), template.user_namespace.as_fd()).context(doing)?;
+    mount::map_ids(draft.as_fd(), template.user_namespace.as_fd())
+        .map_err(|errno| source::unmappable(&container.draft, errno))?;
     let (upper, work) = overlay::upper_of(draft.as_fd())?;
     // The layers and the draft stay open until the overlay is made: a detached mount dissolves
     // with its last descriptor.

@@ -27,6 +27,8 @@ pub struct Template {
     pub null: OwnedFd,
     pub empty: OwnedFd,
     pub masks: Masks,
+    /// Whether the host has cgroup v2 where everybody looks for it.
+    pub has_cgroup2: bool,
     pub filter: Vec<sys::Instruction>,
     /// The next step's, made while an earlier one runs.
     spare: Option<Devices>,
@@ -34,6 +36,9 @@ pub struct Template {
     /// User namespaces that only lend their maps to mounts, by the owner shown as root.
     swapped: BTreeMap<(u32, u32), OwnedFd>,
 }
+
+/// From `linux/magic.h`.
+const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 
 /// What one step needs besides, made by the spawner because it takes processes or is kept for
 /// later steps.
@@ -48,8 +53,9 @@ pub struct Prepared {
 impl Template {
     pub fn new() -> Result<Self> {
         let doing = || "cannot prepare for containers";
-        // Nothing that an earlier session left in a keyring is a step's to find.
-        sys::join_new_session_keyring().context(doing)?;
+        // Nothing that an earlier session left in a keyring is a step's to find. Inside a container
+        // the call may be denied; a step's filter denies it too.
+        let _ = sys::join_new_session_keyring();
         let proc = mount::filesystem("proc", &[], mount::DATA_ONLY)?;
         let map = userns::map_swapping(0);
         let user_namespace = userns::create(proc.as_fd(), &map, &map)?;
@@ -70,6 +76,7 @@ impl Template {
         Ok(Self {
             masks: mask::find(proc.as_fd(), sys.as_fd()),
             skeleton: skeleton::make([])?,
+            has_cgroup2: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC),
             filter: seccomp::filter(),
             texts: BTreeMap::new(),
             swapped: BTreeMap::new(),

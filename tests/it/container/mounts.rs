@@ -311,6 +311,10 @@ fn targets_of_the_wrong_kind_are_refused() {
         "a directory is to be mounted, and the target is a file",
     );
     check(at("/etc/passwd/x", file("", 0o444)), "Not a directory (os error 20)");
+    for target in ["/", "//.", ""] {
+        let error = with_mounts(&bench, "true", vec![at(target, MountKind::Tmpfs { size_bytes: None })]).exit;
+        assert_eq!(error.unwrap_err().message, "cannot mount on `/`");
+    }
     check(at("/proc/self/fd/0/x", file("", 0o444)), "Too many levels of symbolic links (os error 40)");
 }
 
