@@ -38,7 +38,7 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     let spawner = Spawner::fork()?;
     let (interrupts, stop) = Interrupts::block()?;
     let store = Store::open(root)?;
-    let reporter = reporter(&arguments, &request)?;
+    let reporter = reporter(&arguments)?;
     let canceled = AtomicBool::new(false);
     let host = Host {
         store: &store,
@@ -350,8 +350,7 @@ fn check_outputs(outputs: &[Output], platforms: &[Platform], is_quiet: bool) -> 
     Ok(())
 }
 
-fn reporter(arguments: &Build, request: &Request) -> Result<Box<dyn Reporter>, Failure> {
-    let _ = request;
+fn reporter(arguments: &Build) -> Result<Box<dyn Reporter>, Failure> {
     if arguments.quiet {
         return Ok(Box::new(progress::Silent));
     }
@@ -363,7 +362,7 @@ fn reporter(arguments: &Build, request: &Request) -> Result<Box<dyn Reporter>, F
     Ok(match mode.as_str() {
         "auto" if is_terminal => Box::new(progress::Terminal::new(has_color())),
         "tty" => Box::new(progress::Terminal::new(has_color())),
-        "auto" | "plain" => Box::new(progress::Plain::new(std::io::stderr(), has_color())),
+        "auto" | "plain" => Box::new(progress::Plain::new(std::io::stderr(), std::io::stderr().is_terminal())),
         "quiet" | "none" => Box::new(progress::Silent),
         "rawjson" => Box::new(progress::Json::new(std::io::stderr())),
         other => return Err(usage(format!("there is no progress mode `{other}`"))),

@@ -248,7 +248,7 @@ mod tests {
         std::fs::remove_dir(&passwd).unwrap();
 
         let file = std::fs::File::create(&passwd).unwrap();
-        file.set_len(MAX_BYTES as u64 + 1).unwrap();
+        file.set_len(MAX_BYTES + 1).unwrap();
         assert_eq!(cause().as_deref(), Some("it is larger than 10485760 bytes"));
         std::fs::remove_file(&passwd).unwrap();
 

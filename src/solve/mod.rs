@@ -209,8 +209,11 @@ impl<'a> Solver<'a> {
         match &result {
             Ok(solved) if is_shown(&step.op) => self.finished(number, solved, begun.elapsed()),
             Ok(_) => {}
-            Err(_) => {
+            Err(fault) => {
                 let outcome = if self.host.is_canceled() { Outcome::Canceled } else { Outcome::Failed };
+                if outcome == Outcome::Failed {
+                    self.host.reporter.report(Event::Fault { number, message: &fault.message });
+                }
                 let elapsed = begun.elapsed();
                 self.host.reporter.report(Event::Finished { number, outcome, elapsed, added_bytes: None });
             }
