@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::input::Read;
-use super::{Keyed, Solved, Solver, Stack, Standing, lowers};
+use super::{Keyed, Solved, Solver, Stack, Standing};
 use crate::cache::Reason;
 use crate::container::{self, Container, Mount, MountKind, Status, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
@@ -255,7 +255,7 @@ impl Solver<'_> {
 
     /// Who a RUN runs as.
     fn user(&self, below: &Stack, user: Option<&Located>) -> Result<passwd::User> {
-        let layers = lowers(self.host.store, below)?;
+        let layers = self.layers.lowers(below)?;
         let layers: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
         let spec = user.map_or("", |user| &user.text);
         passwd::user(&layers, spec).map_err(|error| locate(error, user))
@@ -263,7 +263,7 @@ impl Solver<'_> {
 
     /// Who `--chown` names.
     pub(super) fn owner(&self, below: &Stack, chown: &Located) -> Result<(u32, u32)> {
-        let layers = lowers(self.host.store, below)?;
+        let layers = self.layers.lowers(below)?;
         let layers: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
         passwd::owner(&layers, &chown.text).map_err(|error| locate(error, Some(chown)))
     }
@@ -374,20 +374,16 @@ impl Solver<'_> {
         let _lock = self.host.store.lock_key(&facts.key(), || {})?;
         if let Some(record) = self.records.hit(&facts.key())?
             && let Some(result) = record.layer
-            && let Some(layer) = self.host.store.layer(&Stack::default().id_above(&result.diff_id, Standing::Alone))?
+            && let Some(layer) = self.layers.get(&Stack::default().id_above(&result.diff_id, Standing::Alone))?
         {
-            let dir = layer.path.clone();
-            self.hold(layer);
-            return Ok((vec![dir], path));
+            return Ok((vec![layer.path.clone()], path));
         }
         let draft = self.host.store.draft()?;
         copy::land(tree, listing, draft.upper(), &landing("/", self.host.now))?;
         let Some(layer) = self.commit_alone(draft, facts, "files of a bind mount", begun)? else {
             return Ok((Vec::new(), path));
         };
-        let dir = layer.path.clone();
-        self.hold(layer);
-        Ok((vec![dir], path))
+        Ok((vec![layer.path.clone()], path))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::facts::UNKNOWN;
-use super::{Keyed, Lookup, Settings, Solver, is_shown};
+use super::{Keyed, Layers, Lookup, Settings, Solver, is_shown};
 use crate::cache::{Difference, Reason};
 use crate::context;
 use crate::diag::Result;
@@ -32,7 +32,8 @@ pub fn explain(
     settings: &Settings,
     bases: &BTreeMap<BaseKey, ImageRecord>,
 ) -> Result<Vec<Explained>> {
-    let solver = Solver::new(plan, host, settings, bases);
+    let layers = Layers::of(host.store);
+    let solver = Solver::new(plan, host, settings, bases, &layers);
     let mut explained = Vec::new();
     for index in 0..plan.steps.len() {
         let id = StepId(index);

@@ -11,6 +11,7 @@ mod execute;
 mod explain;
 mod facts;
 mod input;
+mod layers;
 mod schedule;
 mod stack;
 
@@ -24,11 +25,11 @@ use crate::diag::Result;
 use crate::host::{self, Host};
 use crate::plan::{BaseKey, Op, Plan, Root, StepId};
 use crate::progress::{Event, Number, Outcome};
-use crate::store::{ImageRecord, Layer};
+use crate::store::ImageRecord;
 
-pub use commit::lowers;
 pub use explain::{Explained, explain};
 pub use input::ignore_file;
+pub use layers::Layers;
 pub use stack::{Stack, StackLayer, Standing};
 
 /// What the command line says about solving.
@@ -87,8 +88,7 @@ pub struct Solver<'a> {
     bases: &'a BTreeMap<BaseKey, ImageRecord>,
     records: Records<'a>,
     solved: Vec<OnceLock<Arc<Solved>>>,
-    /// Held until the build ends, so that no prune takes them.
-    held: Mutex<Vec<Layer>>,
+    layers: &'a Layers<'a>,
     inputs: input::Inputs,
     numbers: Mutex<usize>,
 }
@@ -109,8 +109,9 @@ pub fn solve(
     host: &Host<'_>,
     settings: &Settings,
     bases: &BTreeMap<BaseKey, ImageRecord>,
+    layers: &Layers<'_>,
 ) -> Result<Solution> {
-    let solver = Solver::new(plan, host, settings, bases);
+    let solver = Solver::new(plan, host, settings, bases, layers);
     solver.first_pass()?;
     schedule::run(&solver)?;
     solver.inputs.save();
@@ -139,6 +140,7 @@ impl<'a> Solver<'a> {
         host: &'a Host<'a>,
         settings: &'a Settings,
         bases: &'a BTreeMap<BaseKey, ImageRecord>,
+        layers: &'a Layers<'a>,
     ) -> Self {
         Self {
             plan,
@@ -147,7 +149,7 @@ impl<'a> Solver<'a> {
             bases,
             records: Records::of(host.store),
             solved: plan.steps.iter().map(|_| OnceLock::new()).collect(),
-            held: Mutex::default(),
+            layers,
             inputs: input::Inputs::default(),
             numbers: Mutex::new(0),
         }
@@ -320,10 +322,9 @@ impl<'a> Solver<'a> {
             }
             Some(result) => {
                 let standing = standing(&step.op);
-                let Some(layer) = self.host.store.layer(&below.id_above(&result.diff_id, standing))? else {
+                if self.layers.get(&below.id_above(&result.diff_id, standing))?.is_none() {
                     return Ok(None);
-                };
-                self.hold(layer);
+                }
                 Solved {
                     stack: below.with(result.diff_id, standing),
                     outcome,
@@ -336,10 +337,6 @@ impl<'a> Solver<'a> {
             }
         };
         Ok(Some(solved))
-    }
-
-    fn hold(&self, layer: Layer) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(layer);
     }
 
     fn root(&self, stack: Stack) -> Solved {

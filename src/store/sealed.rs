@@ -22,6 +22,7 @@ use crate::diag::Result;
 use crate::digest::Digest;
 
 const MAX_SIZE_BYTES: u64 = 64 << 20;
+const USUAL_SIZE_BYTES: usize = 2048;
 /// `sha256:` and 64 digits between two newlines.
 const SEAL_SIZE_BYTES: usize = 73;
 
@@ -33,7 +34,8 @@ pub(super) fn read(dir: BorrowedFd<'_>, name: &str) -> std::io::Result<Option<Ve
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
-    let mut bytes = Vec::new();
+    // Most are a few hundred bytes: one read, and one that finds the end.
+    let mut bytes = Vec::with_capacity(USUAL_SIZE_BYTES);
     match file.take(MAX_SIZE_BYTES).read_to_end(&mut bytes) {
         Ok(_) => Ok(unseal(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => Ok(None),
