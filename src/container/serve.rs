@@ -28,8 +28,6 @@ struct Running {
     reply: OwnedFd,
     mounted: Option<Mounted>,
     failure: Option<Failure>,
-    /// Nobody waits for the answer any more.
-    is_abandoned: bool,
     has_ended: bool,
 }
 
@@ -59,10 +57,6 @@ struct State {
 fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
     let (requested, ready) = wait(requests.as_fd(), &state.running)?;
     for (step, events) in state.running.iter_mut().zip(ready) {
-        if events.is_abandoned && !step.is_abandoned {
-            step.is_abandoned = true;
-            let _ = rustix::process::pidfd_send_signal(&step.child.pidfd, Signal::KILL);
-        }
         if events.has_report {
             read_reports(step);
         }
@@ -80,33 +74,29 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
     Ok(true)
 }
 
-#[derive(Default)]
 struct Events {
     has_ended: bool,
     has_report: bool,
-    is_abandoned: bool,
 }
 
 /// Sleeps until something happens: whether there is a request, and what of each step.
 fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<Events>)> {
     let mut polled = vec![PollFd::from_borrowed_fd(requests, PollFlags::IN)];
     for step in running {
-        polled.push(PollFd::from_borrowed_fd(step.child.pidfd.as_fd(), PollFlags::IN));
-        polled.push(PollFd::from_borrowed_fd(step.reply.as_fd(), PollFlags::empty()));
-        // A closed channel is not waited for: the pidfd stands in, which never reports this.
-        let (fd, interest) = match &step.reports {
+        let pidfd = step.child.pidfd.as_fd();
+        // A closed channel would be reported again and again: the pidfd, with no interest in it,
+        // keeps its place.
+        let (reports, interest) = match &step.reports {
             Some(reports) => (reports.as_fd(), PollFlags::IN),
-            None => (step.child.pidfd.as_fd(), PollFlags::empty()),
+            None => (pidfd, PollFlags::empty()),
         };
-        polled.push(PollFd::from_borrowed_fd(fd, interest));
+        polled.push(PollFd::from_borrowed_fd(pidfd, PollFlags::IN));
+        polled.push(PollFd::from_borrowed_fd(reports, interest));
     }
     rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None)).context(|| "cannot wait for steps")?;
     let happened = |polled: &PollFd<'_>| !polled.revents().is_empty();
-    let events = polled[1..].chunks(3).map(|step| Events {
-        has_ended: happened(&step[0]),
-        is_abandoned: happened(&step[1]),
-        has_report: happened(&step[2]),
-    });
+    let events =
+        polled[1..].chunks(2).map(|step| Events { has_ended: happened(&step[0]), has_report: happened(&step[1]) });
     Ok((happened(&polled[0]), events.collect()))
 }
 
@@ -119,7 +109,6 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
                 reply,
                 mounted: None,
                 failure: None,
-                is_abandoned: false,
                 has_ended: false,
             }),
             Err(failure) => answer(&reply, &Answer::Failed(failure.into()), None),

@@ -122,6 +122,9 @@ fn a_context_is_roots_and_read_only() {
     assert_eq!(ran.output, expected);
     check(&bench, "cat /in.txt", vec![at("/in.txt", context(&context_dir, "a.txt", true))], "alpha\n", &[]);
     check(&bench, "ls /in", vec![at("/in", context(&context_dir, "/dir", true))], "one\n", &[]);
+    // A file system that maps no ids shows everything as nobody's.
+    let kernel = context(Path::new("/sys/kernel"), "/", true);
+    check(&bench, "stat -c %u /in; test -d /in/mm", vec![at("/in", kernel)], "65534\n", &[]);
 }
 
 #[test]
