@@ -129,7 +129,7 @@ impl crate::host::Executor for NothingRuns {
     fn execute(
         &self,
         _: &crate::container::Container,
-        _: std::os::fd::OwnedFd,
+        _: &mut dyn std::io::Write,
     ) -> crate::diag::Result<crate::container::Exit> {
         Err(Diagnostic::error("nothing is executed while explaining"))
     }

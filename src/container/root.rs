@@ -35,7 +35,7 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
         let targets = container.mounts.iter().map(|mount| mount.target.as_str());
         skeleton::make(targets.zip(sources.iter().map(|source| source.shape)))?
     };
-    let overlay = overlay(container, template, skeleton.as_fd())?;
+    let overlay = overlay(prepared, skeleton.as_fd())?;
     // All that is the host's has been opened.
     move_in(&overlay, template.mount_namespace.as_fd()).context(|| "cannot enter the container's root")?;
     let mut stubs = Vec::new();
@@ -79,16 +79,10 @@ fn move_in(root: &OwnedFd, namespace: BorrowedFd<'_>) -> std::io::Result<()> {
     Ok(mount::make_root(root.as_fd())?)
 }
 
-fn overlay(container: &Container, template: &Template, skeleton: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let doing = || "cannot open the upper dir of a step";
-    let layers = source::mapped_layers(&container.lowers, template)?;
-    let lowers: Vec<_> = layers.iter().map(AsFd::as_fd).chain([skeleton]).collect();
-    let draft = mount::copy_of_path(&container.draft).context(doing)?;
-    mount::map_ids(draft.as_fd(), template.user_namespace.as_fd())
-        .map_err(|errno| source::unmappable(&container.draft, errno))?;
-    let (upper, work) = overlay::upper_of(draft.as_fd())?;
-    // The layers and the draft stay open until the overlay is made: a detached mount dissolves
-    // with its last descriptor.
+/// The layers and the draft stay open in the spawner beyond the step.
+fn overlay(prepared: &Prepared, skeleton: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let lowers: Vec<_> = prepared.layers.iter().map(|layer| layer.as_fd()).chain([skeleton]).collect();
+    let (upper, work) = overlay::upper_of(prepared.draft.as_fd())?;
     overlay::mount(&lowers, Some(&Upper { upper: upper.as_fd(), work: work.as_fd() }), Span::SeveralFileSystems)
 }
 

@@ -15,7 +15,7 @@ use rustix::thread::CapabilitiesSecureBits;
 
 use super::mount_point::Stub;
 use super::protocol::{self, Answer, Failure, KILL, REQUEST, Report};
-use super::template::Template;
+use super::template::{Prepared, Template};
 use super::{Container, step};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys::{self, Child};
@@ -23,6 +23,8 @@ use crate::sys::{self, Child};
 /// A step from its fork to its answer.
 struct Running {
     child: Child,
+    /// What the step mounts: the last descriptors of these are closed after its answer.
+    _prepared: Prepared,
     /// Open until exec.
     reports: Option<OwnedFd>,
     reply: OwnedFd,
@@ -103,8 +105,9 @@ fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<Even
 fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
     match (packet, <[OwnedFd; 3]>::try_from(fds)) {
         ([REQUEST], Ok([container, output, reply])) => match begin(&container, &output, state) {
-            Ok((child, reports)) => state.running.push(Running {
+            Ok((child, reports, prepared)) => state.running.push(Running {
                 child,
+                _prepared: prepared,
                 reports: Some(reports),
                 reply,
                 mounted: None,
@@ -125,7 +128,7 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
 }
 
 /// Forks the step's process.
-fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Child, OwnedFd)> {
+fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Child, OwnedFd, Prepared)> {
     state.settled.clone()?;
     let container: Container = protocol::decode_from_memory(container)?;
     let template = &mut state.template;
@@ -138,7 +141,7 @@ fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Ch
     match sys::clone(step::NAMESPACES).context(|| "cannot make the namespaces of a container")? {
         Some(child) => {
             template.stock(container.shm_size_bytes);
-            Ok((child, reports))
+            Ok((child, reports, prepared))
         }
         None => {
             drop(reports);

@@ -113,12 +113,14 @@ fn map_context(mount: BorrowedFd<'_>, root: &Path, template: &Template) -> Resul
 
 /// Layer dirs as they look inside.
 pub fn mapped_layers(lowers: &[PathBuf], template: &Template) -> Result<Vec<OwnedFd>> {
-    let open = |path: &PathBuf| {
-        let layer = mount::copy_of_path(path).context(|| format!("cannot open the layer `{}`", path.display()))?;
-        mount::map_ids(layer.as_fd(), template.user_namespace.as_fd()).map_err(|errno| unmappable(path, errno))?;
-        Ok(layer)
-    };
-    lowers.iter().map(open).collect()
+    lowers.iter().map(|path| mapped(path, template)).collect()
+}
+
+/// A directory of the store as it looks inside.
+pub fn mapped(path: &Path, template: &Template) -> Result<OwnedFd> {
+    let copy = mount::copy_of_path(path).context(|| format!("cannot open `{}`", path.display()))?;
+    mount::map_ids(copy.as_fd(), template.user_namespace.as_fd()).map_err(|errno| unmappable(path, errno))?;
+    Ok(copy)
 }
 
 /// What to say when the ids of a mount cannot be mapped.

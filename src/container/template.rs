@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 
 use super::device::Devices;
 use super::mask::{self, Masks};
-use super::{Container, MountKind, hosts, mount, network, seccomp, skeleton, userns};
+use super::{Container, MountKind, hosts, mount, network, seccomp, skeleton, source, userns};
 use crate::diag::{Context, Result};
 use crate::plan::Network;
 use crate::sys;
@@ -33,6 +34,7 @@ pub struct Template {
     /// The next step's, made while an earlier one runs.
     spare: Option<Devices>,
     texts: BTreeMap<String, OwnedFd>,
+    mapped: BTreeMap<PathBuf, Arc<OwnedFd>>,
     /// User namespaces that only lend their maps to mounts, by the owner shown as root.
     swapped: BTreeMap<(u32, u32), OwnedFd>,
 }
@@ -43,12 +45,19 @@ const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 /// What one step needs besides, made by the spawner because it takes processes or is kept for
 /// later steps.
 pub struct Prepared {
+    /// Layer dirs as they look inside, topmost first.
+    pub layers: Vec<Arc<OwnedFd>>,
+    /// Holds the upper and the work dir, as they look inside.
+    pub draft: OwnedFd,
     pub hosts: OwnedFd,
     pub resolv_conf: OwnedFd,
     pub devices: Devices,
     /// To be entered; the builder's own if `None`.
     pub network: Option<OwnedFd>,
 }
+
+/// As many layers are kept mapped; each is an open descriptor.
+const MAPPED_KEPT: usize = 256;
 
 impl Template {
     pub fn new() -> Result<Self> {
@@ -79,6 +88,7 @@ impl Template {
             has_cgroup2: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC),
             filter: seccomp::filter(),
             texts: BTreeMap::new(),
+            mapped: BTreeMap::new(),
             swapped: BTreeMap::new(),
             proc,
             user_namespace,
@@ -105,7 +115,11 @@ impl Template {
             Some(spare) => spare,
             None => Devices::new(container.shm_size_bytes)?,
         };
+        let layers = self.layers(&container.lowers)?;
+        let draft = source::mapped(&container.draft, self)?;
         Ok(Prepared {
+            layers,
+            draft,
             devices,
             hosts: self.text(hosts::hosts(&container.hostname, &container.extra_hosts))?,
             resolv_conf: self.text(resolv_conf(container.network)?)?,
@@ -119,6 +133,23 @@ impl Template {
             // If this fails the next step will say why.
             self.spare = Devices::new(shm_size_bytes).ok();
         }
+    }
+
+    /// Layer dirs as they look inside. They are kept for later steps: a detached mount dissolves with
+    /// its last descriptor, and the kernel then waits for all processors, for longer than a step takes.
+    fn layers(&mut self, paths: &[PathBuf]) -> Result<Vec<Arc<OwnedFd>>> {
+        if self.mapped.len() + paths.len() > MAPPED_KEPT {
+            self.mapped.retain(|path, _| paths.contains(path));
+        }
+        let mut layers = Vec::with_capacity(paths.len());
+        for path in paths {
+            if !self.mapped.contains_key(path) {
+                let layer = Arc::new(source::mapped(path, self)?);
+                self.mapped.insert(path.clone(), layer);
+            }
+            layers.push(Arc::clone(&self.mapped[path]));
+        }
+        Ok(layers)
     }
 
     /// A read-only file with this content.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Keyed, Solved, Solver, Stack, Standing};
-use crate::cache::{Facts, LayerResult, Reason, Record};
+use crate::cache::{Facts, LayerResult, Record};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::{DiffId, HashingWriter};
 use crate::layer;
@@ -28,7 +28,6 @@ impl Solver<'_> {
         draft: Draft,
         skeleton: Option<BorrowedFd<'_>>,
         key: Keyed,
-        reason: Reason,
         begun: Instant,
     ) -> Result<Solved> {
         let step = self.plan.step(id);
@@ -58,7 +57,7 @@ impl Solver<'_> {
             elapsed_ms: milliseconds(begun),
         };
         self.records.put(&record, &self.slot(id))?;
-        let solved = self.adopt(id, &record, Outcome::Done, Some(reason))?;
+        let solved = self.adopt(id, &record, Outcome::Done)?;
         solved.ok_or_else(|| Diagnostic::error("the layer just made is gone from the store").hint("build again"))
     }
 

@@ -20,7 +20,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cache::{Facts, Reason, Record, Records};
+use crate::cache::{Facts, Record, Records};
 use crate::diag::Result;
 use crate::host::{self, Host};
 use crate::plan::{BaseKey, Op, Plan, Root, StepId};
@@ -74,8 +74,6 @@ pub struct Solved {
     pub made_layer: bool,
     /// Bytes of files it added; `None` where it made no layer.
     pub added_bytes: Option<u64>,
-    /// Why it was not found in the cache.
-    pub reason: Option<Reason>,
     /// The ops since the last layer, this one included: what tells equal steps on one parent apart.
     ops_since_layer: Arc<Vec<String>>,
 }
@@ -124,7 +122,7 @@ pub fn solve(
 /// What the cache says of a step.
 enum Lookup {
     Hit(Solved),
-    Miss { key: Keyed, reason: Reason },
+    Miss(Keyed),
 }
 
 /// The facts of a step and what was read to find them.
@@ -225,9 +223,9 @@ impl<'a> Solver<'a> {
     }
 
     fn bring_quietly(&self, id: StepId, number: Number) -> Result<Solved> {
-        let (key, reason) = match self.look_up(id)? {
+        let key = match self.look_up(id)? {
             Lookup::Hit(solved) => return Ok(solved),
-            Lookup::Miss { key, reason } => (key, reason),
+            Lookup::Miss(key) => key,
         };
         // Another builder may be at the same step: wait for it, then take its result.
         let _lock = self.host.store.lock_key(&key.facts.key(), || {})?;
@@ -236,7 +234,7 @@ impl<'a> Solver<'a> {
         {
             return Ok(solved);
         }
-        self.execute(id, number, key, reason)
+        self.execute(id, number, key)
     }
 
     fn finished(&self, number: Number, solved: &Solved, elapsed: Duration) {
@@ -269,7 +267,6 @@ impl<'a> Solver<'a> {
                     created: None,
                     made_layer: false,
                     added_bytes: None,
-                    reason: None,
                     ops_since_layer,
                 }))
             }
@@ -282,26 +279,23 @@ impl<'a> Solver<'a> {
 
     fn look_up_record(&self, id: StepId, parent: &Stack) -> Result<Lookup> {
         let key = self.facts(id, Some(parent))?;
-        if !self.asks_cache(id) {
-            return Ok(Lookup::Miss { key, reason: Reason::NoCache });
-        }
-        if let Some(solved) = self.recorded(id, &key.facts)? {
-            return Ok(Lookup::Hit(solved));
-        }
-        let reason = self.reason(id, &key.facts, &[])?;
-        Ok(Lookup::Miss { key, reason })
+        let found = if self.asks_cache(id) { self.recorded(id, &key.facts)? } else { None };
+        Ok(match found {
+            Some(solved) => Lookup::Hit(solved),
+            None => Lookup::Miss(key),
+        })
     }
 
     /// The result that the record of `facts` names, if record and layer are there and whole.
     fn recorded(&self, id: StepId, facts: &Facts) -> Result<Option<Solved>> {
         match self.records.hit(&facts.key())? {
-            Some(record) => self.adopt(id, &record, Outcome::Cached, None),
+            Some(record) => self.adopt(id, &record, Outcome::Cached),
             None => Ok(None),
         }
     }
 
     /// The state after a step whose result is `record`; `None` when its layer is gone.
-    fn adopt(&self, id: StepId, record: &Record, outcome: Outcome, reason: Option<Reason>) -> Result<Option<Solved>> {
+    fn adopt(&self, id: StepId, record: &Record, outcome: Outcome) -> Result<Option<Solved>> {
         let step = self.plan.step(id);
         let parent = step.parent.and_then(|parent| self.get(parent));
         let below = parent.map(|parent| parent.stack.clone()).unwrap_or_default();
@@ -316,7 +310,6 @@ impl<'a> Solver<'a> {
                     created: Some(record.created.clone()),
                     made_layer: false,
                     added_bytes: None,
-                    reason,
                     ops_since_layer: Arc::new(ops),
                 }
             }
@@ -331,7 +324,6 @@ impl<'a> Solver<'a> {
                     created: Some(record.created.clone()),
                     made_layer: true,
                     added_bytes: Some(result.size_bytes),
-                    reason,
                     ops_since_layer: Arc::default(),
                 }
             }
@@ -346,7 +338,6 @@ impl<'a> Solver<'a> {
             created: None,
             made_layer: false,
             added_bytes: None,
-            reason: None,
             ops_since_layer: Arc::default(),
         }
     }
@@ -370,14 +361,6 @@ impl<'a> Solver<'a> {
         let step = self.plan.step(id);
         let place = (0..id.0).filter(|earlier| self.plan.steps[*earlier].stage == step.stage).count();
         format!("{}\n{}\n{place}", self.settings.slot, step.stage)
-    }
-
-    fn reason(&self, id: StepId, facts: &Facts, unknown: &[&str]) -> Result<Reason> {
-        let Some(nearest) = self.records.nearest(facts, &self.slot(id))? else {
-            return Ok(Reason::NeverBuilt);
-        };
-        let differences = crate::cache::explain::differences(&nearest.facts, facts, unknown);
-        Ok(if differences.is_empty() { Reason::Lost } else { Reason::Changed(differences) })
     }
 
     fn created(&self) -> String {
