@@ -3,7 +3,7 @@
 use crate::diag::{self, Diagnostic, Result};
 use crate::host::{Host, NamedContext};
 use crate::image::archive::Archive;
-use crate::image::{ImageConfig, Reference};
+use crate::image::{ImageConfig, Reference, validate};
 use crate::plan::Wanted;
 use crate::store::ImageRecord;
 
@@ -58,6 +58,8 @@ fn of_store(name: &str, wanted: &Wanted, host: &Host<'_>) -> Result<Resolved> {
 }
 
 fn finish(record: ImageRecord, host: &Host<'_>) -> Result<Resolved> {
-    let config = host.store.image_config(&record)?;
+    let mut config = host.store.image_config(&record)?;
+    // Ours appends to the history, and must be right as a whole.
+    validate::repair_history(&mut config);
     Ok(Resolved::Image(Box::new(config), record))
 }
