@@ -43,7 +43,8 @@ pub fn namespace(
         }
         let pid = child.pid.as_raw_nonzero().get();
         arrange(pid).context(doing)?;
-        rustix::fs::openat(proc, format!("{pid}/ns/{kind}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).context(doing)
+        rustix::fs::openat(proc, format!("{pid}/ns/{kind}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .context(doing)
     })();
     rustix::process::pidfd_send_signal(child.pidfd.as_fd(), Signal::KILL).context(doing)?;
     sys::wait(child.pid).context(doing)?;

@@ -47,7 +47,8 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
     let sys = mount::filesystem("sysfs", &[], DATA_ONLY | if is_sandboxed { READ_ONLY } else { 0 })?;
     put_fixed(root, "sys", &sys, &mut stubs)?;
     let Devices { dev, pts, shm, .. } = &prepared.devices;
-    for (place, mount) in [("dev", dev), ("dev/pts", pts), ("dev/shm", shm), ("dev/mqueue", &device::message_queues()?)] {
+    for (place, mount) in [("dev", dev), ("dev/pts", pts), ("dev/shm", shm), ("dev/mqueue", &device::message_queues()?)]
+    {
         put_fixed(root, place, mount, &mut stubs)?;
     }
     if is_sandboxed {

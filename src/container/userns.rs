@@ -27,21 +27,28 @@ pub fn map_swapping(as_root: u32) -> String {
     if as_root == 0 || as_root >= COUNT {
         return format!("0 {BASE} {COUNT}\n");
     }
-    let extents = [(0, as_root, 1), (1, 1, as_root - 1), (as_root, 0, 1), (as_root + 1, as_root + 1, COUNT - as_root - 1)];
+    let extents =
+        [(0, as_root, 1), (1, 1, as_root - 1), (as_root, 0, 1), (as_root + 1, as_root + 1, COUNT - as_root - 1)];
     let lines = extents.iter().filter(|(.., count)| *count > 0);
     lines.map(|(inside, outside, count)| format!("{inside} {} {count}\n", BASE + outside)).collect()
 }
 
 /// Makes a user namespace with these maps; see [`holder::namespace`].
 pub fn create(proc: BorrowedFd<'_>, uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
-    holder::namespace(proc, "user", libc::CLONE_NEWUSER, || Ok(()), |pid| {
-        for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
-            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-            let file = rustix::fs::openat(proc, format!("{pid}/{file}"), flags, Mode::empty())?;
-            rustix::io::write(file, map.as_bytes())?;
-        }
-        Ok(())
-    })
+    holder::namespace(
+        proc,
+        "user",
+        libc::CLONE_NEWUSER,
+        || Ok(()),
+        |pid| {
+            for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
+                let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+                let file = rustix::fs::openat(proc, format!("{pid}/{file}"), flags, Mode::empty())?;
+                rustix::io::write(file, map.as_bytes())?;
+            }
+            Ok(())
+        },
+    )
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! ```
 
 mod commit;
+mod download;
 mod execute;
 mod explain;
 mod facts;
@@ -90,7 +91,6 @@ pub struct Solver<'a> {
     /// Held until the build ends, so that no prune takes them.
     held: Mutex<Vec<Layer>>,
     inputs: input::Inputs,
-    numbers: Mutex<usize>,
 }
 
 /// Results by step, for all steps of the plan.
@@ -149,7 +149,6 @@ impl<'a> Solver<'a> {
             solved: plan.steps.iter().map(|_| OnceLock::new()).collect(),
             held: Mutex::default(),
             inputs: input::Inputs::default(),
-            numbers: Mutex::new(0),
         }
     }
 
@@ -240,9 +239,7 @@ impl<'a> Solver<'a> {
     }
 
     fn number(&self) -> Number {
-        let mut last = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        *last += 1;
-        Number(*last)
+        self.host.numbers.next()
     }
 
     /// Finds what a step whose inputs are solved gives, without executing anything.
