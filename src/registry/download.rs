@@ -71,7 +71,9 @@ impl Client {
         let known = known.filter(
             |known| matches!(store.open_blob(&known.digest), Ok(Some(blob)) if blob.size_bytes == known.size_bytes),
         );
-        if let Some(known) = known.as_ref().filter(|known| wanted.checksum == Some(known.digest)) {
+        // With a checksum what is known either is it, or is of no use.
+        let known = known.filter(|known| wanted.checksum.is_none_or(|checksum| checksum == known.digest));
+        if let Some(known) = known.as_ref().filter(|_| wanted.checksum.is_some()) {
             return Ok(known.download());
         }
         let answer = self.get(wanted, known.as_ref())?;

@@ -320,6 +320,10 @@ fn broken(error: ureq::Error) -> Broken {
     use io::ErrorKind;
     match error {
         ureq::Error::HostNotFound => Broken { why: "there is no such host, or no network".into(), may_pass: false },
+        // What `getaddrinfo` said has no kind of its own.
+        ureq::Error::Io(error) if error.to_string().starts_with("failed to lookup address") => {
+            Broken { why: "there is no such host, or no network".into(), may_pass: false }
+        }
         ureq::Error::Io(error) => {
             let lasts = matches!(
                 error.kind(),
