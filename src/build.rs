@@ -16,7 +16,7 @@ use crate::image::{History, ImageConfig, Platform, Reference};
 use crate::plan::{self, Base, BaseKey, Bases, Plan};
 use crate::progress::Event;
 use crate::resolve;
-use crate::solve::{self, Explained, Settings, Solution};
+use crate::solve::{self, Explained, Layers, Settings, Solution};
 use crate::store::ImageRecord;
 
 /// What the user asked for.
@@ -45,15 +45,16 @@ pub struct Outcome {
 /// at all.
 pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnostic>> {
     let dockerfile = parse(request, host)?;
+    let layers = Layers::of(host.store);
     let mut images = Vec::new();
     for platform in &request.platforms {
         let (plan, bases) = plan(request, &dockerfile, platform, host)?;
-        let solution = solve::solve(&plan, host, &request.settings, &bases).map_err(alone)?;
+        let solution = solve::solve(&plan, host, &request.settings, &bases, &layers).map_err(alone)?;
         let stack = solution.of(plan.target).stack.clone();
         let config = finish_config(&plan, &solution, request.epoch);
         images.push(Built { platform: platform.clone(), config, stack });
     }
-    let exported = export::export(&images, &request.outputs, &request.names, host).map_err(alone)?;
+    let exported = export::export(&images, &request.outputs, &request.names, host, &layers).map_err(alone)?;
     host.reporter.report(Event::Ended);
     Ok(Outcome { images, exported })
 }

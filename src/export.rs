@@ -16,7 +16,7 @@ use crate::image::manifest::Descriptor;
 use crate::image::{ImageConfig, Platform, Reference};
 use crate::layer::{self, Compression};
 use crate::registry::{self, Meter, Package};
-use crate::solve::Stack;
+use crate::solve::{Layers, Stack};
 use crate::store::{ImageLayer, ImageRecord};
 
 /// `-o`.
@@ -107,7 +107,13 @@ impl Exported {
 }
 
 /// Writes every output and every name.
-pub fn export(images: &[Built], outputs: &[Output], names: &[Reference], host: &Host<'_>) -> Result<Exported> {
+pub fn export(
+    images: &[Built],
+    outputs: &[Output],
+    names: &[Reference],
+    host: &Host<'_>,
+    layers: &Layers<'_>,
+) -> Result<Exported> {
     let mut exported = Exported::default();
     for image in images {
         exported.image_ids.push(host.store.put_blob(&image.config.to_json())?);
@@ -115,22 +121,23 @@ pub fn export(images: &[Built], outputs: &[Output], names: &[Reference], host: &
     for output in outputs {
         match output {
             Output::Oci { destination, compression } => {
-                exported.manifest = Some(archive(images, names, host, *compression, Format::Oci, destination)?);
+                exported.manifest = Some(archive(images, names, host, layers, *compression, Format::Oci, destination)?);
             }
             Output::Docker { destination, compression } => {
-                exported.manifest = Some(archive(images, names, host, *compression, Format::Docker, destination)?);
+                exported.manifest =
+                    Some(archive(images, names, host, layers, *compression, Format::Docker, destination)?);
             }
             Output::OciDirectory { directory, compression } => {
-                let contents = contents(images, names, host, *compression)?;
+                let contents = contents(images, names, host, layers, *compression)?;
                 let assembled = archive::write_directory(&contents, directory);
                 exported.manifest = Some(assembled.map_err(|error| blame(error, &contents, host))?.root().clone());
             }
             Output::Tar { destination } => {
                 let mut file = OutputFile::create(destination)?;
-                layer::pack(rootfs(&images[0], host)?.root(), &mut file)?;
+                layer::pack(rootfs(&images[0], layers)?.root(), &mut file)?;
                 file.finish()?;
             }
-            Output::Local { directory } => local(&rootfs(&images[0], host)?, directory, host)?,
+            Output::Local { directory } => local(&rootfs(&images[0], layers)?, directory, host)?,
             // When the image has its names, so that a push can be repeated.
             Output::Registry { .. } | Output::Store => {}
         }
@@ -155,17 +162,23 @@ pub fn export(images: &[Built], outputs: &[Output], names: &[Reference], host: &
     for output in outputs {
         if let Output::Registry { names: own, compression } = output {
             let names = if own.is_empty() { names } else { own };
-            exported.manifest = Some(push(images, names, host, *compression)?);
+            exported.manifest = Some(push(images, names, host, *compression, layers)?);
         }
     }
     Ok(exported)
 }
 
-fn push(images: &[Built], names: &[Reference], host: &Host<'_>, compression: Compression) -> Result<Descriptor> {
+fn push(
+    images: &[Built],
+    names: &[Reference],
+    host: &Host<'_>,
+    compression: Compression,
+    layers: &Layers<'_>,
+) -> Result<Descriptor> {
     if names.is_empty() {
         return Err(Diagnostic::error("an image without a name cannot be pushed").hint("name it with `-t`"));
     }
-    let package = Package::assembled(contents(images, names, host, compression)?.images)?;
+    let package = Package::assembled(contents(images, names, host, layers, compression)?.images)?;
     let root = package.root().clone();
     for name in names {
         let title = format!("[push] {}", name.familiar());
@@ -182,11 +195,12 @@ fn archive(
     images: &[Built],
     names: &[Reference],
     host: &Host<'_>,
+    layers: &Layers<'_>,
     compression: Compression,
     format: Format,
     destination: &Destination,
 ) -> Result<Descriptor> {
-    let contents = contents(images, names, host, compression)?;
+    let contents = contents(images, names, host, layers, compression)?;
     let assembled = match destination {
         Destination::Path(path) => archive::write_file(&contents, format, path),
         Destination::Stdout => archive::write_tar(&contents, format, &mut io::stdout().lock()),
@@ -212,17 +226,18 @@ fn contents<'a>(
     images: &[Built],
     names: &[Reference],
     host: &'a Host<'_>,
+    layers: &Layers<'_>,
     compression: Compression,
 ) -> Result<Contents<'a>> {
     let store = host.store;
     let created = images.first().and_then(|image| image.config.created.clone());
     let images = images.iter().map(|image| {
-        let layers = image.stack.layers().iter().enumerate().map(|(place, layer)| {
+        let blobs = image.stack.layers().iter().enumerate().map(|(place, layer)| {
             let form = match store.form(&layer.diff_id, compression)? {
                 Some(form) => form,
                 None => {
-                    let mut lowers = crate::solve::lowers(store, &image.stack.up_to(place))?;
-                    store.compressed(&lowers.swap_remove(0), compression)?
+                    let lowers = layers.lowers(&image.stack.up_to(place))?;
+                    store.compressed(&lowers[0], compression)?
                 }
             };
             let digest = form.digest;
@@ -238,15 +253,15 @@ fn contents<'a>(
         Ok(ImageContents {
             platform: image.platform.clone(),
             config: image.config.to_json(),
-            layers: layers.collect::<Result<_>>()?,
+            layers: blobs.collect::<Result<_>>()?,
             annotations: BTreeMap::new(),
         })
     });
     Ok(Contents { images: images.collect::<Result<Vec<_>>>()?, names: names.to_vec(), created })
 }
 
-fn rootfs(image: &Built, host: &Host<'_>) -> Result<Tree> {
-    let lowers = crate::solve::lowers(host.store, &image.stack)?;
+fn rootfs(image: &Built, layers: &Layers<'_>) -> Result<Tree> {
+    let lowers = layers.lowers(&image.stack)?;
     let paths: Vec<_> = lowers.iter().map(|layer| layer.path.clone()).collect();
     Ok(Tree::of_root(crate::container::overlay_detached(&paths, None)?, "the image"))
 }

@@ -2,7 +2,7 @@
 //! contexts, secrets, the clock, and who is told. The pipeline gets the world as `&Host`.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -83,16 +83,17 @@ impl Host<'_> {
 
 /// Runs containers.
 pub trait Executor: Send + Sync {
-    /// Runs one to its end; output goes to the pipe `output`. Returns when its upper is quiescent.
-    fn execute(&self, container: &Container, output: OwnedFd) -> Result<Exit>;
+    /// Runs one to its end; what it writes goes to `output` as it comes. Returns when its upper is
+    /// quiescent.
+    fn execute(&self, container: &Container, output: &mut dyn Write) -> Result<Exit>;
 
     /// Ends everything that runs.
     fn cancel(&self);
 }
 
 impl Executor for Spawner {
-    fn execute(&self, container: &Container, output: OwnedFd) -> Result<Exit> {
-        self.run(container, output)
+    fn execute(&self, container: &Container, output: &mut dyn Write) -> Result<Exit> {
+        self.run_into(container, output)
     }
 
     fn cancel(&self) {

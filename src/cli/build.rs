@@ -139,7 +139,7 @@ impl crate::host::Executor for NothingRuns {
     fn execute(
         &self,
         _: &crate::container::Container,
-        _: std::os::fd::OwnedFd,
+        _: &mut dyn std::io::Write,
     ) -> crate::diag::Result<crate::container::Exit> {
         Err(Diagnostic::error("nothing is executed while explaining"))
     }
@@ -386,7 +386,7 @@ pub fn reporter(mode: Option<&str>, is_quiet: bool) -> Result<Box<dyn Reporter>,
     Ok(match mode.as_str() {
         "auto" if is_terminal => Box::new(progress::Terminal::new(has_color())),
         "tty" => Box::new(progress::Terminal::new(has_color())),
-        "auto" | "plain" => Box::new(progress::Plain::new(std::io::stderr(), has_color())),
+        "auto" | "plain" => Box::new(progress::Plain::new(std::io::stderr(), std::io::stderr().is_terminal())),
         "quiet" | "none" => Box::new(progress::Silent),
         "rawjson" => Box::new(progress::Json::new(std::io::stderr())),
         other => return Err(usage(format!("there is no progress mode `{other}`"))),

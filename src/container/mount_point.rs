@@ -51,7 +51,7 @@ pub struct StubRecord {
 }
 
 fn mtime(stat: &Stat) -> (i64, i64) {
-    (stat.st_mtime as i64, stat.st_mtime_nsec as i64)
+    (stat.st_mtime, stat.st_mtime_nsec as i64)
 }
 
 impl Stub {

@@ -1,14 +1,12 @@
-//! `/etc/passwd` and `/etc/group` of an image: read beneath its root, size-capped, never followed
-//! out.
+//! `/etc/passwd` and `/etc/group` of an image: read from its layers, size-capped, links never
+//! followed out.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-use rustix::fs::{FileType, Mode, OFlags};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::mount::{self, BENEATH};
-use crate::diag::{Context, Diagnostic, Result, nearest};
+use crate::diag::{Diagnostic, Result, nearest};
+use crate::layer;
 
 /// What USER means in one image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,15 +20,15 @@ pub struct User {
 }
 
 /// As large as such a file may be.
-const MAX_BYTES: usize = 10 << 20;
+const MAX_BYTES: u64 = 10 << 20;
 
-/// Resolves USER (`name|uid[:group|gid]`; empty for root) in the rootfs `root`.
+/// Resolves USER (`name|uid[:group|gid]`; empty for root) in the rootfs that `layers` (topmost first) make.
 ///
 /// A name or a number alone has the primary group of its entry and every group that lists its
 /// name; a number without an entry has group 0. With a group there are no supplementary ones. Two
 /// numbers are taken as they are.
-pub fn user(root: BorrowedFd<'_>, spec: &str) -> Result<User> {
-    let users = users(&read(root, "passwd")?);
+pub fn user(layers: &[BorrowedFd<'_>], spec: &str) -> Result<User> {
+    let users = users(&read(layers, "passwd")?);
     let (name, group) = split(spec);
     let home = |uid: u32| {
         let entry = users.iter().find(|entry| entry.uid == uid);
@@ -50,7 +48,7 @@ pub fn user(root: BorrowedFd<'_>, spec: &str) -> Result<User> {
     };
     let uid = entry.map_or(uid, |entry| entry.uid);
     let home = entry.map(|entry| entry.home.clone()).filter(|home| !home.is_empty()).unwrap_or_else(|| "/".to_owned());
-    let groups = groups(&read(root, "group")?);
+    let groups = groups(&read(layers, "group")?);
     if let Some(group) = group {
         let gid = match number(group) {
             Some(gid) => groups.iter().find(|entry| entry.name == group).map_or(gid, |entry| entry.gid),
@@ -64,15 +62,15 @@ pub fn user(root: BorrowedFd<'_>, spec: &str) -> Result<User> {
     Ok(User { uid, gid: entry.map_or(0, |entry| entry.gid), groups: supplementary, home })
 }
 
-/// Resolves `--chown` (`user[:group]`) in the rootfs `root`: a name alone has its primary group, a
+/// Resolves `--chown` (`user[:group]`) in the rootfs that `layers` (topmost first) make: a name alone has its primary group, a
 /// number alone is also the gid. An unknown name is an error.
-pub fn owner(root: BorrowedFd<'_>, spec: &str) -> Result<(u32, u32)> {
+pub fn owner(layers: &[BorrowedFd<'_>], spec: &str) -> Result<(u32, u32)> {
     let (name, group) = split(spec);
     let (uid, primary) = match number(name) {
         Some(uid) => (uid, uid),
         None if name.is_empty() => (0, 0),
         None => {
-            let users = users(&read(root, "passwd")?);
+            let users = users(&read(layers, "passwd")?);
             let entry = find_user(&users, name)?;
             (entry.uid, entry.gid)
         }
@@ -81,7 +79,7 @@ pub fn owner(root: BorrowedFd<'_>, spec: &str) -> Result<(u32, u32)> {
         None => primary,
         Some(group) => match number(group) {
             Some(gid) => gid,
-            None => find_group(&groups(&read(root, "group")?), group)?.gid,
+            None => find_group(&groups(&read(layers, "group")?), group)?.gid,
         },
     };
     Ok((uid, gid))
@@ -154,47 +152,28 @@ fn unknown<'a>(kind: &str, name: &str, file: &str, known: impl Iterator<Item = &
     nearest(name, known).into_iter().fold(error, |error, known| error.hint(format!("did you mean `{known}`?")))
 }
 
-/// The content of a file in `/etc`; nothing if the image has none.
-fn read(root: BorrowedFd<'_>, name: &str) -> Result<String> {
+/// The content of a file in `/etc`; nothing if the image has none. Read from the layers, so that no
+/// mount is needed to know a user.
+fn read(layers: &[BorrowedFd<'_>], name: &str) -> Result<String> {
     let path = format!("etc/{name}");
-    let doing = || format!("cannot read `/{path}` of the image");
-    let refused = |reason: &str| Err(Diagnostic::error(doing()).caused_by(reason));
-    // Looked at before it is opened: to open a device can be to do something.
-    let place = match mount::place(root, &path, OFlags::empty(), BENEATH) {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
-        found => found.context(doing)?,
+    let read = || match layer::lookup(layers, path.as_bytes())? {
+        None => Ok(None),
+        Some(found) if found.node.is_file() => layer::read_file(layers, path.as_bytes(), MAX_BYTES),
+        Some(_) => Err(Diagnostic::error(String::new()).caused_by("not a regular file")),
     };
-    let is_regular = |fd: BorrowedFd<'_>| {
-        rustix::fs::fstat(fd).map(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile)
-    };
-    if !is_regular(place.as_fd()).context(doing)? {
-        return refused("not a regular file");
-    }
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat2(root, &path, flags, Mode::empty(), BENEATH).context(doing)?;
-    if !is_regular(file.as_fd()).context(doing)? {
-        return refused("not a regular file");
-    }
-    let mut bytes = Vec::new();
-    let mut piece = vec![0; 64 << 10];
-    loop {
-        match rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut piece)).context(doing)? {
-            0 => break,
-            count => bytes.extend_from_slice(&piece[..count]),
-        }
-        if bytes.len() > MAX_BYTES {
-            return refused("larger than 10 MiB");
-        }
-    }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let cannot = |error| Diagnostic { message: format!("cannot read `/{path}` of the image"), ..error };
+    Ok(String::from_utf8_lossy(&read().map_err(cannot)?.unwrap_or_default()).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
+    use std::os::fd::{AsFd, OwnedFd};
     use std::os::unix::fs::symlink;
     use std::path::Path;
 
+    use rustix::fs::{FileType, Mode};
+
+    use super::super::mount;
     use super::*;
 
     fn open(path: &Path) -> OwnedFd {
@@ -206,13 +185,13 @@ mod tests {
         hints.fold(diagnostic.message, |text, hint| text + &hint)
     }
 
-    fn check(table: &str, resolve: impl Fn(BorrowedFd<'_>, &str) -> Result<String>) {
+    fn check(table: &str, resolve: impl Fn(&[BorrowedFd<'_>], &str) -> Result<String>) {
         let root = open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/container/users")));
         let cases = table.lines().filter(|line| !line.starts_with('#'));
         let mut count = 0;
         for case in cases {
             let (spec, expected) = case.split_once(" => ").unwrap();
-            assert_eq!(resolve(root.as_fd(), spec).unwrap_or_else(said), expected, "{spec}");
+            assert_eq!(resolve(&[root.as_fd()], spec).unwrap_or_else(said), expected, "{spec}");
             count += 1;
         }
         assert!(count > 10);
@@ -241,11 +220,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = open(dir.path());
         let home = "/".to_owned();
-        assert_eq!(user(root.as_fd(), "").unwrap(), User { home: home.clone(), ..User::default() });
-        assert_eq!(user(root.as_fd(), "5").unwrap(), User { uid: 5, home, ..User::default() });
-        assert_eq!(owner(root.as_fd(), "5:6").unwrap(), (5, 6));
+        assert_eq!(user(&[root.as_fd()], "").unwrap(), User { home: home.clone(), ..User::default() });
+        assert_eq!(user(&[root.as_fd()], "5").unwrap(), User { uid: 5, home, ..User::default() });
+        assert_eq!(owner(&[root.as_fd()], "5:6").unwrap(), (5, 6));
         assert_eq!(
-            user(root.as_fd(), "root").unwrap_err().message,
+            user(&[root.as_fd()], "root").unwrap_err().message,
             "unknown user `root`: not in /etc/passwd of the image"
         );
     }
@@ -258,7 +237,7 @@ mod tests {
         std::fs::create_dir(&etc).unwrap();
         let passwd = etc.join("passwd");
         let root = open(dir.path());
-        let cause = || user(root.as_fd(), "x").unwrap_err().cause;
+        let cause = || user(&[root.as_fd()], "x").unwrap_err().cause;
 
         rustix::fs::mknodat(rustix::fs::CWD, &passwd, FileType::Fifo, Mode::from_raw_mode(0o644), 0).unwrap();
         assert_eq!(cause().as_deref(), Some("not a regular file"));
@@ -269,14 +248,14 @@ mod tests {
         std::fs::remove_dir(&passwd).unwrap();
 
         let file = std::fs::File::create(&passwd).unwrap();
-        file.set_len(MAX_BYTES as u64 + 1).unwrap();
-        assert_eq!(cause().as_deref(), Some("larger than 10 MiB"));
+        file.set_len(MAX_BYTES + 1).unwrap();
+        assert_eq!(cause().as_deref(), Some("it is larger than 10485760 bytes"));
         std::fs::remove_file(&passwd).unwrap();
 
         // Links are followed inside: there is no such file there.
         for target in ["/etc/passwd", "../../../../../../etc/passwd", "/dev/zero"] {
             symlink(target, &passwd).unwrap();
-            let error = user(root.as_fd(), "root").unwrap_err();
+            let error = user(&[root.as_fd()], "root").unwrap_err();
             let is_inside = error.cause.as_deref() == Some("Too many levels of symbolic links (os error 40)")
                 || error.message == "unknown user `root`: not in /etc/passwd of the image";
             assert!(is_inside, "{target}: {error:?}");
@@ -284,6 +263,6 @@ mod tests {
         }
         std::fs::write(etc.join("real"), "x:x:5:6::/h:\n").unwrap();
         symlink("/etc/real", &passwd).unwrap();
-        assert_eq!(user(root.as_fd(), "x").unwrap().uid, 5);
+        assert_eq!(user(&[root.as_fd()], "x").unwrap().uid, 5);
     }
 }

@@ -46,8 +46,19 @@ pub struct Failure {
 }
 
 impl From<Diagnostic> for Failure {
+    /// Cut to what fits into a packet: a message may hold any word of a Dockerfile.
     fn from(diagnostic: Diagnostic) -> Self {
-        Self { message: diagnostic.message, hints: diagnostic.hints, cause: diagnostic.cause }
+        const MAX_BYTES: usize = 4096;
+        let cut = |mut text: String| {
+            if text.len() > MAX_BYTES {
+                let end = (0..=MAX_BYTES).rev().find(|at| text.is_char_boundary(*at));
+                text.truncate(end.unwrap_or(0));
+                text.push('…');
+            }
+            text
+        };
+        let hints = diagnostic.hints.into_iter().map(cut).collect();
+        Self { message: cut(diagnostic.message), hints, cause: diagnostic.cause.map(cut) }
     }
 }
 

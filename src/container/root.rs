@@ -35,7 +35,7 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
         let targets = container.mounts.iter().map(|mount| mount.target.as_str());
         skeleton::make(targets.zip(sources.iter().map(|source| source.shape)))?
     };
-    let overlay = overlay(container, template, skeleton.as_fd())?;
+    let overlay = overlay(prepared, skeleton.as_fd())?;
     // All that is the host's has been opened.
     move_in(&overlay, template.mount_namespace.as_fd()).context(|| "cannot enter the container's root")?;
     let mut stubs = Vec::new();
@@ -46,6 +46,12 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
     put_fixed(root, "proc", &proc, &mut stubs)?;
     let sys = mount::filesystem("sysfs", &[], DATA_ONLY | if is_sandboxed { READ_ONLY } else { 0 })?;
     put_fixed(root, "sys", &sys, &mut stubs)?;
+    if template.has_cgroup2 {
+        // Programs look for their limits there. Not every host lets one have it.
+        if let Ok(groups) = mount::filesystem("cgroup2", &[], DATA_ONLY | READ_ONLY) {
+            put_fixed(root, "sys/fs/cgroup", &groups, &mut stubs)?;
+        }
+    }
     let Devices { dev, pts, shm, .. } = &prepared.devices;
     for (place, mount) in [("dev", dev), ("dev/pts", pts), ("dev/shm", shm), ("dev/mqueue", &device::message_queues()?)]
     {
@@ -58,6 +64,9 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
         put(root, place, file.as_fd(), Shape::File, &mut stubs)?;
     }
     for (mount, source) in container.mounts.iter().zip(sources) {
+        if mount.target.split('/').all(|name| matches!(name, "" | ".")) {
+            return Err(Diagnostic::error("cannot mount on `/`"));
+        }
         put(root, &mount.target, source.mount.as_fd(), source.shape, &mut stubs)?;
     }
     Ok(Root { overlay, skeleton, stubs })
@@ -70,15 +79,10 @@ fn move_in(root: &OwnedFd, namespace: BorrowedFd<'_>) -> std::io::Result<()> {
     Ok(mount::make_root(root.as_fd())?)
 }
 
-fn overlay(container: &Container, template: &Template, skeleton: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let doing = || "cannot open the upper dir of a step";
-    let layers = source::mapped_layers(&container.lowers, template)?;
-    let lowers: Vec<_> = layers.iter().map(AsFd::as_fd).chain([skeleton]).collect();
-    let draft = mount::copy_of_path(&container.draft).context(doing)?;
-    mount::map_ids(draft.as_fd(), template.user_namespace.as_fd()).context(doing)?;
-    let (upper, work) = overlay::upper_of(draft.as_fd())?;
-    // The layers and the draft stay open until the overlay is made: a detached mount dissolves
-    // with its last descriptor.
+/// The layers and the draft stay open in the spawner beyond the step.
+fn overlay(prepared: &Prepared, skeleton: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let lowers: Vec<_> = prepared.layers.iter().map(|layer| layer.as_fd()).chain([skeleton]).collect();
+    let (upper, work) = overlay::upper_of(prepared.draft.as_fd())?;
     overlay::mount(&lowers, Some(&Upper { upper: upper.as_fd(), work: work.as_fd() }), Span::SeveralFileSystems)
 }
 

@@ -312,6 +312,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "BLESS is for whoever runs the tests")]
     fn the_table_is_what_the_lists_say() {
         let mut text = String::from(
             "//! Which system calls are allowed, by number. Made from `testdata/container/seccomp` by the tests of\n\

@@ -15,7 +15,7 @@ use rustix::thread::CapabilitiesSecureBits;
 
 use super::mount_point::Stub;
 use super::protocol::{self, Answer, Failure, KILL, REQUEST, Report};
-use super::template::Template;
+use super::template::{Prepared, Template};
 use super::{Container, step};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys::{self, Child};
@@ -23,13 +23,13 @@ use crate::sys::{self, Child};
 /// A step from its fork to its answer.
 struct Running {
     child: Child,
+    /// What the step mounts: the last descriptors of these are closed after its answer.
+    _prepared: Prepared,
     /// Open until exec.
     reports: Option<OwnedFd>,
     reply: OwnedFd,
     mounted: Option<Mounted>,
     failure: Option<Failure>,
-    /// Nobody waits for the answer any more.
-    is_abandoned: bool,
     has_ended: bool,
 }
 
@@ -59,10 +59,6 @@ struct State {
 fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
     let (requested, ready) = wait(requests.as_fd(), &state.running)?;
     for (step, events) in state.running.iter_mut().zip(ready) {
-        if events.is_abandoned && !step.is_abandoned {
-            step.is_abandoned = true;
-            let _ = rustix::process::pidfd_send_signal(&step.child.pidfd, Signal::KILL);
-        }
         if events.has_report {
             read_reports(step);
         }
@@ -80,46 +76,42 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
     Ok(true)
 }
 
-#[derive(Default)]
 struct Events {
     has_ended: bool,
     has_report: bool,
-    is_abandoned: bool,
 }
 
 /// Sleeps until something happens: whether there is a request, and what of each step.
 fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<Events>)> {
     let mut polled = vec![PollFd::from_borrowed_fd(requests, PollFlags::IN)];
     for step in running {
-        polled.push(PollFd::from_borrowed_fd(step.child.pidfd.as_fd(), PollFlags::IN));
-        polled.push(PollFd::from_borrowed_fd(step.reply.as_fd(), PollFlags::empty()));
-        // A closed channel is not waited for: the pidfd stands in, which never reports this.
-        let (fd, interest) = match &step.reports {
+        let pidfd = step.child.pidfd.as_fd();
+        // A closed channel would be reported again and again: the pidfd, with no interest in it,
+        // keeps its place.
+        let (reports, interest) = match &step.reports {
             Some(reports) => (reports.as_fd(), PollFlags::IN),
-            None => (step.child.pidfd.as_fd(), PollFlags::empty()),
+            None => (pidfd, PollFlags::empty()),
         };
-        polled.push(PollFd::from_borrowed_fd(fd, interest));
+        polled.push(PollFd::from_borrowed_fd(pidfd, PollFlags::IN));
+        polled.push(PollFd::from_borrowed_fd(reports, interest));
     }
     rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None)).context(|| "cannot wait for steps")?;
     let happened = |polled: &PollFd<'_>| !polled.revents().is_empty();
-    let events = polled[1..].chunks(3).map(|step| Events {
-        has_ended: happened(&step[0]),
-        is_abandoned: happened(&step[1]),
-        has_report: happened(&step[2]),
-    });
+    let events =
+        polled[1..].chunks(2).map(|step| Events { has_ended: happened(&step[0]), has_report: happened(&step[1]) });
     Ok((happened(&polled[0]), events.collect()))
 }
 
 fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
     match (packet, <[OwnedFd; 3]>::try_from(fds)) {
         ([REQUEST], Ok([container, output, reply])) => match begin(&container, &output, state) {
-            Ok((child, reports)) => state.running.push(Running {
+            Ok((child, reports, prepared)) => state.running.push(Running {
                 child,
+                _prepared: prepared,
                 reports: Some(reports),
                 reply,
                 mounted: None,
                 failure: None,
-                is_abandoned: false,
                 has_ended: false,
             }),
             Err(failure) => answer(&reply, &Answer::Failed(failure.into()), None),
@@ -136,7 +128,7 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
 }
 
 /// Forks the step's process.
-fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Child, OwnedFd)> {
+fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Child, OwnedFd, Prepared)> {
     state.settled.clone()?;
     let container: Container = protocol::decode_from_memory(container)?;
     let template = &mut state.template;
@@ -149,7 +141,7 @@ fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Ch
     match sys::clone(step::NAMESPACES).context(|| "cannot make the namespaces of a container")? {
         Some(child) => {
             template.stock(container.shm_size_bytes);
-            Ok((child, reports))
+            Ok((child, reports, prepared))
         }
         None => {
             drop(reports);

@@ -36,8 +36,7 @@ fn open(kind: &MountKind, template: &Template, files: &mut Option<Files>) -> Res
     match kind {
         MountKind::Bind { root, path, is_readonly } => {
             let mount = bind(root, path)?;
-            mount::map_ids(mount.as_fd(), template.user_namespace.as_fd())
-                .context(|| format!("cannot map the ids of `{}`", root.display()))?;
+            mount::map_ids(mount.as_fd(), template.user_namespace.as_fd()).map_err(|errno| unmappable(root, errno))?;
             let attributes = NO_DEV | if *is_readonly { READ_ONLY } else { 0 };
             mount::set(mount.as_fd(), attributes).context(|| format!("cannot mount `{}`", root.display()))?;
             Ok(mount)
@@ -108,18 +107,29 @@ fn within(tree: &OwnedFd, path: &str) -> Result<OwnedFd> {
 fn map_context(mount: BorrowedFd<'_>, root: &Path, template: &Template) -> Result<()> {
     match mount::map_ids(mount, template.map_of_context(root)?) {
         Err(Errno::INVAL) => Ok(()),
-        mapped => mapped.context(|| format!("cannot map the ids of `{}`", root.display())),
+        mapped => mapped.map_err(|errno| unmappable(root, errno)),
     }
 }
 
 /// Layer dirs as they look inside.
 pub fn mapped_layers(lowers: &[PathBuf], template: &Template) -> Result<Vec<OwnedFd>> {
-    let open = |path: &PathBuf| -> Result<OwnedFd, Errno> {
-        let layer = mount::copy_of_path(path)?;
-        mount::map_ids(layer.as_fd(), template.user_namespace.as_fd())?;
-        Ok(layer)
-    };
-    lowers.iter().map(|path| open(path).context(|| format!("cannot open the layer `{}`", path.display()))).collect()
+    lowers.iter().map(|path| mapped(path, template)).collect()
+}
+
+/// A directory of the store as it looks inside.
+pub fn mapped(path: &Path, template: &Template) -> Result<OwnedFd> {
+    let copy = mount::copy_of_path(path).context(|| format!("cannot open `{}`", path.display()))?;
+    mount::map_ids(copy.as_fd(), template.user_namespace.as_fd()).map_err(|errno| unmappable(path, errno))?;
+    Ok(copy)
+}
+
+/// What to say when the ids of a mount cannot be mapped.
+pub fn unmappable(path: &Path, errno: Errno) -> Diagnostic {
+    let error = Diagnostic::error(format!("cannot map the ids of `{}`", path.display()));
+    match errno {
+        Errno::INVAL => error.caused_by("its file system does not support id-mapped mounts"),
+        _ => error.caused_by(std::io::Error::from(errno)),
+    }
 }
 
 /// A writable view of `lowers` whose changes end with it.

@@ -1,7 +1,12 @@
 //! The builder's handle on the spawner process.
 
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 
 use super::protocol::{self, Answer};
@@ -54,21 +59,57 @@ impl Spawner {
         }
     }
 
-    /// Runs one step to its end. What the payload writes to stdout and stderr arrives on the read
-    /// end of the pipe whose write end is `output`. Returns when the container is gone and its
-    /// upper is quiescent. An error means that the payload did not run at all.
+    /// Runs one step to its end. What the payload writes to stdout and stderr goes to the pipe or file
+    /// `output`. Returns when the container is gone and its upper is quiescent. An error means that
+    /// the payload did not run at all.
     pub fn run(&self, container: &Container, output: OwnedFd) -> Result<Exit> {
-        let gone = || Diagnostic::error("the spawner process is gone, and all containers with it");
+        finish(&self.start(container, output)?)
+    }
+
+    /// The same, with what the payload writes going to `sink` piece by piece, on this thread. What
+    /// `sink` does not take is lost.
+    pub fn run_into(&self, container: &Container, sink: &mut dyn Write) -> Result<Exit> {
+        let doing = || "cannot make a pipe for the output of a step";
+        let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(doing)?;
+        rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK).context(doing)?;
+        let reply = self.start(container, writer)?;
+        let mut buffer = vec![0; 16 << 10];
+        let mut is_open = true;
+        loop {
+            let mut polled = vec![PollFd::new(&reply, PollFlags::IN)];
+            if is_open {
+                polled.push(PollFd::new(&reader, PollFlags::IN));
+            }
+            rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None))
+                .context(|| "cannot wait for a container")?;
+            // Looked at before the pipe is emptied: after the answer nobody writes any more.
+            let has_ended = !polled[0].revents().is_empty();
+            while is_open {
+                match rustix::io::retry_on_intr(|| rustix::io::read(&reader, &mut *buffer)) {
+                    Ok(0) => is_open = false,
+                    Ok(count) => {
+                        let _ = sink.write_all(&buffer[..count]);
+                    }
+                    Err(Errno::AGAIN) => break,
+                    Err(_) => is_open = false,
+                }
+            }
+            if has_ended {
+                return finish(&reply);
+            }
+        }
+    }
+
+    /// Asks for a step; the answer comes to the socket.
+    fn start(&self, container: &Container, output: OwnedFd) -> Result<OwnedFd> {
         let description = protocol::encode_to_memory(container)?;
         let (reply, replying) = protocol::pair()?;
         let fds = [description.as_fd(), output.as_fd(), replying.as_fd()];
         protocol::send(self.requests()?, &[protocol::REQUEST], &fds)
             .map_err(|errno| gone().caused_by(std::io::Error::from(errno)))?;
-        // Our copies would keep the reader of `output` and the wait for `reply` from ending.
-        drop((description, output, replying));
-        let (packet, fds) =
-            protocol::receive(reply.as_fd()).context(|| "cannot receive an answer of the spawner")?.ok_or_else(gone)?;
-        protocol::decode::<Answer>(&packet)?.into_result(fds)
+        // Our copies of the others end here: they would keep the reader of `output` and the wait for
+        // the answer from ending.
+        Ok(reply)
     }
 
     /// Sends a signal to the first process of every container that runs. As PID 1 it sees only the
@@ -82,6 +123,17 @@ impl Spawner {
         let process = self.process.as_ref().map_err(Clone::clone)?;
         process.requests.as_ref().map(AsFd::as_fd).ok_or_else(|| Diagnostic::error("the spawner has ended"))
     }
+}
+
+fn gone() -> Diagnostic {
+    Diagnostic::error("the spawner process is gone, and all containers with it")
+}
+
+/// Waits for the answer.
+fn finish(reply: &OwnedFd) -> Result<Exit> {
+    let (packet, fds) =
+        protocol::receive(reply.as_fd()).context(|| "cannot receive an answer of the spawner")?.ok_or_else(gone)?;
+    protocol::decode::<Answer>(&packet)?.into_result(fds)
 }
 
 impl Drop for Process {

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 
 use super::device::Devices;
 use super::mask::{self, Masks};
-use super::{Container, MountKind, hosts, mount, network, seccomp, skeleton, userns};
+use super::{Container, MountKind, hosts, mount, network, seccomp, skeleton, source, userns};
 use crate::diag::{Context, Result};
 use crate::plan::Network;
 use crate::sys;
@@ -27,17 +28,27 @@ pub struct Template {
     pub null: OwnedFd,
     pub empty: OwnedFd,
     pub masks: Masks,
+    /// Whether the host has cgroup v2 where everybody looks for it.
+    pub has_cgroup2: bool,
     pub filter: Vec<sys::Instruction>,
     /// The next step's, made while an earlier one runs.
     spare: Option<Devices>,
     texts: BTreeMap<String, OwnedFd>,
+    mapped: BTreeMap<PathBuf, Arc<OwnedFd>>,
     /// User namespaces that only lend their maps to mounts, by the owner shown as root.
     swapped: BTreeMap<(u32, u32), OwnedFd>,
 }
 
+/// From `linux/magic.h`.
+const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
+
 /// What one step needs besides, made by the spawner because it takes processes or is kept for
 /// later steps.
 pub struct Prepared {
+    /// Layer dirs as they look inside, topmost first.
+    pub layers: Vec<Arc<OwnedFd>>,
+    /// Holds the upper and the work dir, as they look inside.
+    pub draft: OwnedFd,
     pub hosts: OwnedFd,
     pub resolv_conf: OwnedFd,
     pub devices: Devices,
@@ -45,11 +56,15 @@ pub struct Prepared {
     pub network: Option<OwnedFd>,
 }
 
+/// As many layers are kept mapped; each is an open descriptor.
+const MAPPED_KEPT: usize = 256;
+
 impl Template {
     pub fn new() -> Result<Self> {
         let doing = || "cannot prepare for containers";
-        // Nothing that an earlier session left in a keyring is a step's to find.
-        sys::join_new_session_keyring().context(doing)?;
+        // Nothing that an earlier session left in a keyring is a step's to find. Inside a container
+        // the call may be denied; a step's filter denies it too.
+        let _ = sys::join_new_session_keyring();
         let proc = mount::filesystem("proc", &[], mount::DATA_ONLY)?;
         let map = userns::map_swapping(0);
         let user_namespace = userns::create(proc.as_fd(), &map, &map)?;
@@ -70,8 +85,10 @@ impl Template {
         Ok(Self {
             masks: mask::find(proc.as_fd(), sys.as_fd()),
             skeleton: skeleton::make([])?,
+            has_cgroup2: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC),
             filter: seccomp::filter(),
             texts: BTreeMap::new(),
+            mapped: BTreeMap::new(),
             swapped: BTreeMap::new(),
             proc,
             user_namespace,
@@ -98,7 +115,11 @@ impl Template {
             Some(spare) => spare,
             None => Devices::new(container.shm_size_bytes)?,
         };
+        let layers = self.layers(&container.lowers)?;
+        let draft = source::mapped(&container.draft, self)?;
         Ok(Prepared {
+            layers,
+            draft,
             devices,
             hosts: self.text(hosts::hosts(&container.hostname, &container.extra_hosts))?,
             resolv_conf: self.text(resolv_conf(container.network)?)?,
@@ -112,6 +133,23 @@ impl Template {
             // If this fails the next step will say why.
             self.spare = Devices::new(shm_size_bytes).ok();
         }
+    }
+
+    /// Layer dirs as they look inside. They are kept for later steps: a detached mount dissolves with
+    /// its last descriptor, and the kernel then waits for all processors, for longer than a step takes.
+    fn layers(&mut self, paths: &[PathBuf]) -> Result<Vec<Arc<OwnedFd>>> {
+        if self.mapped.len() + paths.len() > MAPPED_KEPT {
+            self.mapped.retain(|path, _| paths.contains(path));
+        }
+        let mut layers = Vec::with_capacity(paths.len());
+        for path in paths {
+            if !self.mapped.contains_key(path) {
+                let layer = Arc::new(source::mapped(path, self)?);
+                self.mapped.insert(path.clone(), layer);
+            }
+            layers.push(Arc::clone(&self.mapped[path]));
+        }
+        Ok(layers)
     }
 
     /// A read-only file with this content.

@@ -456,3 +456,92 @@ fn truncated() -> io::Error {
 fn end_is_truncation(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::UnexpectedEof { truncated() } else { error }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layer::header;
+
+    #[test]
+    fn what_fields_cannot_hold_comes_back() {
+        let path = b"d/".repeat(200);
+        let xattrs = [(c"user.a".to_owned(), b"1\n9 size=7\n".to_vec())];
+        let member = header::Member {
+            path: &path,
+            entry_type: EntryType::Regular,
+            mode: 0o4755,
+            uid: u32::MAX - 1,
+            gid: 0o7_777_777,
+            size_bytes: 9 << 30,
+            mtime: -1,
+            link: b"",
+            major: 0,
+            minor: 0,
+            xattrs: &xattrs,
+        };
+        let mut tar = Vec::new();
+        header::write(&header::Member { path: b"d/f", ..member }, &mut tar);
+        let read = Archive::new(&tar[..]).next_member().unwrap().unwrap();
+        assert_eq!(
+            (read.uid, read.gid, read.size_bytes, read.mtime),
+            (u64::from(u32::MAX) - 1, 0o7_777_777, 9 << 30, (-1, 0))
+        );
+        assert_eq!((read.mode, &read.xattrs[..]), (0o4755, &xattrs[..]));
+        let mut tar = Vec::new();
+        let largest = header::Member { size_bytes: 0o77_777_777_777, mtime: 0o77_777_777_777, xattrs: &[], ..member };
+        header::write(&header::Member { uid: 0, path: b"f", ..largest }, &mut tar);
+        assert_eq!(tar.len(), BLOCK, "what fits needs no record");
+        header::write(&header::Member { entry_type: EntryType::Directory, ..largest }, &mut tar);
+        let directory = Archive::new(&tar[BLOCK..]).next_member().unwrap().unwrap();
+        assert_eq!(directory.path, path);
+    }
+
+    #[test]
+    fn numbers_are_octal_or_base_256() {
+        for (field, expected) in [
+            (&b"0000644\0"[..], Some(0o644)),
+            (b"   644 \0", Some(0o644)),
+            (b"\0\0\0\0", Some(0)),
+            (b"\x80\0\0\x01\0", Some(256)),
+            (b"\xff\xff\xff\xfe", Some(-2)),
+            (b"\x80\xff\xff\xff\xff\xff\xff\xff\xff\xff", None),
+            (b"9", None),
+            (b"-1", None),
+        ] {
+            assert_eq!(number(field).ok(), expected, "{}", field.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn times_have_fractions() {
+        for (text, expected) in [
+            (&b"0"[..], Some((0, 0))),
+            (b"1.5", Some((1, 500_000_000))),
+            (b"1.1234567899", Some((1, 123_456_789))),
+            (b"-1", Some((-1, 0))),
+            (b"-0.25", Some((-1, 750_000_000))),
+            (b"1.x", None),
+            (b"", None),
+            (b"+1", None),
+        ] {
+            assert_eq!(time(text).ok(), expected, "{}", text.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn malformed_records_are_errors() {
+        for records in [
+            &b"5 a=b"[..],
+            b"x a=b\n",
+            b"6 a=b",
+            b"99 a=b\n",
+            b"6 a b\n",
+            b"2 \n",
+            b"0 a=b\n",
+            b"18446744073709551616 a=b\n",
+            b"10 size=-1\n",
+        ] {
+            assert!(Records::default().parse(records).is_err(), "{}", records.escape_ascii());
+        }
+    }
+}

@@ -46,10 +46,15 @@ impl Node {
         self.kind == Kind::Directory
     }
 
+    pub fn is_file(&self) -> bool {
+        self.kind == Kind::File
+    }
+
     pub fn is_whiteout(&self) -> bool {
         self.kind == Kind::Whiteout
     }
 
+    #[allow(clippy::unnecessary_cast)] // The fields' types differ between architectures.
     fn of(stat: &Stat) -> Self {
         let rdev = stat.st_rdev as u64;
         let kind = match FileType::from_raw_mode(stat.st_mode) {

@@ -116,12 +116,19 @@ fn add(
         EntryType::Char if member.major == 0 && member.minor == 0 => return Ok(staging.whiteout(place, name)?),
         _ => None,
     };
-    if node_at(&place.fd, name)?.is_some() {
+    // A file finds out by itself, as most members are files of which there is none yet.
+    if member.entry_type != EntryType::Regular && node_at(&place.fd, name)?.is_some() {
         staging.clear(place, name)?;
     }
     match member.entry_type {
         EntryType::Regular => {
-            let mut file = File::from(create_file(&place.fd, name)?);
+            let mut file = File::from(match create_file(&place.fd, name) {
+                Err(Errno::EXIST) => {
+                    staging.clear(place, name)?;
+                    create_file(&place.fd, name)?
+                }
+                created => created?,
+            });
             write_content(archive, &mut file, buffer)?;
             owned(fs::fchown(&file, owner.0, owner.1))?;
             fs::fchmod(&file, mode)?;

@@ -3,24 +3,22 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Keyed, Solved, Solver, Stack, Standing};
-use crate::cache::{Facts, LayerResult, Reason, Record};
+use crate::cache::{Facts, LayerResult, Record};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::{DiffId, HashingWriter};
 use crate::layer;
 use crate::plan::StepId;
 use crate::progress::Outcome;
-use crate::store::{Draft, Layer, LayerMeta, Store};
+use crate::store::{Draft, Layer, LayerMeta};
 
 impl Solver<'_> {
-    /// The directories of a stack, topmost first, held until the build ends.
+    /// The directories of a stack, topmost first.
     pub(super) fn lowers(&self, stack: &Stack) -> Result<Vec<PathBuf>> {
-        let layers = lowers(self.host.store, stack)?;
-        let paths = layers.iter().map(|layer| layer.path.clone()).collect();
-        layers.into_iter().for_each(|layer| self.hold(layer));
-        Ok(paths)
+        Ok(self.layers.lowers(stack)?.iter().map(|layer| layer.path.clone()).collect())
     }
 
     /// Makes a draft canonical, gives it its identity and records it.
@@ -30,14 +28,13 @@ impl Solver<'_> {
         draft: Draft,
         skeleton: Option<BorrowedFd<'_>>,
         key: Keyed,
-        reason: Reason,
         begun: Instant,
     ) -> Result<Solved> {
         let step = self.plan.step(id);
         let standing = super::standing(&step.op);
         let below = step.parent.and_then(|parent| self.get(parent)).map(|p| p.stack.clone()).unwrap_or_default();
         let lowers = match standing {
-            Standing::OnStack => lowers(self.host.store, &below)?,
+            Standing::OnStack => self.layers.lowers(&below)?,
             Standing::Alone => Vec::new(),
         };
         let layer = match identify(&draft, &lowers, skeleton)? {
@@ -47,7 +44,7 @@ impl Solver<'_> {
                 // earlier layer stays valid.
                 Some(earlier) => earlier,
                 None => {
-                    self.hold(draft.commit(&below.id_above(&result.diff_id, standing), meta)?);
+                    self.layers.hold(draft.commit(&below.id_above(&result.diff_id, standing), meta)?);
                     result
                 }
             }),
@@ -60,7 +57,7 @@ impl Solver<'_> {
             elapsed_ms: milliseconds(begun),
         };
         self.records.put(&record, &self.slot(id))?;
-        let solved = self.adopt(id, &record, Outcome::Done, Some(reason))?;
+        let solved = self.adopt(id, &record, Outcome::Done)?;
         solved.ok_or_else(|| Diagnostic::error("the layer just made is gone from the store").hint("build again"))
     }
 
@@ -71,12 +68,13 @@ impl Solver<'_> {
         facts: Facts,
         title: &str,
         begun: Instant,
-    ) -> Result<Option<Layer>> {
+    ) -> Result<Option<Arc<Layer>>> {
         let identified = identify(&draft, &[], None)?;
         let layer = identified.as_ref().map(|(result, _)| *result);
         let committed = match identified {
             Some((result, meta)) => {
-                Some(draft.commit(&Stack::default().id_above(&result.diff_id, Standing::Alone), meta)?)
+                let id = Stack::default().id_above(&result.diff_id, Standing::Alone);
+                Some(self.layers.hold(draft.commit(&id, meta)?))
             }
             None => None,
         };
@@ -99,9 +97,7 @@ impl Solver<'_> {
         let is_same =
             |layer: &LayerResult| layer.tree == result.tree && earlier.facts.get("parent") == key.facts.get("parent");
         match earlier.layer {
-            Some(layer)
-                if is_same(&layer) && self.host.store.layer(&below.id_above(&layer.diff_id, standing))?.is_some() =>
-            {
+            Some(layer) if is_same(&layer) && self.layers.get(&below.id_above(&layer.diff_id, standing))?.is_some() => {
                 Ok(Some(layer))
             }
             _ => Ok(None),
@@ -112,7 +108,7 @@ impl Solver<'_> {
 /// Makes an upper canonical and finds what it is; `None` when nothing in it differs from below.
 fn identify(
     draft: &Draft,
-    lowers: &[Layer],
+    lowers: &[Arc<Layer>],
     skeleton: Option<BorrowedFd<'_>>,
 ) -> Result<Option<(LayerResult, LayerMeta)>> {
     let lowers: Vec<_> = lowers.iter().map(|layer| layer.dir.as_fd()).collect();
@@ -140,26 +136,4 @@ fn identify(
 
 fn milliseconds(begun: Instant) -> u64 {
     u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The layers of a stack as directories, topmost first. Those of a base that were only blobs so far
-/// are unpacked.
-pub fn lowers(store: &Store, stack: &Stack) -> Result<Vec<Layer>> {
-    let mut layers: Vec<Layer> = Vec::with_capacity(stack.layers().len());
-    for wanted in stack.layers() {
-        let alone = Stack::default().id_above(&wanted.diff_id, Standing::Alone);
-        let layer = match store.layer(&wanted.id)? {
-            Some(layer) => layer,
-            // An image may hold a layer that was made on nothing.
-            None => match store.layer(&alone)? {
-                Some(layer) if wanted.id != alone => layer,
-                _ => {
-                    let below: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
-                    store.unpack_form(&wanted.id, &wanted.diff_id, &below)?
-                }
-            },
-        };
-        layers.insert(0, layer);
-    }
-    Ok(layers)
 }

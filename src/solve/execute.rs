@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use super::input::Read;
 use super::{Keyed, Solved, Solver, Stack, Standing};
-use crate::cache::Reason;
 use crate::container::{self, Container, Mount, MountKind, Status, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
 use crate::copy::{self, Landing, Owner};
@@ -24,7 +23,7 @@ use crate::store::{CacheMount, Draft, MountLock};
 const SECRET_LIMIT_BYTES: u64 = 500 * 1024;
 
 impl Solver<'_> {
-    pub(super) fn execute(&self, id: StepId, number: Number, key: Keyed, reason: Reason) -> Result<Solved> {
+    pub(super) fn execute(&self, id: StepId, number: Number, key: Keyed) -> Result<Solved> {
         let begun = Instant::now();
         let step = self.plan.step(id);
         let below = step.parent.and_then(|parent| self.get(parent)).map(|p| p.stack.clone()).unwrap_or_default();
@@ -32,19 +31,19 @@ impl Solver<'_> {
         match &step.op {
             Op::Run(run) => {
                 let skeleton = self.run(id, number, run, &below, &draft, &key)?;
-                self.commit(id, draft, Some(skeleton.as_fd()), key, reason, begun)
+                self.commit(id, draft, Some(skeleton.as_fd()), key, begun)
             }
             Op::Copy(copy) => {
                 self.copy(copy, &below, &draft, &key)?;
-                self.commit(id, draft, None, key, reason, begun)
+                self.commit(id, draft, None, key, begun)
             }
             Op::Workdir(workdir) => {
                 self.workdir(workdir, &below, &draft)?;
-                self.commit(id, draft, None, key, reason, begun)
+                self.commit(id, draft, None, key, begun)
             }
             Op::From(Root::Directory(_)) => {
                 self.land_all(&key, &draft)?;
-                self.commit(id, draft, None, key, reason, begun)
+                self.commit(id, draft, None, key, begun)
             }
             // Hits by nature: looking them up solves them.
             Op::From(_) | Op::Configure => unreachable!("metadata is never executed"),
@@ -100,33 +99,17 @@ impl Solver<'_> {
             ulimits: self.settings.ulimits.clone(),
         };
         let step = self.plan.step(id);
-        let (exit, tail) = self.watch(number, &container).map_err(|error| match error.labels.is_empty() {
-            true => error.at(&step.source, step.span, ""),
-            false => error,
-        })?;
+        let mut output = progress::Output::new(self.host.reporter, number);
+        let exit =
+            self.host.executor.execute(&container, &mut output).map_err(|error| match error.labels.is_empty() {
+                true => error.at(&step.source, step.span, ""),
+                false => error,
+            })?;
         drop(held);
         match exit.status {
             Status::Exited(0) => Ok(exit.skeleton),
-            status => Err(self.run_failed(id, run, status, &tail)),
+            status => Err(self.run_failed(id, run, status, &output.tail().lines())),
         }
-    }
-
-    /// Executes the container and passes its output on as it comes.
-    fn watch(&self, number: Number, container: &Container) -> Result<(container::Exit, Vec<String>)> {
-        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-            .context(|| "cannot make a pipe for the output of the step")?;
-        let reporter = self.host.reporter;
-        std::thread::scope(|scope| {
-            let pump = scope.spawn(move || {
-                let mut output = progress::Output::new(reporter, number);
-                // The end of the output, or of what can be read of it.
-                let _ = std::io::copy(&mut std::fs::File::from(reader), &mut output);
-                output.tail().lines()
-            });
-            let exit = self.host.executor.execute(container, writer);
-            let tail = pump.join().unwrap_or_default();
-            Ok((exit?, tail))
-        })
     }
 
     fn run_failed(&self, id: StepId, run: &Run, status: Status, tail: &[String]) -> Diagnostic {
@@ -255,15 +238,17 @@ impl Solver<'_> {
 
     /// Who a RUN runs as.
     fn user(&self, below: &Stack, user: Option<&Located>) -> Result<passwd::User> {
-        let root = self.rootfs(below)?;
+        let layers = self.layers.lowers(below)?;
+        let layers: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
         let spec = user.map_or("", |user| &user.text);
-        passwd::user(root.as_fd(), spec).map_err(|error| locate(error, user))
+        passwd::user(&layers, spec).map_err(|error| locate(error, user))
     }
 
     /// Who `--chown` names.
     pub(super) fn owner(&self, below: &Stack, chown: &Located) -> Result<(u32, u32)> {
-        let root = self.rootfs(below)?;
-        passwd::owner(root.as_fd(), &chown.text).map_err(|error| locate(error, Some(chown)))
+        let layers = self.layers.lowers(below)?;
+        let layers: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
+        passwd::owner(&layers, &chown.text).map_err(|error| locate(error, Some(chown)))
     }
 
     // ---- COPY, ADD, WORKDIR
@@ -376,20 +361,16 @@ impl Solver<'_> {
         let _lock = self.host.store.lock_key(&facts.key(), || {})?;
         if let Some(record) = self.records.hit(&facts.key())?
             && let Some(result) = record.layer
-            && let Some(layer) = self.host.store.layer(&Stack::default().id_above(&result.diff_id, Standing::Alone))?
+            && let Some(layer) = self.layers.get(&Stack::default().id_above(&result.diff_id, Standing::Alone))?
         {
-            let dir = layer.path.clone();
-            self.hold(layer);
-            return Ok((vec![dir], path));
+            return Ok((vec![layer.path.clone()], path));
         }
         let draft = self.host.store.draft()?;
         copy::land(tree, listing, draft.upper(), &landing("/", self.host.now))?;
         let Some(layer) = self.commit_alone(draft, facts, "files of a bind mount", begun)? else {
             return Ok((Vec::new(), path));
         };
-        let dir = layer.path.clone();
-        self.hold(layer);
-        Ok((vec![dir], path))
+        Ok((vec![layer.path.clone()], path))
     }
 }
 

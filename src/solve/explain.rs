@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::facts::UNKNOWN;
-use super::{Keyed, Lookup, Settings, Solver, is_shown};
-use crate::cache::{Difference, Reason};
+use super::{Keyed, Layers, Lookup, Settings, Solver, is_shown};
+use crate::cache::{self, Difference, Facts, Reason};
 use crate::context;
 use crate::diag::Result;
 use crate::digest::Digest;
@@ -32,7 +32,8 @@ pub fn explain(
     settings: &Settings,
     bases: &BTreeMap<BaseKey, ImageRecord>,
 ) -> Result<Vec<Explained>> {
-    let solver = Solver::new(plan, host, settings, bases);
+    let layers = Layers::of(host.store);
+    let solver = Solver::new(plan, host, settings, bases, &layers);
     let mut explained = Vec::new();
     for index in 0..plan.steps.len() {
         let id = StepId(index);
@@ -44,7 +45,10 @@ pub fn explain(
                     solver.set(id, solved);
                     (true, Vec::new())
                 }
-                Lookup::Miss { key, reason } => (false, solver.describe(id, &key, &reason)?),
+                Lookup::Miss(key) => {
+                    let reason = solver.reason(id, &key.facts, &[])?;
+                    (false, solver.describe(id, &key, &reason)?)
+                }
             }
         } else {
             let key = solver.facts(id, None)?;
@@ -73,6 +77,18 @@ fn is_unknown(difference: &Difference) -> bool {
 }
 
 impl Solver<'_> {
+    /// Why there is no record of these facts; those named in `unknown` are not known yet.
+    fn reason(&self, id: StepId, facts: &Facts, unknown: &[&str]) -> Result<Reason> {
+        if !self.asks_cache(id) {
+            return Ok(Reason::NoCache);
+        }
+        let Some(nearest) = self.records.nearest(facts, &self.slot(id))? else {
+            return Ok(Reason::NeverBuilt);
+        };
+        let differences = cache::explain::differences(&nearest.facts, facts, unknown);
+        Ok(if differences.is_empty() { Reason::Lost } else { Reason::Changed(differences) })
+    }
+
     fn describe(&self, id: StepId, key: &Keyed, reason: &Reason) -> Result<Vec<String>> {
         Ok(match reason {
             Reason::NeverBuilt => vec!["nothing like it was built here before".into()],

@@ -12,24 +12,25 @@ mod execute;
 mod explain;
 mod facts;
 mod input;
+mod layers;
 mod schedule;
 mod stack;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::cache::{Facts, Reason, Record, Records};
+use crate::cache::{Facts, Record, Records};
 use crate::diag::Result;
 use crate::host::{self, Host};
 use crate::plan::{BaseKey, Op, Plan, Root, StepId};
 use crate::progress::{Event, Number, Outcome};
-use crate::store::{ImageRecord, Layer};
+use crate::store::ImageRecord;
 
-pub use commit::lowers;
 pub use explain::{Explained, explain};
 pub use input::ignore_file;
+pub use layers::Layers;
 pub use stack::{Stack, StackLayer, Standing};
 
 /// What the command line says about solving.
@@ -74,8 +75,6 @@ pub struct Solved {
     pub made_layer: bool,
     /// Bytes of files it added; `None` where it made no layer.
     pub added_bytes: Option<u64>,
-    /// Why it was not found in the cache.
-    pub reason: Option<Reason>,
     /// The ops since the last layer, this one included: what tells equal steps on one parent apart.
     ops_since_layer: Arc<Vec<String>>,
 }
@@ -88,8 +87,7 @@ pub struct Solver<'a> {
     bases: &'a BTreeMap<BaseKey, ImageRecord>,
     records: Records<'a>,
     solved: Vec<OnceLock<Arc<Solved>>>,
-    /// Held until the build ends, so that no prune takes them.
-    held: Mutex<Vec<Layer>>,
+    layers: &'a Layers<'a>,
     inputs: input::Inputs,
 }
 
@@ -109,8 +107,9 @@ pub fn solve(
     host: &Host<'_>,
     settings: &Settings,
     bases: &BTreeMap<BaseKey, ImageRecord>,
+    layers: &Layers<'_>,
 ) -> Result<Solution> {
-    let solver = Solver::new(plan, host, settings, bases);
+    let solver = Solver::new(plan, host, settings, bases, layers);
     solver.first_pass()?;
     schedule::run(&solver)?;
     solver.inputs.save();
@@ -123,7 +122,7 @@ pub fn solve(
 /// What the cache says of a step.
 enum Lookup {
     Hit(Solved),
-    Miss { key: Keyed, reason: Reason },
+    Miss(Keyed),
 }
 
 /// The facts of a step and what was read to find them.
@@ -139,6 +138,7 @@ impl<'a> Solver<'a> {
         host: &'a Host<'a>,
         settings: &'a Settings,
         bases: &'a BTreeMap<BaseKey, ImageRecord>,
+        layers: &'a Layers<'a>,
     ) -> Self {
         Self {
             plan,
@@ -147,7 +147,7 @@ impl<'a> Solver<'a> {
             bases,
             records: Records::of(host.store),
             solved: plan.steps.iter().map(|_| OnceLock::new()).collect(),
-            held: Mutex::default(),
+            layers,
             inputs: input::Inputs::default(),
         }
     }
@@ -208,8 +208,11 @@ impl<'a> Solver<'a> {
         match &result {
             Ok(solved) if is_shown(&step.op) => self.finished(number, solved, begun.elapsed()),
             Ok(_) => {}
-            Err(_) => {
+            Err(fault) => {
                 let outcome = if self.host.is_canceled() { Outcome::Canceled } else { Outcome::Failed };
+                if outcome == Outcome::Failed {
+                    self.host.reporter.report(Event::Fault { number, message: &fault.message });
+                }
                 let elapsed = begun.elapsed();
                 self.host.reporter.report(Event::Finished { number, outcome, elapsed, added_bytes: None });
             }
@@ -219,9 +222,9 @@ impl<'a> Solver<'a> {
     }
 
     fn bring_quietly(&self, id: StepId, number: Number) -> Result<Solved> {
-        let (key, reason) = match self.look_up(id)? {
+        let key = match self.look_up(id)? {
             Lookup::Hit(solved) => return Ok(solved),
-            Lookup::Miss { key, reason } => (key, reason),
+            Lookup::Miss(key) => key,
         };
         // Another builder may be at the same step: wait for it, then take its result.
         let _lock = self.host.store.lock_key(&key.facts.key(), || {})?;
@@ -230,7 +233,7 @@ impl<'a> Solver<'a> {
         {
             return Ok(solved);
         }
-        self.execute(id, number, key, reason)
+        self.execute(id, number, key)
     }
 
     fn finished(&self, number: Number, solved: &Solved, elapsed: Duration) {
@@ -261,7 +264,6 @@ impl<'a> Solver<'a> {
                     created: None,
                     made_layer: false,
                     added_bytes: None,
-                    reason: None,
                     ops_since_layer,
                 }))
             }
@@ -274,26 +276,23 @@ impl<'a> Solver<'a> {
 
     fn look_up_record(&self, id: StepId, parent: &Stack) -> Result<Lookup> {
         let key = self.facts(id, Some(parent))?;
-        if !self.asks_cache(id) {
-            return Ok(Lookup::Miss { key, reason: Reason::NoCache });
-        }
-        if let Some(solved) = self.recorded(id, &key.facts)? {
-            return Ok(Lookup::Hit(solved));
-        }
-        let reason = self.reason(id, &key.facts, &[])?;
-        Ok(Lookup::Miss { key, reason })
+        let found = if self.asks_cache(id) { self.recorded(id, &key.facts)? } else { None };
+        Ok(match found {
+            Some(solved) => Lookup::Hit(solved),
+            None => Lookup::Miss(key),
+        })
     }
 
     /// The result that the record of `facts` names, if record and layer are there and whole.
     fn recorded(&self, id: StepId, facts: &Facts) -> Result<Option<Solved>> {
         match self.records.hit(&facts.key())? {
-            Some(record) => self.adopt(id, &record, Outcome::Cached, None),
+            Some(record) => self.adopt(id, &record, Outcome::Cached),
             None => Ok(None),
         }
     }
 
     /// The state after a step whose result is `record`; `None` when its layer is gone.
-    fn adopt(&self, id: StepId, record: &Record, outcome: Outcome, reason: Option<Reason>) -> Result<Option<Solved>> {
+    fn adopt(&self, id: StepId, record: &Record, outcome: Outcome) -> Result<Option<Solved>> {
         let step = self.plan.step(id);
         let parent = step.parent.and_then(|parent| self.get(parent));
         let below = parent.map(|parent| parent.stack.clone()).unwrap_or_default();
@@ -308,32 +307,25 @@ impl<'a> Solver<'a> {
                     created: Some(record.created.clone()),
                     made_layer: false,
                     added_bytes: None,
-                    reason,
                     ops_since_layer: Arc::new(ops),
                 }
             }
             Some(result) => {
                 let standing = standing(&step.op);
-                let Some(layer) = self.host.store.layer(&below.id_above(&result.diff_id, standing))? else {
+                if self.layers.get(&below.id_above(&result.diff_id, standing))?.is_none() {
                     return Ok(None);
-                };
-                self.hold(layer);
+                }
                 Solved {
                     stack: below.with(result.diff_id, standing),
                     outcome,
                     created: Some(record.created.clone()),
                     made_layer: true,
                     added_bytes: Some(result.size_bytes),
-                    reason,
                     ops_since_layer: Arc::default(),
                 }
             }
         };
         Ok(Some(solved))
-    }
-
-    fn hold(&self, layer: Layer) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(layer);
     }
 
     fn root(&self, stack: Stack) -> Solved {
@@ -343,7 +335,6 @@ impl<'a> Solver<'a> {
             created: None,
             made_layer: false,
             added_bytes: None,
-            reason: None,
             ops_since_layer: Arc::default(),
         }
     }
@@ -367,14 +358,6 @@ impl<'a> Solver<'a> {
         let step = self.plan.step(id);
         let place = (0..id.0).filter(|earlier| self.plan.steps[*earlier].stage == step.stage).count();
         format!("{}\n{}\n{place}", self.settings.slot, step.stage)
-    }
-
-    fn reason(&self, id: StepId, facts: &Facts, unknown: &[&str]) -> Result<Reason> {
-        let Some(nearest) = self.records.nearest(facts, &self.slot(id))? else {
-            return Ok(Reason::NeverBuilt);
-        };
-        let differences = crate::cache::explain::differences(&nearest.facts, facts, unknown);
-        Ok(if differences.is_empty() { Reason::Lost } else { Reason::Changed(differences) })
     }
 
     fn created(&self) -> String {

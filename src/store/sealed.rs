@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -22,6 +22,7 @@ use crate::diag::Result;
 use crate::digest::Digest;
 
 const MAX_SIZE_BYTES: u64 = 64 << 20;
+const USUAL_SIZE_BYTES: usize = 2048;
 /// `sha256:` and 64 digits between two newlines.
 const SEAL_SIZE_BYTES: usize = 73;
 
@@ -33,7 +34,8 @@ pub(super) fn read(dir: BorrowedFd<'_>, name: &str) -> std::io::Result<Option<Ve
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
-    let mut bytes = Vec::new();
+    // Most are a few hundred bytes: one read, and one that finds the end.
+    let mut bytes = Vec::with_capacity(USUAL_SIZE_BYTES);
     match file.take(MAX_SIZE_BYTES).read_to_end(&mut bytes) {
         Ok(_) => Ok(unseal(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => Ok(None),
@@ -56,14 +58,34 @@ pub(super) fn write(inner: &Inner, dir: BorrowedFd<'_>, name: &str, bytes: &[u8]
     let cannot_write = |errno| inner.error(format_args!("write `{name}`"), errno);
     let (bench, beside) = inner.workspace.fresh().map_err(cannot_write)?;
     create(bench.fd(), &beside, bytes)
-        .and_then(|()| rustix::fs::renameat(bench.fd(), &beside, dir, name).map_err(Into::into))
+        .and_then(|()| publish(bench.fd(), &beside, dir, name).map_err(Into::into))
         .map_err(|error| {
-            let _ = rustix::fs::unlinkat(bench.fd(), &beside, rustix::fs::AtFlags::empty());
+            let _ = rustix::fs::unlinkat(bench.fd(), &beside, AtFlags::empty());
             inner.error(format_args!("write `{name}`"), error)
         })
 }
 
 /// Makes the file in place, for a directory that is itself renamed into place later.
+/// Renames `beside` to `name`, in place of what is there. Not by a plain rename over it: to that ext4
+/// (`auto_da_alloc`) adds a write to the disk, which costs more than all else here, and of which a file
+/// that tells whether it is whole has no use.
+fn publish(from: BorrowedFd<'_>, beside: &str, dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<()> {
+    loop {
+        match rustix::fs::renameat_with(from, beside, dir, name, RenameFlags::NOREPLACE) {
+            Err(Errno::EXIST) => {}
+            // A filesystem without these flags.
+            Err(Errno::INVAL) => return rustix::fs::renameat(from, beside, dir, name),
+            result => return result,
+        }
+        match rustix::fs::renameat_with(from, beside, dir, name, RenameFlags::EXCHANGE) {
+            Ok(()) => return rustix::fs::unlinkat(from, beside, AtFlags::empty()),
+            // Gone in between.
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
 pub(super) fn create(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?;

@@ -4,8 +4,9 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -16,7 +17,7 @@ const MAX_DEPTH: usize = 64;
 
 pub(super) struct Trash {
     dir: Arc<TrashDir>,
-    worker: Arc<Mutex<Worker>>,
+    worker: Arc<(Mutex<Worker>, Condvar)>,
 }
 
 #[derive(Default)]
@@ -24,8 +25,13 @@ struct Worker {
     is_running: bool,
     /// Something was added since the running walk began.
     is_asked_again: bool,
+    /// The thread is to end when the trash is empty.
+    is_ending: bool,
     thread: Option<JoinHandle<()>>,
 }
+
+/// How long the thread waits for more: one that is there costs a step less than a new one.
+const LINGER: Duration = Duration::from_millis(500);
 
 struct TrashDir {
     fd: OwnedFd,
@@ -50,13 +56,16 @@ impl Trash {
         let mut worker = lock(&self.worker);
         if worker.is_running {
             worker.is_asked_again = true;
+            self.worker.1.notify_one();
             return;
         }
         let (dir, shared) = (Arc::clone(&self.dir), Arc::clone(&self.worker));
         let spawned = std::thread::Builder::new().name("trash".into()).spawn(move || {
             loop {
                 dir.delete_all();
-                let mut worker = lock(&shared);
+                let idle = |worker: &mut Worker| !worker.is_asked_again && !worker.is_ending;
+                let waited = shared.1.wait_timeout_while(lock(&shared), LINGER, idle);
+                let (mut worker, _) = waited.unwrap_or_else(PoisonError::into_inner);
                 if !std::mem::take(&mut worker.is_asked_again) {
                     worker.is_running = false;
                     return;
@@ -70,17 +79,23 @@ impl Trash {
         }
     }
 
-    /// Waits for the background thread.
+    /// Waits until the background thread has deleted what it can.
     pub(super) fn finish(&self) {
-        let thread = lock(&self.worker).thread.take();
+        let thread = {
+            let mut worker = lock(&self.worker);
+            worker.is_ending = true;
+            self.worker.1.notify_one();
+            worker.thread.take()
+        };
         if let Some(thread) = thread {
             let _ = thread.join();
         }
+        lock(&self.worker).is_ending = false;
     }
 }
 
-fn lock(worker: &Mutex<Worker>) -> MutexGuard<'_, Worker> {
-    worker.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(worker: &(Mutex<Worker>, Condvar)) -> MutexGuard<'_, Worker> {
+    worker.0.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl TrashDir {

@@ -305,6 +305,7 @@ fn results_take_every_form() {
 }
 
 /// What skopeo prints; nothing where it is not installed.
+#[allow(clippy::print_stderr)] // It says what it cannot check.
 fn skopeo(args: &[&str]) -> Option<Vec<u8>> {
     let Ok(output) = Command::new("skopeo").args(args).output() else {
         eprintln!("not checked by skopeo, which is not installed");

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::path::Path;
 
 use wythe::digest::Digest;
 use wythe::layer::{Compression, compress, decompress};
@@ -64,12 +63,7 @@ fn gzip_bytes_are_pinned() {
     let text = text(2_500_000);
     let digests: Vec<String> =
         [1, 6, 9].map(|level| Digest::of(&gzip(&mut &text[..], level, 2)).hex()[..16].to_owned()).into();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/layer/gzip.digests");
-    let digests = digests.join("\n") + "\n";
-    if option_env!("BLESS").is_some() {
-        fs::write(&path, &digests).unwrap();
-    }
-    assert_eq!(fs::read_to_string(&path).unwrap(), digests);
+    crate::check_golden(&crate::testdata("layer").join("gzip.digests"), (digests.join("\n") + "\n").as_bytes());
 }
 
 #[test]
@@ -111,7 +105,7 @@ fn plain(compressed: &[u8]) -> io::Result<Vec<u8>> {
 /// of one is mistaken for the whole.
 #[test]
 fn every_format_is_read_to_its_end() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/layer/compressed");
+    let dir = crate::testdata("layer").join("compressed");
     let expected = fs::read(dir.join("plain")).unwrap();
     let mut count = 0;
     for entry in fs::read_dir(&dir).unwrap() {
@@ -144,7 +138,7 @@ fn every_format_is_read_to_its_end() {
 
 #[test]
 fn a_wrong_checksum_is_found() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/layer/compressed");
+    let dir = crate::testdata("layer").join("compressed");
     for (name, from_end) in [("one.gz", 8), ("one.zst", 1), ("one.xz", 40), ("one.bz2", 3)] {
         let mut compressed = fs::read(dir.join(name)).unwrap();
         let at = compressed.len() - from_end;
@@ -163,7 +157,7 @@ fn what_is_not_compressed_passes() {
 #[test]
 fn memory_for_xz_is_bounded() {
     // A block header that asks for a dictionary of 4 GiB - 1.
-    let mut xz = fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/layer/compressed/one.xz")).unwrap();
+    let mut xz = fs::read(crate::testdata("layer").join("compressed/one.xz")).unwrap();
     let header = 12..12 + (usize::from(xz[12]) + 1) * 4;
     let at = xz[header.clone()].windows(2).position(|pair| pair == [0x21, 1]).unwrap() + header.start + 2;
     xz[at] = 40;

@@ -15,6 +15,7 @@ mod progress;
 mod registry;
 mod sandbox;
 mod server;
+mod step;
 mod store;
 mod tidy;
 mod tree;

@@ -33,6 +33,7 @@ struct Registry {
 
 impl Registry {
     /// `None`, said on standard error, where it is not installed. `users` are lines of `htpasswd`.
+    #[allow(clippy::print_stderr)]
     fn start(users: Option<&str>) -> Option<Self> {
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let path = |name: &str| dir.path().join(name);
@@ -86,6 +87,7 @@ fn done(sandbox: &Sandbox, args: &[&str]) -> String {
     String::from_utf8(ended.stdout).unwrap()
 }
 
+#[allow(clippy::print_stderr)] // It says what it cannot check.
 fn skopeo(args: &[&str]) -> Option<Value> {
     let Ok(output) = Command::new("skopeo").args(args).output() else {
         eprintln!("not checked by skopeo, which is not installed");

@@ -122,6 +122,9 @@ fn a_context_is_roots_and_read_only() {
     assert_eq!(ran.output, expected);
     check(&bench, "cat /in.txt", vec![at("/in.txt", context(&context_dir, "a.txt", true))], "alpha\n", &[]);
     check(&bench, "ls /in", vec![at("/in", context(&context_dir, "/dir", true))], "one\n", &[]);
+    // A file system that maps no ids shows everything as nobody's.
+    let kernel = context(Path::new("/sys/kernel"), "/", true);
+    check(&bench, "stat -c %u /in; test -d /in/mm", vec![at("/in", kernel)], "65534\n", &[]);
 }
 
 #[test]
@@ -311,6 +314,10 @@ fn targets_of_the_wrong_kind_are_refused() {
         "a directory is to be mounted, and the target is a file",
     );
     check(at("/etc/passwd/x", file("", 0o444)), "Not a directory (os error 20)");
+    for target in ["/", "//.", ""] {
+        let error = with_mounts(&bench, "true", vec![at(target, MountKind::Tmpfs { size_bytes: None })]).exit;
+        assert_eq!(error.unwrap_err().message, "cannot mount on `/`");
+    }
     check(at("/proc/self/fd/0/x", file("", 0o444)), "Too many levels of symbolic links (os error 40)");
 }
 
