@@ -212,8 +212,9 @@ fn images_go_through_files() {
     assert_eq!(done(&second, &["images", "-q"]), id);
     // Compressed and through a pipe, as `docker save | gzip` is carried about.
     let third = Sandbox::new();
-    let gzip = Command::new("gzip").arg("-c").arg(&file).stdout(Stdio::piped()).spawn().unwrap();
-    let loaded = third.command(&["load"]).stdin(gzip.stdout.unwrap()).output().unwrap();
+    let mut gzip = Command::new("gzip").arg("-c").arg(&file).stdout(Stdio::piped()).spawn().unwrap();
+    let loaded = third.command(&["load"]).stdin(gzip.stdout.take().unwrap()).output().unwrap();
+    assert!(gzip.wait().unwrap().success());
     assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
     assert_eq!(done(&third, &["images", "-q"]), id);
     let left: Vec<_> = std::fs::read_dir(third.path("store/tmp")).unwrap().map(|entry| entry.unwrap().path()).collect();
