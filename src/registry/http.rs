@@ -217,7 +217,10 @@ impl Http {
                     let host = call.url.authority().map_or("", |authority| authority.as_str());
                     let error = match self.is_canceled() {
                         true => Diagnostic::error("the transfer was canceled"),
-                        false => Diagnostic::error(format!("cannot reach `{host}`")).caused_by(broken.why),
+                        false => {
+                            let through = if self.proxy(&call.url).is_some() { " through the proxy" } else { "" };
+                            Diagnostic::error(format!("cannot reach `{host}`{through}")).caused_by(broken.why)
+                        }
                     };
                     return Err(error);
                 }
@@ -268,18 +271,22 @@ impl Http {
     /// The agent for this address: they differ in the proxy.
     fn agent(&self, url: &Uri) -> std::result::Result<&Agent, String> {
         let is_tls = url.scheme_str() == Some("https");
-        let host = host_of(url.authority().map_or("", |authority| authority.as_str()));
-        let proxies = &self.options.proxies;
-        let proxy = if is_tls { &proxies.https } else { &proxies.http };
-        let (slot, proxy) = match proxy {
-            Some(proxy) if !is_loopback(host) && !proxies.excepts(host) => {
-                let parsed =
-                    Proxy::new(proxy).map_err(|error| format!("the proxy `{proxy}` is no address: {error}"))?;
+        let (slot, proxy) = match self.proxy(url) {
+            Some(proxy) => {
+                // It may hold a password, and so is not shown.
+                let parsed = Proxy::new(proxy).map_err(|error| format!("the proxy is no address: {error}"))?;
                 (&self.proxied[usize::from(is_tls)], Some(parsed))
             }
-            _ => (&self.direct, None),
+            None => (&self.direct, None),
         };
         Ok(slot.get_or_init(|| self.new_agent(proxy)))
+    }
+
+    fn proxy(&self, url: &Uri) -> Option<&str> {
+        let proxies = &self.options.proxies;
+        let proxy = if url.scheme_str() == Some("https") { &proxies.https } else { &proxies.http };
+        let host = host_of(url.authority().map_or("", |authority| authority.as_str()));
+        proxy.as_deref().filter(|_| !is_loopback(host) && !proxies.excepts(host))
     }
 
     fn new_agent(&self, proxy: Option<Proxy>) -> Agent {
@@ -324,6 +331,10 @@ fn broken(error: ureq::Error) -> Broken {
         ureq::Error::Io(error) if error.to_string().starts_with("failed to lookup address") => {
             Broken { why: "there is no such host, or no network".into(), may_pass: false }
         }
+        // How TLS says that a certificate is not trusted.
+        ureq::Error::Io(error) if error.kind() == ErrorKind::InvalidData => {
+            Broken { why: format!("{error} (`SSL_CERT_FILE` names certificates to trust)"), may_pass: false }
+        }
         ureq::Error::Io(error) => {
             let lasts = matches!(
                 error.kind(),
@@ -332,8 +343,6 @@ fn broken(error: ureq::Error) -> Broken {
                     | ErrorKind::NetworkUnreachable
                     | ErrorKind::PermissionDenied
                     | ErrorKind::AddrNotAvailable
-                    // How TLS says that a certificate is not trusted.
-                    | ErrorKind::InvalidData
             );
             Broken { why: error.to_string(), may_pass: !lasts }
         }
