@@ -15,6 +15,9 @@ machine := $(shell uname -m)
 musl := $(machine)-unknown-linux-musl
 max_bytes := 8000000
 
+# The C in TLS needs nothing of a libc: the system's compiler makes it for musl, too.
+export CC_$(subst -,_,$(musl)) ?= cc
+
 .PHONY: all demo test bench release install deps fmt fmt-check lint clean
 .DELETE_ON_ERROR:
 

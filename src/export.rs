@@ -15,6 +15,7 @@ use crate::image::archive::{self, Contents, Format, ImageContents};
 use crate::image::manifest::Descriptor;
 use crate::image::{ImageConfig, Platform, Reference};
 use crate::layer::{self, Compression};
+use crate::registry::{self, Meter, Package};
 use crate::solve::{Layers, Stack};
 use crate::store::{ImageLayer, ImageRecord};
 
@@ -43,6 +44,11 @@ pub enum Output {
     Tar {
         destination: Destination,
     },
+    /// Pushed to the registries of the names; of these, or else of the image's.
+    Registry {
+        names: Vec<Reference>,
+        compression: Compression,
+    },
     /// The local store alone.
     Store,
 }
@@ -60,7 +66,7 @@ impl Output {
             Self::Oci { destination, .. } | Self::Docker { destination, .. } | Self::Tar { destination } => {
                 Some(destination)
             }
-            Self::OciDirectory { .. } | Self::Local { .. } | Self::Store => None,
+            Self::OciDirectory { .. } | Self::Local { .. } | Self::Registry { .. } | Self::Store => None,
         }
     }
 }
@@ -131,7 +137,8 @@ pub fn export(
                 file.finish()?;
             }
             Output::Local { directory } => local(&rootfs(&images[0], layers)?, directory, host)?,
-            Output::Store => {}
+            // When the image has its names, so that a push can be repeated.
+            Output::Registry { .. } | Output::Store => {}
         }
     }
     for (image, id) in images.iter().zip(&exported.image_ids) {
@@ -151,7 +158,36 @@ pub fn export(
             host.store.put_image(name, &record)?;
         }
     }
+    for output in outputs {
+        if let Output::Registry { names: own, compression } = output {
+            let names = if own.is_empty() { names } else { own };
+            exported.manifest = Some(push(images, names, host, *compression, layers)?);
+        }
+    }
     Ok(exported)
+}
+
+fn push(
+    images: &[Built],
+    names: &[Reference],
+    host: &Host<'_>,
+    compression: Compression,
+    layers: &Layers<'_>,
+) -> Result<Descriptor> {
+    if names.is_empty() {
+        return Err(Diagnostic::error("an image without a name cannot be pushed").hint("name it with `-t`"));
+    }
+    let package = Package::assembled(contents(images, names, host, layers, compression)?.images)?;
+    let root = package.root().clone();
+    for name in names {
+        let title = format!("[push] {}", name.familiar());
+        Meter::show(host.reporter, host.numbers.next(), &title, |meter| {
+            registry::push(host.registry, host.store, &package, name, meter)?;
+            meter.say(&format!("{}@{}", name.name(), root.digest));
+            Ok(())
+        })?;
+    }
+    Ok(root)
 }
 
 fn archive(

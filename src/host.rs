@@ -9,13 +9,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::container::{Container, Exit, Spawner};
 use crate::diag::Result;
 use crate::image::archive::Selector;
-use crate::progress::Reporter;
+use crate::progress::{Numbers, Reporter};
+use crate::registry;
 use crate::store::Store;
 
 pub struct Host<'a> {
     pub store: &'a Store,
     pub executor: &'a dyn Executor,
     pub reporter: &'a dyn Reporter,
+    /// The numbers of what is reported.
+    pub numbers: Numbers,
+    pub registry: &'a registry::Client,
+    pub pulls: Pulls,
     /// When the build began, in seconds since the epoch: the only time that gets into an image.
     pub now: i64,
     /// The clock that stamps files (`CLOCK_REALTIME_COARSE`) when the build began, in seconds since the
@@ -29,6 +34,17 @@ pub struct Host<'a> {
     pub secrets: BTreeMap<String, Secret>,
     /// Set once when the build is to stop (Ctrl-C, the first failure).
     pub canceled: &'a AtomicBool,
+}
+
+/// `--pull`: when a registry is asked for an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pulls {
+    Never,
+    /// When the local store has none of that name.
+    #[default]
+    Missing,
+    /// In every build; what is there already is not fetched again.
+    Always,
 }
 
 /// The build context.

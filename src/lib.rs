@@ -15,6 +15,7 @@ pub mod store;
 pub mod plan;
 pub mod cache;
 pub mod container;
+pub mod registry;
 pub mod copy;
 pub mod host;
 pub mod resolve;

@@ -1,10 +1,12 @@
-//! From the names a Dockerfile uses to images: named contexts first, then the local store.
+//! From the names a Dockerfile uses to images: named contexts first, then the local store, then a
+//! registry.
 
 use crate::diag::{self, Diagnostic, Result};
-use crate::host::{Host, NamedContext};
+use crate::host::{Host, NamedContext, Pulls};
 use crate::image::archive::Archive;
 use crate::image::{ImageConfig, Reference, validate};
 use crate::plan::Wanted;
+use crate::registry::{self, Meter};
 use crate::store::ImageRecord;
 
 /// What a name stands for.
@@ -29,32 +31,58 @@ pub fn resolve(wanted: &Wanted, host: &Host<'_>) -> Result<Resolved> {
             let record = host.store.import_image(&archive, &image, &image.platform).map_err(located)?;
             finish(record, host)
         }
-        Some(NamedContext::Image(reference)) => of_store(reference, wanted, host).map_err(located),
-        None => of_store(&wanted.key.name, wanted, host).map_err(located),
+        Some(NamedContext::Image(reference)) => of_name(reference, wanted, host).map_err(located),
+        None => of_name(&wanted.key.name, wanted, host).map_err(located),
     }
 }
 
-fn of_store(name: &str, wanted: &Wanted, host: &Host<'_>) -> Result<Resolved> {
+fn of_name(name: &str, wanted: &Wanted, host: &Host<'_>) -> Result<Resolved> {
     let reference: Reference =
         name.parse().map_err(|why| Diagnostic::error(format!("`{name}` is no image reference: {why}")))?;
-    if let Some(record) = host.store.image(&reference, &wanted.key.platform)? {
+    let platform = &wanted.key.platform;
+    if host.pulls != Pulls::Always
+        && let Some(record) = host.store.image(&reference, platform)?
+    {
         return finish(record, host);
     }
-    let others: Vec<_> =
-        host.store.images_named(&reference)?.iter().map(|record| record.platform.to_string()).collect();
+    if host.pulls == Pulls::Never {
+        return Err(not_stored(name, &reference, wanted, host)?);
+    }
+    let title = format!("[pull] {}", reference.familiar());
+    let pulled = Meter::show(host.reporter, host.numbers.next(), &title, |meter| {
+        registry::pull(host.registry, host.store, &reference, platform, meter)
+    });
+    match pulled {
+        Ok(record) => finish(record, host),
+        // What is in the store may be what was meant.
+        Err(error) => Err(match nearest(&reference, host)? {
+            Some(nearest) if nearest != reference.familiar() => error.hint(format!("did you mean `{nearest}`?")),
+            _ => error,
+        }),
+    }
+}
+
+/// Says what the store has instead.
+fn not_stored(name: &str, reference: &Reference, wanted: &Wanted, host: &Host<'_>) -> Result<Diagnostic> {
+    let others: Vec<_> = host.store.images_named(reference)?.iter().map(|record| record.platform.to_string()).collect();
     if !others.is_empty() {
-        return Err(Diagnostic::error(format!(
+        return Ok(Diagnostic::error(format!(
             "the image `{name}` of the local store is for {}, not for {}",
             others.join(", "),
             wanted.key.platform
         )));
     }
-    let names: Vec<_> = host.store.images()?.keys().map(Reference::familiar).collect();
     let error = Diagnostic::error(format!("there is no image `{name}` in the local store"));
-    Err(match diag::nearest(&reference.familiar(), names.iter().map(String::as_str)) {
+    Ok(match nearest(reference, host)? {
         Some(nearest) => error.hint(format!("did you mean `{nearest}`?")),
-        None => error.hint(format!("give one with `--build-context {name}=oci-layout://DIR`")),
+        None => error.hint("without `--pull=never` it is looked for in its registry"),
     })
+}
+
+/// The name in the local store that is most like this one.
+fn nearest(reference: &Reference, host: &Host<'_>) -> Result<Option<String>> {
+    let names: Vec<_> = host.store.images()?.keys().map(Reference::familiar).collect();
+    Ok(diag::nearest(&reference.familiar(), names.iter().map(String::as_str)).map(str::to_owned))
 }
 
 fn finish(record: ImageRecord, host: &Host<'_>) -> Result<Resolved> {

@@ -29,6 +29,25 @@ pub enum Command {
     /// Show what the cache holds, why a step would miss, or make room
     #[command(subcommand)]
     Cache(Cache),
+    /// Fetch an image from its registry into the local store
+    Pull(Pull),
+    /// Send an image of the local store to a registry
+    Push(Push),
+    /// Take the images of an archive into the local store
+    Load {
+        /// A tar of `docker save` or an OCI layout [default: standard input]
+        #[arg(short, long, value_name = "FILE")]
+        input: Option<PathBuf>,
+    },
+    /// Write an image of the local store to a file that `docker load` and `podman load` read
+    Save {
+        /// Names of one image
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// [default: standard output]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// List the images of the local store
     Images(Images),
     /// Give an image another name
@@ -82,6 +101,47 @@ pub enum Cache {
 }
 
 #[derive(Debug, Args)]
+pub struct Transfer {
+    /// Speak plain http to this registry; may be given several times
+    #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
+    pub insecure_registries: Vec<String>,
+
+    /// How progress is shown
+    #[arg(long, value_name = "MODE", value_parser = ["auto", "plain", "tty", "quiet", "none", "rawjson"])]
+    pub progress: Option<String>,
+
+    /// Print nothing but the result
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Pull {
+    #[arg(value_name = "NAME[:TAG]")]
+    pub image: String,
+
+    /// The platform [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<String>,
+
+    #[command(flatten)]
+    pub transfer: Transfer,
+}
+
+#[derive(Debug, Args)]
+pub struct Push {
+    /// A name in the local store or the beginning of an image ID
+    pub image: String,
+
+    /// What it is called in the registry [default: its name]
+    #[arg(value_name = "NAME[:TAG]")]
+    pub destination: Option<String>,
+
+    #[command(flatten)]
+    pub transfer: Transfer,
+}
+
+#[derive(Debug, Args)]
 pub struct Images {
     /// Print JSON
     #[arg(long)]
@@ -105,7 +165,7 @@ pub struct Build {
     #[arg(short, long = "tag", value_name = "NAME[:TAG]")]
     pub tags: Vec<String>,
 
-    /// Where the result goes: type=oci|docker|local|tar,dest=FILE, a directory, or `-` for a tar on standard output
+    /// Where the result goes: type=oci|docker|local|tar,dest=FILE, type=registry, a directory, or `-` for a tar on standard output
     #[arg(short, long = "output", value_name = "DEST")]
     pub outputs: Vec<String>,
 
@@ -117,7 +177,7 @@ pub struct Build {
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub build_args: Vec<String>,
 
-    /// Another context: a directory, oci-layout://DIR[:TAG], or docker-image://NAME of the local store
+    /// Another context: a directory, oci-layout://DIR[:TAG], or docker-image://NAME
     #[arg(long = "build-context", value_name = "NAME=PATH")]
     pub build_contexts: Vec<String>,
 
@@ -185,13 +245,23 @@ pub struct Build {
     #[arg(long, hide = true, value_name = "NAME")]
     pub builder: Option<String>,
 
+    /// When to ask registries for images: always, missing (from the local store) or never
+    #[arg(long, value_name = "WHEN", num_args = 0..=1, require_equals = true, default_missing_value = "always",
+          overrides_with = "pull",
+          value_parser = ["always", "missing", "never", "newer", "true", "false"])]
+    pub pull: Option<String>,
+
+    /// Push the image to the registries of its names, as `-o type=registry` does
+    #[arg(long)]
+    pub push: bool,
+
+    /// Speak plain http to this registry; may be given several times
+    #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
+    pub insecure_registries: Vec<String>,
+
     // Known to users of docker, not to be had here: refused with a reason.
     #[arg(long, hide = true)]
-    pub push: bool,
-    #[arg(long, hide = true)]
     pub load: bool,
-    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub pull: Option<String>,
     #[arg(long, hide = true)]
     pub ssh: Vec<String>,
     #[arg(long, hide = true)]

@@ -16,8 +16,9 @@ use crate::build::{self, Request};
 use crate::container::Spawner;
 use crate::diag::{Context as _, Diagnostic, Source};
 use crate::export::{Destination, Output};
-use crate::host::{Host, LocalContext};
+use crate::host::{Host, LocalContext, Pulls};
 use crate::image::{Platform, Reference};
+use crate::layer::Compression;
 use crate::plan::{self, Network};
 use crate::progress::{self, Reporter};
 use crate::solve::{NoCache, Settings};
@@ -38,12 +39,16 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     let spawner = Spawner::fork()?;
     let (interrupts, stop) = Interrupts::block()?;
     let store = Store::open(root)?;
-    let reporter = reporter(&arguments)?;
+    let reporter = reporter(arguments.progress.as_deref(), arguments.quiet)?;
+    let registry = super::registry::client(&arguments.insecure_registries);
     let canceled = AtomicBool::new(false);
     let host = Host {
         store: &store,
         executor: &spawner,
         reporter: &*reporter,
+        numbers: progress::Numbers::default(),
+        registry: &registry,
+        pulls: pulls(&arguments),
         now: request.epoch.unwrap_or_else(now),
         files_now: files_now(),
         context: Some(context),
@@ -54,6 +59,7 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     let built = std::thread::scope(|scope| {
         let watch = interrupts.watch(scope, stop, |urgency| {
             canceled.store(true, Ordering::Relaxed);
+            registry.cancel();
             let _ = spawner.kill_all(match urgency {
                 Urgency::Gently => Signal::TERM,
                 Urgency::AtOnce => Signal::KILL,
@@ -96,11 +102,15 @@ pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
     let (request, context, world) = request(&arguments)?;
     let store = Store::open(root)?;
+    let registry = super::registry::client(&arguments.insecure_registries);
     let canceled = AtomicBool::new(false);
     let host = Host {
         store: &store,
         executor: &NothingRuns,
         reporter: &progress::Silent,
+        numbers: progress::Numbers::default(),
+        registry: &registry,
+        pulls: pulls(&arguments),
         now: request.epoch.unwrap_or_else(now),
         files_now: files_now(),
         context: Some(context),
@@ -146,14 +156,8 @@ struct World {
 /// Options of docker that would change the result or promise something we do not do.
 fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     let refuse = |option: &str, why: &str| Err(usage(format!("`{option}` is not supported: {why}")));
-    if arguments.push {
-        return refuse("--push", "write an OCI tar with `-o type=oci,dest=FILE` and push it with skopeo");
-    }
     if arguments.load {
         return refuse("--load", "write `-o type=docker,dest=FILE` and load it with `docker load` or `podman load`");
-    }
-    if arguments.pull.as_deref().is_some_and(|pull| pull != "false") {
-        return refuse("--pull", "images come from the local store and from `--build-context`");
     }
     if !arguments.ssh.is_empty() {
         return refuse("--ssh", "agents are not forwarded yet");
@@ -232,7 +236,18 @@ fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure>
         .iter()
         .map(|tag| tag.parse::<Reference>().map_err(|why| usage(format!("`-t {tag}`: {why}"))))
         .collect::<Result<Vec<_>, _>>()?;
-    let outputs = arguments.outputs.iter().map(|text| output::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let mut outputs = arguments.outputs.iter().map(|text| output::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let is_pushed = |outputs: &[Output]| outputs.iter().any(|output| matches!(output, Output::Registry { .. }));
+    if arguments.push && !is_pushed(&outputs) {
+        outputs.push(Output::Registry { names: Vec::new(), compression: Compression::DEFAULT });
+    }
+    // Before an hour of building rather than after it.
+    if outputs
+        .iter()
+        .any(|output| matches!(output, Output::Registry { names: own, .. } if own.is_empty() && names.is_empty()))
+    {
+        return Err(usage("an image without a name cannot be pushed: name it with `-t`"));
+    }
     check_outputs(&outputs, &platforms, arguments.quiet)?;
     let no_cache = if arguments.no_cache {
         NoCache::All
@@ -359,12 +374,21 @@ fn check_outputs(outputs: &[Output], platforms: &[Platform], is_quiet: bool) -> 
     Ok(())
 }
 
-fn reporter(arguments: &Build) -> Result<Box<dyn Reporter>, Failure> {
-    if arguments.quiet {
+/// When registries are asked.
+fn pulls(arguments: &Build) -> Pulls {
+    match arguments.pull.as_deref() {
+        Some("always" | "newer" | "true") => Pulls::Always,
+        Some("never") => Pulls::Never,
+        _ => Pulls::Missing,
+    }
+}
+
+pub fn reporter(mode: Option<&str>, is_quiet: bool) -> Result<Box<dyn Reporter>, Failure> {
+    if is_quiet {
         return Ok(Box::new(progress::Silent));
     }
-    let mode = match &arguments.progress {
-        Some(mode) => mode.clone(),
+    let mode = match mode {
+        Some(mode) => mode.to_owned(),
         None => std::env::var("BUILDKIT_PROGRESS").unwrap_or_else(|_| "auto".into()),
     };
     let is_terminal = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");

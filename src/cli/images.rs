@@ -147,7 +147,7 @@ pub fn inspect(store: &Store, images: &[String]) -> std::result::Result<ExitCode
 
 /// All names of the image that `text` names (for this machine's platform, or the only one) or
 /// whose ID it begins, and the image.
-fn find(store: &Store, text: &str) -> Result<(Vec<Reference>, ImageRecord)> {
+pub fn find(store: &Store, text: &str) -> Result<(Vec<Reference>, ImageRecord)> {
     if let Ok(reference) = text.parse::<Reference>() {
         let images = store.images_named(&reference)?;
         let here = images.iter().position(|image| image.platform == Platform::host()).unwrap_or(0);

@@ -18,6 +18,7 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
     }
     let (mut kind, mut dest, mut is_tar) = (None, None, true);
     let (mut compression, mut level) = (None, None);
+    let (mut is_pushed, mut names) = (false, Vec::new());
     for (key, value) in fields(text) {
         let value = value.ok_or_else(|| wrong(format!("`{key}` has no value")))?;
         match key.as_str() {
@@ -29,11 +30,14 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
                 level = Some(value.parse().map_err(|_| wrong(format!("the level `{value}` is no number")))?);
             }
             "oci-mediatypes" if flag(&value) == Some(true) => {}
-            "push" if flag(&value) == Some(false) => {}
             "push" => {
-                return Err(wrong("pushing is not supported yet; write an OCI tar and push it with skopeo".into()));
+                is_pushed = flag(&value).ok_or_else(|| wrong(format!("`push={value}` is neither true nor false")))?
             }
-            "name" => return Err(wrong("name the image with `-t`".into())),
+            "name" => {
+                for name in value.split(',') {
+                    names.push(name.parse().map_err(|why| wrong(format!("`{name}`: {why}")))?);
+                }
+            }
             _ => return Err(wrong(format!("there is no key `{key}` here"))),
         }
     }
@@ -52,6 +56,12 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
         Some(path) => Some(Destination::Path(PathBuf::from(path))),
         None => None,
     };
+    if !names.is_empty() && kind != "registry" && !(kind == "image" && is_pushed) {
+        return Err(wrong("name the image with `-t`".into()));
+    }
+    if is_pushed && kind != "image" && kind != "registry" {
+        return Err(wrong(format!("`push=true` does not go with `type={kind}`: use type=registry")));
+    }
     let missing = || wrong(format!("`type={kind}` needs `dest=`"));
     Ok(match kind.as_str() {
         "oci" if !is_tar => match destination.ok_or_else(missing)? {
@@ -72,12 +82,13 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
             Destination::Path(directory) => Output::Local { directory },
             Destination::Stdout => return Err(wrong("a directory cannot go to standard output; use type=tar".into())),
         },
+        "registry" => Output::Registry { names, compression },
+        "image" if is_pushed => Output::Registry { names, compression },
         "image" | "cacheonly" => Output::Store,
-        "registry" => {
-            return Err(wrong("pushing is not supported yet; write an OCI tar and push it with skopeo".into()));
-        }
         other => {
-            return Err(wrong(format!("there is no type `{other}`: use oci, docker, local, tar, image or cacheonly")));
+            return Err(wrong(format!(
+                "there is no type `{other}`: use oci, docker, local, tar, registry, image or cacheonly"
+            )));
         }
     })
 }
@@ -107,6 +118,17 @@ mod tests {
             parsed("type=oci,dest=d,tar=false"),
             Some(Output::OciDirectory { directory: "d".into(), compression: Compression::DEFAULT })
         );
+        let pushed = |names: &[&str]| {
+            let names = names.iter().map(|name| name.parse().unwrap()).collect();
+            Some(Output::Registry { names, compression: Compression::DEFAULT })
+        };
+        assert_eq!(parsed("type=registry"), pushed(&[]));
+        assert_eq!(parsed("type=image,push=true"), pushed(&[]));
+        assert_eq!(parsed("type=image,push=false"), Some(Output::Store));
+        assert_eq!(parsed("type=image,\"name=a.test/b,a.test/c:1\",push=true"), pushed(&["a.test/b", "a.test/c:1"]));
+        for wrong in ["type=oci,dest=x,push=true", "type=image,name=a", "type=registry,name=A"] {
+            assert_eq!(parsed(wrong), None, "{wrong}");
+        }
         for wrong in ["type=oci", "type=frob,dest=x", "dest=x", "type=oci,dest=x,frob=1", "type=oci,dest=-,tar=false"] {
             assert_eq!(parsed(wrong), None, "{wrong}");
         }

@@ -22,6 +22,7 @@ mod ticker;
 pub mod units;
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::diag::Diagnostic;
@@ -44,6 +45,16 @@ pub enum Outcome {
 /// Numbers steps in the order they are first told of: `#1`, `#2`, ….
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Number(pub usize);
+
+/// Gives out numbers, from `#1` on.
+#[derive(Debug, Default)]
+pub struct Numbers(AtomicUsize);
+
+impl Numbers {
+    pub fn next(&self) -> Number {
+        Number(self.0.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
 
 #[derive(Clone, Debug)]
 pub enum Event<'a> {

@@ -300,8 +300,12 @@ impl Solver<'_> {
                             .map_err(|error| locate(error, Some(path)))?;
                     }
                 }
+                (CopySource::Url(url), Read::Downloaded(download)) => {
+                    let landing = Landing { unpacks: copy.unpack == Some(true), ..landing.clone() };
+                    self.land_download(download, root.as_fd(), &landing).map_err(|error| locate(error, Some(url)))?;
+                }
                 // Refused when the key was made.
-                (CopySource::Url(_) | CopySource::Git(_), _) => unreachable!("downloads have no key"),
+                (CopySource::Url(_) | CopySource::Git(_), _) => unreachable!("it has no key"),
             }
         }
         self.remember_listing(key)

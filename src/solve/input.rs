@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::download::{Downloaded, Downloads};
 use super::{Solver, Stack};
 use crate::context::{Blame, Form, HashIndex, IgnoreRules, Listing, Request, Tree, lines, select};
 use crate::diag::{Context as _, Diagnostic, Result, Source, Span};
@@ -29,6 +30,7 @@ impl Opened {
 #[derive(Default)]
 pub(super) struct Inputs {
     contexts: Mutex<BTreeMap<PathBuf, Arc<Opened>>>,
+    pub downloads: Downloads,
 }
 
 /// What a step was found to read, in the order of its sources and mounts.
@@ -48,6 +50,7 @@ pub(super) enum Read {
     /// Files of a rootfs, which cannot change: listed again when they are copied.
     Immutable,
     Heredoc,
+    Downloaded(Downloaded),
 }
 
 impl Reads {
@@ -55,7 +58,7 @@ impl Reads {
     pub fn lines(&self) -> Vec<Vec<u8>> {
         let listed = self.sources.iter().filter_map(|read| match read {
             Read::Listed { listing, .. } => Some(listing),
-            Read::Immutable | Read::Heredoc => None,
+            Read::Immutable | Read::Heredoc | Read::Downloaded(_) => None,
         });
         listed.flat_map(|listing| lines::lines(listing)).collect()
     }
@@ -161,10 +164,14 @@ impl Solver<'_> {
                     hasher.field(file.name.as_bytes());
                     (Digest::of(file.content.as_bytes()), Read::Heredoc)
                 }
-                CopySource::Url(url) | CopySource::Git(url) => {
+                CopySource::Url(url) => {
+                    let download = self.download(copy, url)?;
+                    (download.digest(), Read::Downloaded(download))
+                }
+                CopySource::Git(url) => {
                     return Err(url
-                        .error("ADD from the network is not supported yet")
-                        .hint("download it with a RUN, or before the build and copy it from the context"));
+                        .error("ADD from a git repository is not supported yet")
+                        .hint("clone it before the build and copy it from a `--build-context`"));
                 }
             };
             hasher.field(digest.as_bytes());

@@ -7,6 +7,7 @@
 //! ```
 
 mod commit;
+mod download;
 mod execute;
 mod explain;
 mod facts;
@@ -17,7 +18,7 @@ mod stack;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::cache::{Facts, Record, Records};
@@ -88,7 +89,6 @@ pub struct Solver<'a> {
     solved: Vec<OnceLock<Arc<Solved>>>,
     layers: &'a Layers<'a>,
     inputs: input::Inputs,
-    numbers: Mutex<usize>,
 }
 
 /// Results by step, for all steps of the plan.
@@ -149,7 +149,6 @@ impl<'a> Solver<'a> {
             solved: plan.steps.iter().map(|_| OnceLock::new()).collect(),
             layers,
             inputs: input::Inputs::default(),
-            numbers: Mutex::new(0),
         }
     }
 
@@ -243,9 +242,7 @@ impl<'a> Solver<'a> {
     }
 
     fn number(&self) -> Number {
-        let mut last = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        *last += 1;
-        Number(*last)
+        self.host.numbers.next()
     }
 
     /// Finds what a step whose inputs are solved gives, without executing anything.

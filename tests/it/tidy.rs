@@ -36,6 +36,11 @@ fn unsafe_is_in_sys_alone() {
 }
 
 #[test]
+fn sockets_are_in_registry_alone() {
+    report(sources(), |path, text| if path.starts_with("src/registry") { Vec::new() } else { has_sockets(text) });
+}
+
+#[test]
 fn file_names_are_nouns_one_can_point_at() {
     report(tracked(), |path, _| vague_name(path));
 }
@@ -321,6 +326,14 @@ fn has_unsafe(text: &str) -> Complaints {
         .collect()
 }
 
+fn has_sockets(text: &str) -> Complaints {
+    let is_socket = |(_, token): &&(usize, String)| {
+        matches!(token.as_str(), "ureq" | "TcpStream" | "TcpListener" | "UdpSocket" | "UnixStream" | "UnixListener")
+    };
+    let complain = |(line, token): &(usize, String)| format!("line {line}: `{token}` outside registry");
+    tokens(text).iter().filter(is_socket).map(complain).collect()
+}
+
 fn vague_name(path: &Path) -> Complaints {
     let vague = ["util", "utils", "common", "helper", "helpers", "misc", "manager", "shared"];
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().to_lowercase()).unwrap_or_default();
@@ -445,6 +458,13 @@ mod rules {
         assert_eq!(has_unsafe("fn f() { unsafe { g() } }").len(), 1);
         assert_eq!(has_unsafe("#![allow(unsafe_code)]").len(), 1);
         assert_eq!(has_unsafe("// unsafe\nfn f() { say(\"unsafe\") }").len(), 0);
+    }
+
+    #[test]
+    fn sockets() {
+        assert_eq!(has_sockets("use std::net::{IpAddr, TcpStream};").len(), 1);
+        assert_eq!(has_sockets("let agent = ureq::agent();").len(), 1);
+        assert_eq!(has_sockets("use std::net::IpAddr; // TcpStream").len(), 0);
     }
 
     #[test]

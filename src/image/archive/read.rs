@@ -120,6 +120,25 @@ impl Archive {
         }
     }
 
+    /// The names that images of the archive have, as they are written there; a tag alone is none.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let mut names = BTreeSet::new();
+        if let Some(index) = self.read("index.json", MAX_MANIFEST_BYTES)? {
+            let index = self.index(&index, "index.json")?;
+            let full = |entry: &Descriptor| {
+                let name = entry.annotations.get(annotation::REF_NAME).filter(|name| name.contains(['/', ':']));
+                entry.annotations.get(annotation::IMAGE_NAME).or(name).cloned()
+            };
+            names.extend(index.manifests.iter().filter(|entry| !entry.is_attestation()).filter_map(full));
+        } else if let Some(table) = self.read("manifest.json", MAX_MANIFEST_BYTES)? {
+            let images: Vec<DockerImage> = serde_json::from_slice(&table).map_err(|error| {
+                Diagnostic::error(format!("`manifest.json` of `{}` cannot be read", self.name)).caused_by(error)
+            })?;
+            names.extend(images.into_iter().flat_map(|image| image.repo_tags.unwrap_or_default()));
+        }
+        Ok(names.into_iter().collect())
+    }
+
     /// The layer's bytes as they are stored; the end comes only if they are what the descriptor says.
     pub fn open_layer(&self, layer: &ArchivedLayer) -> Result<impl Read + Send + use<>> {
         let Some((file, _)) = self.file(&layer.path)? else { return Err(self.missing(&layer.path)) };

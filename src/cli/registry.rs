@@ -1,0 +1,189 @@
+//! `wythe pull`, `push`, `load` and `save`; and what the environment says about registries.
+
+use std::io::{IsTerminal as _, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use super::args::{Pull, Push};
+use super::build::reporter;
+use super::{Failure, images, print, usage};
+use crate::diag::{Context as _, Diagnostic};
+use crate::image::archive::{self, Archive, Contents, Format, Selector};
+use crate::image::{Platform, Reference};
+use crate::layer;
+use crate::progress::{Event, Numbers};
+use crate::registry::{self, Client, CredentialFile, Meter, Options, Package, Proxies};
+use crate::store::{ImageRecord, Store};
+
+/// Speaks to registries as the user's environment says.
+pub fn client(insecure: &[String]) -> Client {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let text =
+        |names: &[&str]| names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    let home = variable("HOME");
+    let below_home = |path: &str| home.as_ref().map(|home| home.join(path));
+    // The user's word first, then docker's file, then podman's.
+    let files = [
+        variable("REGISTRY_AUTH_FILE"),
+        variable("DOCKER_CONFIG").or_else(|| below_home(".docker")).map(|directory| directory.join("config.json")),
+        variable("XDG_RUNTIME_DIR").map(|directory| directory.join("containers/auth.json")),
+        variable("XDG_CONFIG_HOME").or_else(|| below_home(".config")).map(|config| config.join("containers/auth.json")),
+    ];
+    let all = text(&["all_proxy", "ALL_PROXY"]);
+    let except = text(&["no_proxy", "NO_PROXY"]).unwrap_or_default();
+    Client::new(Options {
+        insecure: insecure.to_vec(),
+        proxies: Proxies {
+            http: text(&["http_proxy", "HTTP_PROXY"]).or_else(|| all.clone()),
+            https: text(&["https_proxy", "HTTPS_PROXY"]).or(all),
+            except: except.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect(),
+        },
+        credentials: files.into_iter().flatten().map(CredentialFile).collect(),
+        certificates: variable("SSL_CERT_FILE"),
+        ..Options::default()
+    })
+}
+
+/// Prints the image's ID.
+pub fn pull(store: &Store, arguments: &Pull) -> Result<ExitCode, Failure> {
+    let reference: Reference = arguments.image.parse().map_err(|why| usage(format!("`{}`: {why}", arguments.image)))?;
+    let platform = match &arguments.platform {
+        Some(platform) => platform.parse().map_err(usage)?,
+        None => Platform::host(),
+    };
+    let client = client(&arguments.transfer.insecure_registries);
+    let reporter = reporter(arguments.transfer.progress.as_deref(), arguments.transfer.quiet)?;
+    let title = format!("[pull] {}", reference.familiar());
+    let pulled = Meter::show(&*reporter, Numbers::default().next(), &title, |meter| {
+        registry::pull(&client, store, &reference, &platform, meter)
+    });
+    if pulled.is_ok() {
+        reporter.report(Event::Ended);
+    }
+    reporter.close();
+    print(&format!("{}\n", pulled?.config));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the digest of what the name now stands for in the registry.
+pub fn push(store: &Store, arguments: &Push) -> Result<ExitCode, Failure> {
+    let parse = |text: &str| text.parse::<Reference>().map_err(|why| usage(format!("`{text}`: {why}")));
+    let (references, records) = stored(store, &arguments.image)?;
+    let destination = match (&arguments.destination, references.first()) {
+        (Some(destination), _) => parse(destination)?,
+        (None, Some(reference)) => reference.clone(),
+        (None, None) => return Err(usage("say what the image is called in the registry")),
+    };
+    let client = client(&arguments.transfer.insecure_registries);
+    let reporter = reporter(arguments.transfer.progress.as_deref(), arguments.transfer.quiet)?;
+    let package = Package::stored(store, &records)?;
+    let title = format!("[push] {}", destination.familiar());
+    let pushed = Meter::show(&*reporter, Numbers::default().next(), &title, |meter| {
+        registry::push(&client, store, &package, &destination, meter)
+    });
+    if pushed.is_ok() {
+        reporter.report(Event::Ended);
+    }
+    reporter.close();
+    pushed?;
+    print(&format!("{}\n", package.root().digest));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the names.
+pub fn load(store: &Store, input: Option<&Path>) -> Result<ExitCode, Failure> {
+    let plain = plain(store, input)?;
+    let archive = Archive::open(plain.as_deref().or(input).unwrap_or(Path::new("-")))?;
+    let mut references = Vec::new();
+    for name in archive.names()? {
+        let reference: Reference = name.parse().map_err(|why| {
+            Diagnostic::error(format!("the archive calls an image `{}`", name.escape_debug())).caused_by(why)
+        })?;
+        references.push((name, reference));
+    }
+    if references.is_empty() {
+        return Err(Diagnostic::error("the image in the archive has no name: nothing would keep it in the store")
+            .hint("build from the archive with `--build-context NAME=oci-layout://FILE`")
+            .into());
+    }
+    for (name, reference) in references {
+        let image = archive.image(&Selector::Name(name), &Platform::host())?;
+        let record = store.import_image(&archive, &image, &image.platform)?;
+        store.put_image(&reference, &record)?;
+        print(&format!("{}\n", reference.familiar()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A plain copy of an archive that comes by standard input or is compressed.
+fn plain(store: &Store, input: Option<&Path>) -> Result<Option<tempfile::TempPath>, Failure> {
+    let shown = input.map_or("standard input".to_owned(), |path| format!("`{}`", path.display()));
+    let cannot_read = || format!("cannot read the archive from {shown}");
+    let mut reader: Box<dyn std::io::Read + Send> = match input {
+        Some(path) => {
+            let file = std::fs::File::open(path).context(cannot_read)?;
+            if file.metadata().context(cannot_read)?.is_dir() {
+                return Ok(None);
+            }
+            Box::new(file)
+        }
+        None if std::io::stdin().is_terminal() => return Err(usage("name the archive with `-i FILE`")),
+        None => Box::new(std::io::stdin()),
+    };
+    let mut magic = Vec::new();
+    (&mut reader).take(4).read_to_end(&mut magic).context(cannot_read)?;
+    let is_compressed = magic.starts_with(&[0x1f, 0x8b]) || magic == [0x28, 0xb5, 0x2f, 0xfd];
+    if input.is_some() && !is_compressed {
+        return Ok(None);
+    }
+    let mut reader: Box<dyn std::io::Read + Send> = Box::new(std::io::Cursor::new(magic).chain(reader));
+    if is_compressed {
+        reader = Box::new(layer::decompress(reader)?);
+    }
+    // In the store, which has room for an image, and is swept should this process be killed.
+    let mut file =
+        tempfile::Builder::new().prefix("load-").tempfile_in(store.root().join("tmp")).context(cannot_read)?;
+    std::io::copy(&mut reader, &mut file).context(cannot_read)?;
+    Ok(Some(file.into_temp_path()))
+}
+
+pub fn save(store: &Store, names: &[String], output: Option<PathBuf>) -> Result<ExitCode, Failure> {
+    let mut references = Vec::new();
+    let mut saved: Option<ImageRecord> = None;
+    for name in names {
+        let (of_image, mut records) = stored(store, name)?;
+        let here = records.iter().position(|record| record.platform == Platform::host()).unwrap_or(0);
+        let record = records.swap_remove(here);
+        if saved.as_ref().is_some_and(|saved| saved.config != record.config) {
+            return Err(usage(format!("`{name}` is another image than `{}`: save them one by one", names[0])));
+        }
+        saved = Some(record);
+        references.extend(of_image.into_iter().take(1));
+    }
+    let Some(record) = saved else { return Err(usage("name an image")) };
+    let contents = Contents {
+        images: vec![registry::contents(store, &record)?],
+        names: references,
+        created: record.created.clone(),
+    };
+    match output {
+        Some(path) => archive::write_file(&contents, Format::Docker, &path)?,
+        None if std::io::stdout().is_terminal() => {
+            return Err(usage("a tar is not written to a terminal: give `-o FILE` or redirect standard output"));
+        }
+        None => archive::write_tar(&contents, Format::Docker, &mut std::io::stdout().lock())?,
+    };
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The names and, for each platform, the image that a name or the beginning of an ID stands for.
+fn stored(store: &Store, text: &str) -> Result<(Vec<Reference>, Vec<ImageRecord>), Failure> {
+    if let Ok(reference) = text.parse::<Reference>() {
+        let records = store.images_named(&reference)?;
+        if !records.is_empty() {
+            return Ok((vec![reference], records));
+        }
+    }
+    let (references, record) = images::find(store, text)?;
+    Ok((references, vec![record]))
+}
