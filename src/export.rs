@@ -11,7 +11,7 @@ use crate::copy::{self, Landing};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::Digest;
 use crate::host::Host;
-use crate::image::archive::{self, Contents, Format, ImageContents, LayerBlob};
+use crate::image::archive::{self, Contents, Format, ImageContents};
 use crate::image::manifest::Descriptor;
 use crate::image::{ImageConfig, Platform, Reference};
 use crate::layer::{self, Compression};
@@ -121,14 +121,13 @@ pub fn export(
     for output in outputs {
         match output {
             Output::Oci { destination, compression } => {
-                exported.manifest = Some(archive(images, names, host, layers, *compression, Format::Oci, destination)?);
+                exported.manifest = Some(archive(images, names, host, *compression, Format::Oci, destination)?);
             }
             Output::Docker { destination, compression } => {
-                exported.manifest =
-                    Some(archive(images, names, host, layers, *compression, Format::Docker, destination)?);
+                exported.manifest = Some(archive(images, names, host, *compression, Format::Docker, destination)?);
             }
             Output::OciDirectory { directory, compression } => {
-                let contents = contents(images, names, host, layers, *compression)?;
+                let contents = contents(images, names, host, *compression)?;
                 let assembled = archive::write_directory(&contents, directory);
                 exported.manifest = Some(assembled.map_err(|error| blame(error, &contents, host))?.root().clone());
             }
@@ -195,12 +194,11 @@ fn archive(
     images: &[Built],
     names: &[Reference],
     host: &Host<'_>,
-    layers: &Layers<'_>,
     compression: Compression,
     format: Format,
     destination: &Destination,
 ) -> Result<Descriptor> {
-    let contents = contents(images, names, host, layers, compression)?;
+    let contents = contents(images, names, host, compression)?;
     let assembled = match destination {
         Destination::Path(path) => archive::write_file(&contents, format, path),
         Destination::Stdout => archive::write_tar(&contents, format, &mut io::stdout().lock()),
@@ -222,38 +220,18 @@ fn blame(error: Diagnostic, contents: &Contents<'_>, host: &Host<'_>) -> Diagnos
 
 /// What an archive of the images holds. Layers that have no blob of this compression are packed and
 /// compressed now, and the blob is remembered.
-fn contents<'a>(
+fn contents(
     images: &[Built],
     names: &[Reference],
-    host: &'a Host<'_>,
-    layers: &Layers<'_>,
+    host: &Host<'_>,
     compression: Compression,
-) -> Result<Contents<'a>> {
-    let store = host.store;
+) -> Result<Contents<'static>> {
     let created = images.first().and_then(|image| image.config.created.clone());
     let images = images.iter().map(|image| {
-        let blobs = image.stack.layers().iter().enumerate().map(|(place, layer)| {
-            let form = match store.form(&layer.diff_id, compression)? {
-                Some(form) => form,
-                None => {
-                    let lowers = layers.lowers(&image.stack.up_to(place))?;
-                    store.compressed(&lowers[0], compression)?
-                }
-            };
-            let digest = form.digest;
-            let open = move || -> Result<Box<dyn io::Read + Send>> {
-                let gone = || Diagnostic::error(format!("blob `{digest}` is gone from the store")).hint("build again");
-                Ok(Box::new(store.open_blob(&digest)?.ok_or_else(gone)?))
-            };
-            Ok(LayerBlob {
-                descriptor: Descriptor::new(form.media_type, form.digest, form.size_bytes),
-                open: Box::new(open),
-            })
-        });
         Ok(ImageContents {
             platform: image.platform.clone(),
             config: image.config.to_json(),
-            layers: blobs.collect::<Result<_>>()?,
+            layers: host.store.layer_blobs(&image.config.rootfs.diff_ids, compression)?,
             annotations: BTreeMap::new(),
         })
     });

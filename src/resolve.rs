@@ -4,7 +4,7 @@
 use crate::diag::{self, Diagnostic, Result};
 use crate::host::{Host, NamedContext, Pulls};
 use crate::image::archive::Archive;
-use crate::image::{ImageConfig, Reference};
+use crate::image::{ImageConfig, Reference, validate};
 use crate::plan::Wanted;
 use crate::registry::{self, Meter};
 use crate::store::ImageRecord;
@@ -86,6 +86,8 @@ fn nearest(reference: &Reference, host: &Host<'_>) -> Result<Option<String>> {
 }
 
 fn finish(record: ImageRecord, host: &Host<'_>) -> Result<Resolved> {
-    let config = host.store.image_config(&record)?;
+    let mut config = host.store.image_config(&record)?;
+    // Ours appends to the history, and must be right as a whole.
+    validate::repair_history(&mut config);
     Ok(Resolved::Image(Box::new(config), record))
 }

@@ -359,6 +359,15 @@ fn check_outputs(outputs: &[Output], platforms: &[Platform], is_quiet: bool) -> 
         1 => {}
         _ => return Err(usage("only one output can go to standard output")),
     }
+    // Told before the build rather than after it.
+    for output in outputs {
+        let Some(Destination::Path(path)) = output.destination() else { continue };
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
+            let message = format!("cannot write `{}`: there is no directory `{}`", path.display(), parent.display());
+            return Err(Diagnostic::error(message).into());
+        }
+    }
     if platforms.len() > 1 && outputs.iter().any(|output| matches!(output, Output::Docker { .. })) {
         return Err(usage("`type=docker` holds one platform; use `type=oci` for several"));
     }

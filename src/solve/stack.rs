@@ -30,14 +30,6 @@ impl Stack {
         &self.layers
     }
 
-    /// The stack that ends with the layer at `place`, counted from the bottom.
-    #[must_use]
-    pub fn up_to(&self, place: usize) -> Self {
-        let layers = &self.layers[..=place];
-        let diff_ids: Vec<_> = layers.iter().map(|layer| layer.diff_id).collect();
-        Self { layers: Arc::new(layers.to_vec()), chain: ChainId::of(&diff_ids) }
-    }
-
     pub fn is_empty(&self) -> bool {
         self.layers.is_empty()
     }
