@@ -161,23 +161,17 @@ pub fn export(
     for output in outputs {
         if let Output::Registry { names: own, compression } = output {
             let names = if own.is_empty() { names } else { own };
-            exported.manifest = Some(push(images, names, host, *compression, layers)?);
+            exported.manifest = Some(push(images, names, host, *compression)?);
         }
     }
     Ok(exported)
 }
 
-fn push(
-    images: &[Built],
-    names: &[Reference],
-    host: &Host<'_>,
-    compression: Compression,
-    layers: &Layers<'_>,
-) -> Result<Descriptor> {
+fn push(images: &[Built], names: &[Reference], host: &Host<'_>, compression: Compression) -> Result<Descriptor> {
     if names.is_empty() {
         return Err(Diagnostic::error("an image without a name cannot be pushed").hint("name it with `-t`"));
     }
-    let package = Package::assembled(contents(images, names, host, layers, compression)?.images)?;
+    let package = Package::assembled(contents(images, names, host, compression)?.images)?;
     let root = package.root().clone();
     for name in names {
         let title = format!("[push] {}", name.familiar());
