@@ -26,6 +26,11 @@ impl Solver<'_> {
     pub(super) fn execute(&self, id: StepId, number: Number, key: Keyed) -> Result<Solved> {
         let begun = Instant::now();
         let step = self.plan.step(id);
+        if !self.host.is_root {
+            return Err(Diagnostic::error("this step makes files of other users, which takes root so far")
+                .at(&step.source, step.span, "")
+                .hint("run the build as root"));
+        }
         let below = step.parent.and_then(|parent| self.get(parent)).map(|p| p.stack.clone()).unwrap_or_default();
         let draft = self.host.store.draft()?;
         match &step.op {
