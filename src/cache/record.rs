@@ -72,8 +72,8 @@ impl<'a> Records<'a> {
         let bytes = serde_json::to_vec(record).unwrap();
         self.store.write_record("cache", &key.hex(), &bytes)?;
         let op = record.facts.get("op").unwrap_or_default();
-        self.store.write_record("cache/op", &Digest::of(op.as_bytes()).hex(), key.hex().as_bytes())?;
-        self.store.write_record("cache/slot", &Digest::of(slot.as_bytes()).hex(), key.hex().as_bytes())?;
+        self.point("cache/op", op, &key)?;
+        self.point("cache/slot", slot, &key)?;
         Ok(key)
     }
 
@@ -90,6 +90,16 @@ impl<'a> Records<'a> {
     /// The newest record of this op, on whatever parent.
     pub fn newest_of_op(self, op: &str) -> Result<Option<Record>> {
         self.pointed_to("cache/op", op)
+    }
+
+    /// Makes `name` point to `key`. To read one costs less than to write it, and a step that runs again
+    /// most often points to the same.
+    fn point(self, folder: &str, name: &str, key: &CacheKey) -> Result<()> {
+        let (name, key) = (Digest::of(name.as_bytes()).hex(), key.hex());
+        if self.store.read_record(folder, &name)?.as_deref() == Some(key.as_bytes()) {
+            return Ok(());
+        }
+        self.store.write_record(folder, &name, key.as_bytes())
     }
 
     fn pointed_to(self, folder: &str, name: &str) -> Result<Option<Record>> {
