@@ -68,7 +68,7 @@ impl Solver<'_> {
         for (place, mount) in run.mounts.iter().enumerate() {
             if let RunMountKind::Secret { id, env: Some(variable), is_required, .. } = &mount.kind {
                 match self.secret(id, *is_required, mount)? {
-                    Some(value) => env.push((variable.clone(), String::from_utf8_lossy(&value).into_owned())),
+                    Some(value) => set(&mut env, variable, &String::from_utf8_lossy(&value)),
                     None => continue,
                 }
                 if mount.target.is_empty() {
@@ -383,14 +383,20 @@ fn landing(destination: &str, now: i64) -> Landing<'_> {
     Landing { destination, owner: None, chmod: None, is_link: false, has_parents: false, unpacks: false, now }
 }
 
+/// Gives a variable its value, in the place of an earlier one: a name that is there twice means different
+/// things to different programs.
+fn set(env: &mut Vec<(String, String)>, name: &str, value: &str) {
+    match env.iter_mut().find(|(known, _)| known == name) {
+        Some((_, known)) => value.clone_into(known),
+        None => env.push((name.to_owned(), value.to_owned())),
+    }
+}
+
 /// ENV, then ARGs, then proxies that nothing else set; the last value of a name counts.
 fn environment(run: &Run) -> Vec<(String, String)> {
     let mut env = run.env.clone();
     for (name, value) in &run.args {
-        match env.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => known.clone_from(value),
-            None => env.push((name.clone(), value.clone())),
-        }
+        set(&mut env, name, value);
     }
     for (name, value) in &run.proxies {
         if !env.iter().any(|(known, _)| known == name) {

@@ -325,3 +325,16 @@ fn configs_are_compared_by_what_is_asked() {
         assert!(asked(wrong).is_err(), "{wrong}");
     }
 }
+
+/// A secret in the environment takes the place of an ENV of that name, and there is one of it.
+#[test]
+fn a_secret_wins_over_an_env_of_its_name() {
+    let sandbox = Sandbox::new();
+    sandbox.write(
+        "Dockerfile",
+        "FROM busybox\nENV V=image\nRUN --mount=type=secret,id=s,env=V test \"$V\" = secret && test $(env | grep -c ^V=) = 1\n",
+    );
+    fs::write(sandbox.path("s"), "secret").unwrap();
+    let ended = sandbox.build("image.tar", &["--secret".into(), "id=s,src=s".into()]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+}
