@@ -1,13 +1,12 @@
 //! The pipeline: from a request to images. Start reading here.
 //!
 //! ```text
-//! parse ─▶ bases ─▶ resolve ─▶ plan ─▶ solve ─▶ image ─▶ export
+//! read ─▶ parse ─▶ bases ─▶ resolve ─▶ plan ─▶ solve ─▶ image ─▶ export
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use crate::diag::{Diagnostic, Severity, Source};
+use crate::diag::{Diagnostic, Severity};
 use crate::dockerfile::check::Check;
 use crate::dockerfile::{self, Dockerfile};
 use crate::export::{self, Built, Exported, Output};
@@ -17,11 +16,12 @@ use crate::plan::{self, Base, BaseKey, Bases, Plan};
 use crate::progress::Event;
 use crate::resolve;
 use crate::solve::{self, Explained, Layers, Settings, Solution};
+use crate::source::{self, DockerfileAt};
 use crate::store::ImageRecord;
 
 /// What the user asked for.
 pub struct Request {
-    pub dockerfile: Arc<Source>,
+    pub dockerfile: DockerfileAt,
     /// `options.platform` is replaced by each of `platforms`.
     pub options: plan::Options,
     /// At least one.
@@ -75,7 +75,8 @@ fn alone(diagnostic: Diagnostic) -> Vec<Diagnostic> {
 }
 
 fn parse(request: &Request, host: &Host<'_>) -> Result<Dockerfile, Vec<Diagnostic>> {
-    let dockerfile = dockerfile::parse(Arc::clone(&request.dockerfile))?;
+    let source = source::dockerfile(&request.dockerfile, host).map_err(alone)?;
+    let dockerfile = dockerfile::parse(source)?;
     check_syntax(&dockerfile)?;
     warn(&dockerfile.warnings, &dockerfile, host)?;
     Ok(dockerfile)

@@ -5,6 +5,8 @@
 
 pub mod digest;
 pub mod diag;
+pub mod location;
+pub mod secret;
 pub mod sys;
 pub mod progress;
 pub mod image;
@@ -16,8 +18,11 @@ pub mod plan;
 pub mod cache;
 pub mod container;
 pub mod registry;
+pub mod ssh;
+pub mod git;
 pub mod copy;
 pub mod host;
+pub mod source;
 pub mod resolve;
 pub mod solve;
 pub mod export;

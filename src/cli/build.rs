@@ -1,31 +1,30 @@
 //! `wythe build` and `wythe cache explain`: from arguments to a request and a host.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{IsTerminal as _, Read as _};
-use std::path::{Path, PathBuf};
+use std::io::IsTerminal as _;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::Build;
+use super::context::Sources;
 use super::interrupt::{Interrupts, Urgency};
-use super::{Failure, has_color, output, print, usage, values};
+use super::{Failure, has_color, output, print, stdin, usage, values};
 use rustix::process::Signal;
 
 use crate::build::{self, Request};
 use crate::container::Spawner;
-use crate::diag::{Context as _, Diagnostic, Source};
+use crate::diag::Diagnostic;
 use crate::export::{Destination, Output};
-use crate::host::{Host, LocalContext, Pulls};
+use crate::host::{Host, Opened, Pulls};
 use crate::image::{Platform, Reference};
 use crate::layer::Compression;
 use crate::plan::{self, Network};
 use crate::progress::{self, Reporter};
 use crate::solve::{NoCache, Settings};
+use crate::ssh::Agent;
 use crate::store::Store;
-
-/// The largest Dockerfile or ignore file that is read.
-const TEXT_LIMIT_BYTES: u64 = 16 << 20;
 
 /// `/dev/shm` when nothing is said, as everywhere.
 const SHM_SIZE_BYTES: u64 = 64 << 20;
@@ -34,13 +33,16 @@ const HOSTNAME: &str = "buildkitsandbox";
 
 pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, context, mut world) = request(&arguments)?;
+    let (mut request, mut sources, mut world) = request(&arguments)?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
     let spawner = Spawner::fork()?;
     let (interrupts, stop) = Interrupts::block()?;
     let store = Store::open(root)?;
+    let input = stdin::take(&mut sources, &store)?;
+    request.dockerfile = sources.dockerfile;
     let reporter = reporter(arguments.progress.as_deref(), arguments.quiet)?;
     let registry = super::registry::client(&arguments.insecure_registries);
+    let git = super::context::git();
     let canceled = AtomicBool::new(false);
     let host = Host {
         store: &store,
@@ -52,15 +54,20 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         is_root: rustix::process::geteuid().is_root(),
         now: request.epoch.unwrap_or_else(now),
         files_now: files_now(),
-        context: Some(context),
+        git: &git,
+        context: sources.context,
+        input,
         named_contexts: std::mem::take(&mut world.named_contexts),
+        opened: Opened::default(),
         secrets: std::mem::take(&mut world.secrets),
+        agents: std::mem::take(&mut world.agents),
         canceled: &canceled,
     };
     let built = std::thread::scope(|scope| {
         let watch = interrupts.watch(scope, stop, |urgency| {
             canceled.store(true, Ordering::Relaxed);
             registry.cancel();
+            git.cancel();
             let _ = spawner.kill_all(match urgency {
                 Urgency::Gently => Signal::TERM,
                 Urgency::AtOnce => Signal::KILL,
@@ -101,9 +108,12 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
 
 pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, context, world) = request(&arguments)?;
+    let (mut request, mut sources, world) = request(&arguments)?;
     let store = Store::open(root)?;
+    let input = stdin::take(&mut sources, &store)?;
+    request.dockerfile = sources.dockerfile;
     let registry = super::registry::client(&arguments.insecure_registries);
+    let git = super::context::git();
     let canceled = AtomicBool::new(false);
     let host = Host {
         store: &store,
@@ -115,9 +125,13 @@ pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         is_root: rustix::process::geteuid().is_root(),
         now: request.epoch.unwrap_or_else(now),
         files_now: files_now(),
-        context: Some(context),
+        git: &git,
+        context: sources.context,
+        input,
         named_contexts: world.named_contexts,
+        opened: Opened::default(),
         secrets: world.secrets,
+        agents: world.agents,
         canceled: &canceled,
     };
     let steps = build::explain(&request, &host)?;
@@ -153,6 +167,7 @@ impl crate::host::Executor for NothingRuns {
 struct World {
     named_contexts: BTreeMap<String, crate::host::NamedContext>,
     secrets: BTreeMap<String, crate::host::Secret>,
+    agents: BTreeMap<String, Arc<Agent>>,
 }
 
 /// Options of docker that would change the result or promise something we do not do.
@@ -160,9 +175,6 @@ fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     let refuse = |option: &str, why: &str| Err(usage(format!("`{option}` is not supported: {why}")));
     if arguments.load {
         return refuse("--load", "write `-o type=docker,dest=FILE` and load it with `docker load` or `podman load`");
-    }
-    if !arguments.ssh.is_empty() {
-        return refuse("--ssh", "agents are not forwarded yet");
     }
     if !arguments.cache_from.is_empty() || !arguments.cache_to.is_empty() {
         return refuse("--cache-from/--cache-to", "the cache is the local store");
@@ -182,17 +194,8 @@ fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     Ok(())
 }
 
-fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure> {
-    let context = context_dir(&arguments.context)?;
-    let (source, dockerfile_path) = read_dockerfile(arguments, &context)?;
-    let ignore = match &dockerfile_path {
-        Some(path) => {
-            let mut beside = path.clone().into_os_string();
-            beside.push(".dockerignore");
-            crate::solve::ignore_file(Path::new(&beside))?
-        }
-        None => None,
-    };
+fn request(arguments: &Build) -> Result<(Request, Sources, World), Failure> {
+    let sources = super::context::sources(arguments)?;
     let mut named_contexts = BTreeMap::new();
     for text in &arguments.build_contexts {
         let (name, named) = values::named_context(text)?;
@@ -203,6 +206,7 @@ fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure>
         let (id, secret) = values::secret(text)?;
         secrets.insert(id, secret);
     }
+    let agents = super::context::agents(&arguments.ssh)?;
     let mut build_args = values::build_args(&arguments.build_args);
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         build_args.entry("SOURCE_DATE_EPOCH".into()).or_insert(epoch);
@@ -260,7 +264,7 @@ fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure>
     };
     let settings = Settings {
         no_cache,
-        slot: dockerfile_path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
+        slot: sources.slot.clone(),
         jobs: arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(4, |n| n.get().max(4))),
         epoch,
         hash_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
@@ -288,57 +292,9 @@ fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure>
         allows_insecure: allow.contains("security.insecure"),
         allows_host_network: allow.contains("network.host"),
     };
-    let request = Request { dockerfile: source, options, platforms, settings, outputs, names, epoch };
-    Ok((request, LocalContext { path: context, ignore }, World { named_contexts, secrets }))
-}
-
-fn context_dir(text: &str) -> Result<PathBuf, Failure> {
-    if text == "-" || text.contains("://") || text.starts_with("git@") {
-        return Err(usage(format!("`{text}` cannot be a context yet: give a directory")));
-    }
-    let path = std::path::absolute(text).unwrap_or_else(|_| PathBuf::from(text));
-    match std::fs::metadata(&path) {
-        Ok(metadata) if metadata.is_dir() => Ok(std::fs::canonicalize(&path).unwrap_or(path)),
-        Ok(_) => Err(Diagnostic::error(format!("the context `{text}` is no directory"))
-            .hint(format!("to build from that Dockerfile, type `wythe build -f {text} DIRECTORY`"))
-            .into()),
-        Err(error) => Err(Diagnostic::error(format!("cannot open the context `{text}`")).caused_by(error).into()),
-    }
-}
-
-/// The Dockerfile, named as the user would name it, and its path unless it came by standard input.
-fn read_dockerfile(arguments: &Build, context: &Path) -> Result<(Arc<Source>, Option<PathBuf>), Failure> {
-    let (path, shown) = match arguments.file.as_deref() {
-        Some("-") => {
-            let mut bytes = Vec::new();
-            std::io::stdin()
-                .take(TEXT_LIMIT_BYTES)
-                .read_to_end(&mut bytes)
-                .context(|| "cannot read the Dockerfile from standard input")?;
-            return Ok((Source::new("<stdin>", String::from_utf8_lossy(&bytes)), None));
-        }
-        Some(file) => (PathBuf::from(file), file.to_owned()),
-        None => {
-            let upper = context.join("Dockerfile");
-            let lower = context.join("dockerfile");
-            let path = if !upper.exists() && lower.exists() { lower } else { upper };
-            let shown = Path::new(&arguments.context).join(path.file_name().unwrap_or_default());
-            (path, shown.display().to_string())
-        }
-    };
-    let file = std::fs::File::open(&path).map_err(|error| {
-        let fault = Diagnostic::error(format!("cannot read the Dockerfile `{shown}`")).caused_by(error);
-        if arguments.file.is_none() { fault.hint("name it with `-f FILE`") } else { fault }
-    })?;
-    let mut bytes = Vec::new();
-    file.take(TEXT_LIMIT_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .context(|| format!("cannot read the Dockerfile `{shown}`"))?;
-    if bytes.len() as u64 > TEXT_LIMIT_BYTES {
-        return Err(Diagnostic::error(format!("`{shown}` is larger than {} MiB", TEXT_LIMIT_BYTES >> 20)).into());
-    }
-    let absolute = std::path::absolute(&path).unwrap_or(path);
-    Ok((Source::new(shown.trim_start_matches("./"), String::from_utf8_lossy(&bytes)), Some(absolute)))
+    let dockerfile = sources.dockerfile.clone();
+    let request = Request { dockerfile, options, platforms, settings, outputs, names, epoch };
+    Ok((request, sources, World { named_contexts, secrets, agents }))
 }
 
 fn entitlements(list: &[String]) -> Result<BTreeSet<String>, Failure> {

@@ -5,10 +5,12 @@
 mod args;
 mod build;
 mod cache;
+mod context;
 mod images;
 mod interrupt;
 mod output;
 mod registry;
+mod stdin;
 mod values;
 
 use std::ffi::OsString;

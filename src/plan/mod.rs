@@ -30,8 +30,8 @@ use graph::Graph;
 use stage::Draft;
 
 pub use op::{
-    BaseKey, Copy, CopyKind, CopySource, HeredocFile, Input, Located, Network, Op, Root, Run, RunMount, RunMountKind,
-    Security, Sharing, Step, StepId, Workdir,
+    BaseKey, Copy, CopyKind, CopySource, GitSource, HeredocFile, Input, Located, Network, Op, Root, Run, RunMount,
+    RunMountKind, Security, Sharing, Step, StepId, Workdir,
 };
 
 /// What the command line says about the language.

@@ -1,6 +1,5 @@
 //! Doing what the cache does not know: run a container, copy files, make a directory.
 
-use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,15 +11,18 @@ use crate::container::{self, Container, Mount, MountKind, Status, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
 use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
-use crate::host::Secret;
 use crate::plan::{
     Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
 };
 use crate::progress::{self, Number};
-use crate::store::{CacheMount, Draft, MountLock};
+use crate::ssh::{Agent, Forward};
+use crate::store::{CacheMount, Draft, MountLock, Scratch, Store};
 
 /// The most of a secret that is handed to a step (BuildKit's limit).
 const SECRET_LIMIT_BYTES: u64 = 500 * 1024;
+
+/// Where ssh looks for its agent.
+const AGENT_VARIABLE: &str = "SSH_AUTH_SOCK";
 
 impl Solver<'_> {
     pub(super) fn execute(&self, id: StepId, number: Number, key: Keyed) -> Result<Solved> {
@@ -62,7 +64,7 @@ impl Solver<'_> {
     fn run(&self, id: StepId, number: Number, run: &Run, below: &Stack, draft: &Draft, key: &Keyed) -> Result<OwnedFd> {
         let lowers = self.lowers(below)?;
         let user = self.user(below, run.user.as_ref())?;
-        let mut held = Vec::new();
+        let mut held = Held::default();
         let mut env = environment(run);
         let mut mounts = Vec::new();
         for (place, mount) in run.mounts.iter().enumerate() {
@@ -76,6 +78,9 @@ impl Solver<'_> {
                 }
             }
             if let Some(kind) = self.mount(place, mount, key, &mut held)? {
+                if matches!(kind, MountKind::Socket { .. }) && !env.iter().any(|(name, _)| name == AGENT_VARIABLE) {
+                    env.push((AGENT_VARIABLE.into(), mount.target.clone()));
+                }
                 mounts.push(Mount { target: mount.target.clone(), kind });
             }
         }
@@ -145,14 +150,8 @@ impl Solver<'_> {
     }
 
     /// The container's mount for one `--mount`; `None` where there is nothing to mount (an absent
-    /// optional secret). Locks on cache mounts go to `held`.
-    fn mount(
-        &self,
-        place: usize,
-        mount: &RunMount,
-        key: &Keyed,
-        held: &mut Vec<CacheMount>,
-    ) -> Result<Option<MountKind>> {
+    /// optional secret). What lasts as long as the step goes to `held`.
+    fn mount(&self, place: usize, mount: &RunMount, key: &Keyed, held: &mut Held) -> Result<Option<MountKind>> {
         Ok(Some(match &mount.kind {
             RunMountKind::Bind { from, source, is_writable } => {
                 self.bind(from, source, !is_writable, key.reads.mounts.get(&place))?
@@ -166,7 +165,7 @@ impl Solver<'_> {
                 };
                 let cache = self.host.store.cache_mount(&name, lock, |dir| self.seed(mount, dir))?;
                 let root = cache.path.clone();
-                held.push(cache);
+                held.caches.push(cache);
                 MountKind::Bind { root, path: "/".into(), is_readonly: *is_readonly }
             }
             RunMountKind::Tmpfs { size_bytes } => MountKind::Tmpfs { size_bytes: *size_bytes },
@@ -176,15 +175,17 @@ impl Solver<'_> {
                     None => return Ok(None),
                 }
             }
-            RunMountKind::Ssh { is_required, .. } => {
-                if *is_required {
-                    return Err(Diagnostic::error("no ssh agent was given to this build").at(
-                        &mount.source,
-                        mount.span,
-                        "required here",
-                    ));
-                }
-                return Ok(None);
+            RunMountKind::Ssh { id, is_required, mode, uid, gid } => {
+                let Some(agent) = self.host.agents.get(id) else {
+                    if !*is_required {
+                        return Ok(None);
+                    }
+                    return Err(Diagnostic::error(format!("the ssh agent `{id}` was not given to this build"))
+                        .at(&mount.source, mount.span, "required here")
+                        .hint(format!("add `--ssh {id}`")));
+                };
+                let path = held.forward(agent, self.host.store)?;
+                MountKind::Socket { path, mode: *mode, uid: *uid, gid: *gid }
             }
         }))
     }
@@ -215,23 +216,11 @@ impl Solver<'_> {
     }
 
     fn secret(&self, id: &str, is_required: bool, mount: &RunMount) -> Result<Option<Vec<u8>>> {
-        let too_large = || {
-            Diagnostic::error(format!("the secret `{id}` is larger than {} KiB", SECRET_LIMIT_BYTES / 1024)).at(
-                &mount.source,
-                mount.span,
-                "",
-            )
-        };
         match self.host.secrets.get(id) {
-            Some(Secret::Value(value)) if value.len() as u64 > SECRET_LIMIT_BYTES => Err(too_large()),
-            Some(Secret::Value(value)) => Ok(Some(value.clone())),
-            Some(Secret::File(path)) => {
-                let doing = || format!("cannot read the secret `{id}` from `{}`", path.display());
-                let mut value = Vec::new();
-                let file = std::fs::File::open(path).context(doing)?;
-                file.take(SECRET_LIMIT_BYTES + 1).read_to_end(&mut value).context(doing)?;
-                if value.len() as u64 > SECRET_LIMIT_BYTES { Err(too_large()) } else { Ok(Some(value)) }
-            }
+            Some(secret) => match secret.read(id, SECRET_LIMIT_BYTES) {
+                Ok(value) => Ok(Some(value)),
+                Err(error) => Err(error.at(&mount.source, mount.span, "")),
+            },
             None if is_required => Err(Diagnostic::error(format!("the secret `{id}` was not given to this build"))
                 .at(&mount.source, mount.span, "required here")
                 .hint(format!("add `--secret id={id},src=FILE`"))),
@@ -309,7 +298,17 @@ impl Solver<'_> {
                     let landing = Landing { unpacks: copy.unpack == Some(true), ..landing.clone() };
                     self.land_download(download, root.as_fd(), &landing).map_err(|error| locate(error, Some(url)))?;
                 }
-                // Refused when the key was made.
+                (CopySource::Git(git), Read::Git(commit)) => {
+                    let landing = Landing { unpacks: false, ..landing.clone() };
+                    let landed = self.list_git(copy, git, commit).and_then(|(directory, opened, listing)| {
+                        let landed = copy::land(&opened.tree, &listing, root.as_fd(), &landing);
+                        // Held until here, so that no prune takes it.
+                        drop(directory);
+                        landed
+                    });
+                    landed.map_err(|error| locate(error, Some(&git.at)))?;
+                }
+                // A source and what was read of it are of one kind.
                 (CopySource::Url(_) | CopySource::Git(_), _) => unreachable!("it has no key"),
             }
         }
@@ -376,6 +375,29 @@ impl Solver<'_> {
             return Ok((Vec::new(), path));
         };
         Ok((vec![layer.path.clone()], path))
+    }
+}
+
+/// What a step uses while it runs.
+#[derive(Default)]
+struct Held {
+    caches: Vec<CacheMount>,
+    /// Before the directory that they are in.
+    forwards: Vec<Forward>,
+    sockets: Option<Scratch>,
+}
+
+impl Held {
+    /// A socket at which the agent is served until the step is over.
+    fn forward(&mut self, agent: &Arc<Agent>, store: &Store) -> Result<PathBuf> {
+        let sockets = match &self.sockets {
+            Some(sockets) => sockets,
+            None => self.sockets.insert(store.scratch()?),
+        };
+        let forward = Forward::new(agent, &sockets.path, &self.forwards.len().to_string())?;
+        let path = forward.path.clone();
+        self.forwards.push(forward);
+        Ok(path)
     }
 }
 

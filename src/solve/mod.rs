@@ -29,7 +29,6 @@ use crate::progress::{Event, Number, Outcome};
 use crate::store::ImageRecord;
 
 pub use explain::{Explained, explain};
-pub use input::ignore_file;
 pub use layers::Layers;
 pub use stack::{Stack, StackLayer, Standing};
 

@@ -10,6 +10,7 @@
 //!   images/<percent-encoded reference>
 //!   cache/ files/ builds/         records: <2 hex>/<name>
 //!   mounts/                       RUN --mount=type=cache
+//!   git/                          what was fetched from git repositories
 //!   locks/                        held while in use, removed after
 //!   tmp/<builder>/                work in progress of one process, beside its <builder>.lock
 //!   trash/                        what is being deleted
@@ -29,6 +30,8 @@ mod layers;
 mod locks;
 mod mounts;
 mod records;
+mod repositories;
+mod scratch;
 mod sealed;
 mod trash;
 mod workspace;
@@ -51,9 +54,14 @@ pub use images::{ImageLayer, ImageLookup, ImageRecord};
 pub use layers::{Draft, Layer, LayerMeta};
 pub use locks::KeyLock;
 pub use mounts::{CacheMount, MountLock};
+pub use repositories::Repository;
+pub use scratch::Scratch;
 
 /// The number in `version`. It changes when an older program could misread what a newer one wrote.
 const FORMAT: u32 = 1;
+
+/// The directory of [`Repository`].
+const REPOSITORIES: &str = "git";
 
 /// A handle on a store; clones share it.
 #[derive(Clone)]
@@ -174,8 +182,9 @@ fn open_root(path: &Path) -> Result<OwnedFd> {
 
 /// Reads `version`, or writes it into a directory that is empty or was being made a store.
 fn check_version(root: &OwnedFd, path: &Path) -> Result<()> {
-    const NAMES: [&str; 12] = [
-        "version", "blobs", "layers", "forms", "images", "cache", "files", "mounts", "builds", "locks", "tmp", "trash",
+    const NAMES: [&str; 13] = [
+        "version", "blobs", "layers", "forms", "images", "cache", "files", "mounts", "git", "builds", "locks", "tmp",
+        "trash",
     ];
     let file = match rustix::fs::openat(root, "version", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
         Ok(file) => Some(fs::File::from(file)),
