@@ -96,7 +96,7 @@ impl Client {
                 }
             }
             Transport::Ssh => {
-                git.command.env("GIT_SSH_COMMAND", self.ssh(site)).env("GIT_SSH_VARIANT", "ssh");
+                git.command.env("GIT_SSH_COMMAND", self.ssh(site)?).env("GIT_SSH_VARIANT", "ssh");
                 if let Some(agent) = site.keys.agent {
                     git.command.env("SSH_AUTH_SOCK", agent);
                 }
@@ -134,8 +134,8 @@ impl Client {
     }
 
     /// Only the agent's keys: those of the user's files were not given to the build.
-    fn ssh(&self, site: &Site<'_>) -> OsString {
-        let remembered = site.store.root().join("files/known_hosts");
+    fn ssh(&self, site: &Site<'_>) -> Result<OsString> {
+        let remembered = site.store.known_hosts()?;
         let files = std::iter::once(&remembered).chain(&self.options.known_hosts);
         let is_plain = |path: &&PathBuf| path.to_str().is_some_and(|path| !path.contains(['"', '\'', '\\', '%', '$']));
         let mut known_hosts = OsString::new();
@@ -150,7 +150,7 @@ impl Client {
         );
         command.push(known_hosts.as_encoded_bytes().get(1..).map_or("/dev/null".as_ref(), os_str));
         command.push("'");
-        command
+        Ok(command)
     }
 }
 

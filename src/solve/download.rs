@@ -102,8 +102,10 @@ fn file_name(url: &str) -> std::result::Result<Vec<u8>, String> {
     let last = decoded.split(|byte| *byte == b'/').rfind(|part| !part.is_empty() && *part != b".");
     match last {
         None => Ok(UNNAMED.into()),
-        Some(b"..") => Err(format!("`{url}` has no file name: its path ends with `..`")),
-        Some(name) if name.contains(&0) => Err(format!("`{url}` has no file name: there is a NUL in it")),
+        Some(b"..") => Err(format!("`{}` has no file name: its path ends with `..`", location::redact(url))),
+        Some(name) if name.contains(&0) => {
+            Err(format!("`{}` has no file name: there is a NUL in it", location::redact(url)))
+        }
         Some(name) => Ok(name.to_vec()),
     }
 }
