@@ -197,6 +197,10 @@ pub struct Build {
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub no_cache_filter: Vec<String>,
 
+    /// Say of each step that runs what changed since it last ran
+    #[arg(long)]
+    pub explain: bool,
+
     /// How progress is shown
     #[arg(long, value_name = "MODE", value_parser = ["auto", "plain", "tty", "quiet", "none", "rawjson"])]
     pub progress: Option<String>,

@@ -272,6 +272,7 @@ fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure>
         },
         ulimits: arguments.ulimits.iter().map(|text| values::ulimit(text)).collect::<Result<_, _>>()?,
         cache_mount_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
+        explains: arguments.explain,
     };
     if settings.jobs == 0 {
         return Err(usage("`--jobs 0` runs nothing: use 1 or more"));
