@@ -8,6 +8,7 @@ mod compression;
 mod container;
 mod dockerfile;
 mod image;
+mod journal;
 mod layer;
 mod overlay;
 mod plan;

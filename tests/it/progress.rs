@@ -60,7 +60,8 @@ fn check(case: &Path) {
                 Event::Missed { number, reasons: &reasons }
             }
             "exited" => {
-                let exit = Exit { code: Some(string.parse().unwrap()), signal: None, cpu_ms: 20, peak_bytes: 1_000_000 };
+                let exit =
+                    Exit { code: Some(string.parse().unwrap()), signal: None, cpu_ms: 20, peak_bytes: 1_000_000 };
                 Event::Exited { number, exit }
             }
             "output" => Event::Output { number, bytes: &text },
