@@ -9,6 +9,7 @@ mod conformance;
 mod container;
 mod dockerfile;
 mod image;
+mod journal;
 mod layer;
 mod overlay;
 mod plan;
