@@ -11,6 +11,7 @@
 
 mod caps;
 mod device;
+pub mod entry;
 mod exec;
 mod holder;
 mod hosts;
