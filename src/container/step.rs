@@ -64,12 +64,15 @@ fn start(
     limit::set(&container.ulimits)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
-    become_user(user, template, container.security)?;
+    enter_user_namespace(template, container.security)?;
     if container.security == Security::Sandbox {
-        // Needs CAP_SYS_ADMIN, which the user loses next: without it a filter would take
-        // no_new_privs, and sudo would not work.
+        // While this process has CAP_SYS_ADMIN, which another user than root loses: without it a filter
+        // would take no_new_privs, and sudo would not work.
         caps::bound(caps::DEFAULT)?;
         sys::install_seccomp_filter(&template.filter).context(|| "cannot install the system call filter")?;
+    }
+    take_ids(user, &template.mapping)?;
+    if container.security == Security::Sandbox {
         caps::set(if user.uid == 0 { caps::DEFAULT } else { CapabilitySet::empty() })?;
     }
     sys::close_on_exec_from(3).context(|| "cannot close descriptors")?;
@@ -132,22 +135,27 @@ fn standard_streams(output: &OwnedFd, (uid, gid): (u32, u32)) -> Result<()> {
     rustix::stdio::dup2_stderr(output).context(doing)
 }
 
-/// Enters the build's user namespace, where this process has every capability and on the host none,
-/// and takes on the user's ids.
-fn become_user(user: &User, template: &Template, security: Security) -> Result<()> {
-    let doing = || "cannot become the step's user";
+/// Enters the steps' user namespace, where this process has every capability and on the host none.
+fn enter_user_namespace(template: &Template, security: Security) -> Result<()> {
+    let doing = || "cannot enter the step's user namespace";
     move_into_link_name_space(template.user_namespace.as_fd(), Some(LinkNameSpaceType::User)).context(doing)?;
     if security == Security::Insecure {
         // Mounting takes a mount namespace of the user namespace's.
         sys::enter_new_mount_namespace().context(doing)?;
     }
+    Ok(())
+}
+
+/// Takes on the user's ids. Where there is nobody but root this process is root already, and the kernel
+/// lets it give up no groups: they may be what keeps others from a file.
+fn take_ids(user: &User, mapping: &Mapping) -> Result<()> {
+    if mapping.is_single() {
+        return Ok(());
+    }
+    let doing = || "cannot become the step's user";
     let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
-    // The kernel lets nobody give up groups who has but one to himself: they may be what keeps others
-    // from a file.
-    if !template.mapping.is_single() {
-        rustix::thread::set_thread_groups(&groups).context(doing)?;
-    }
+    rustix::thread::set_thread_groups(&groups).context(doing)?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).context(doing)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid).context(doing)
 }
