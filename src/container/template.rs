@@ -10,6 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 use super::device::{self, Devices, HostDevice};
 use super::mask::{self, Masks};
 use super::overlay::Attributes;
+use super::seccomp::Ownership;
 use super::userns::Mapping;
 use super::{Container, MountKind, hosts, mount, network, seccomp, skeleton, source, userns};
 use crate::diag::{Context, Result};
@@ -99,7 +100,10 @@ impl Template {
             masks: mask::find(proc.as_fd(), sys.as_fd()),
             skeleton: skeleton::make([], &mapping)?,
             has_cgroup2: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC),
-            filter: seccomp::filter(),
+            filter: seccomp::filter(match mapping.is_single() {
+                true => Ownership::Pretended,
+                false => Ownership::Real,
+            }),
             texts: BTreeMap::new(),
             mapped: BTreeMap::new(),
             swapped: BTreeMap::new(),
