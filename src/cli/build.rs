@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::Build;
+use super::entrance::Entrance;
 use super::interrupt::{Interrupts, Urgency};
 use super::{Failure, has_color, output, print, usage, values};
 use rustix::process::Signal;
@@ -18,10 +19,10 @@ use crate::diag::{Context as _, Diagnostic, Source};
 use crate::export::{Destination, Output};
 use crate::host::{Host, LocalContext, Pulls};
 use crate::image::{Platform, Reference};
-use crate::journal::{Ending, Head, Recorder};
+use crate::journal::{Ending, Head, Recorder, Writes};
 use crate::layer::Compression;
 use crate::plan::{self, Network};
-use crate::progress::{self, Reporter};
+use crate::progress::{self, Event, Held, Reporter};
 use crate::solve::{NoCache, Settings};
 use crate::store::Store;
 
@@ -33,21 +34,43 @@ const SHM_SIZE_BYTES: u64 = 64 << 20;
 
 const HOSTNAME: &str = "buildkitsandbox";
 
-pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
+pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, world) = request(&arguments)?;
+    let (request, world) = request(&arguments, entrance)?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
-    let spawner = Spawner::fork()?;
+    let spawner = if entrance.is_outside() { None } else { Some(Spawner::fork()?) };
     let (interrupts, stop) = Interrupts::block()?;
-    let store = Store::open(root)?;
+    let canceled = Arc::new(AtomicBool::new(false));
     let reporter = reporter(arguments.progress.as_deref(), arguments.quiet)?;
-    let recorder = Recorder::new(&store, &*reporter, head(&arguments, &request));
+    let (reporter, store) = if entrance.is_outside() {
+        // The program that enters tells of everything again.
+        let (held, is_canceled) = (Arc::new(Held::new(reporter)), Arc::clone(&canceled));
+        let leaving = Arc::clone(&held);
+        let store = entrance.open(root, move || {
+            if is_canceled.load(Ordering::Relaxed) {
+                return Err(Diagnostic::error("the build was canceled"));
+            }
+            leaving.drop_all();
+            Ok(())
+        });
+        (held as Arc<dyn Reporter>, store?)
+    } else {
+        (Arc::from(reporter), entrance.open(root, || Ok(()))?)
+    };
+    // The program that enters writes a record of its own.
+    let writes = if entrance.is_outside() { Writes::AtTheEnd } else { Writes::AsItComes };
+    let recorder = Recorder::new(&store, &*reporter, head(&arguments, &request), writes);
+    if let Some(poverty) = entrance.poverty.as_ref().filter(|_| !entrance.is_outside()) {
+        recorder.report(Event::Warning(poverty));
+    }
     let registry = super::registry::client(&arguments.insecure_registries);
-    let canceled = AtomicBool::new(false);
     let pulls = pulls(&arguments);
     let host = world.host(Around {
         store: &store,
-        executor: &spawner,
+        executor: match &spawner {
+            Some(spawner) => spawner,
+            None => &NothingRuns,
+        },
         reporter: &recorder,
         registry: &registry,
         pulls,
@@ -58,10 +81,12 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         let watch = interrupts.watch(scope, stop, |urgency| {
             canceled.store(true, Ordering::Relaxed);
             registry.cancel();
-            let _ = spawner.kill_all(match urgency {
-                Urgency::Gently => Signal::TERM,
-                Urgency::AtOnce => Signal::KILL,
-            });
+            if let Some(spawner) = &spawner {
+                let _ = spawner.kill_all(match urgency {
+                    Urgency::Gently => Signal::TERM,
+                    Urgency::AtOnce => Signal::KILL,
+                });
+            }
         });
         let built = build::build(&request, &host);
         drop(watch);
@@ -124,10 +149,14 @@ fn rendered(diagnostics: &[Diagnostic]) -> Vec<String> {
     diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect()
 }
 
-pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
+pub fn explain(
+    open: &dyn Fn() -> crate::diag::Result<Store>,
+    entrance: &Entrance,
+    arguments: Build,
+) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, world) = request(&arguments)?;
-    let store = Store::open(root)?;
+    let (request, world) = request(&arguments, entrance)?;
+    let store = open()?;
     let registry = super::registry::client(&arguments.insecure_registries);
     let canceled = AtomicBool::new(false);
     let host = world.host(Around {
@@ -153,7 +182,7 @@ pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The executor of an explanation.
+/// The executor of an explanation, and of a user's build before it enters.
 struct NothingRuns;
 
 impl crate::host::Executor for NothingRuns {
@@ -162,7 +191,7 @@ impl crate::host::Executor for NothingRuns {
         _: &crate::container::Container,
         _: &mut dyn std::io::Write,
     ) -> crate::diag::Result<crate::container::Exit> {
-        Err(Diagnostic::error("nothing is executed while explaining"))
+        Err(Diagnostic::error("nothing is executed here"))
     }
 
     fn cancel(&self) {}
@@ -195,7 +224,6 @@ impl World {
             numbers: progress::Numbers::default(),
             registry: around.registry,
             pulls: around.pulls,
-            is_root: rustix::process::geteuid().is_root(),
             now: around.epoch.unwrap_or_else(now),
             files_now: files_now(),
             context: Some(self.context),
@@ -233,9 +261,9 @@ fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     Ok(())
 }
 
-fn request(arguments: &Build) -> Result<(Request, World), Failure> {
+fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), Failure> {
     let context = context_dir(&arguments.context)?;
-    let (source, dockerfile_path) = read_dockerfile(arguments, &context)?;
+    let (source, dockerfile_path) = read_dockerfile(arguments, &context, entrance)?;
     let ignore = match &dockerfile_path {
         Some(path) => {
             let mut beside = path.clone().into_os_string();
@@ -360,7 +388,11 @@ fn context_dir(text: &str) -> Result<PathBuf, Failure> {
 }
 
 /// The Dockerfile, named as the user would name it, and its path unless it came by standard input.
-fn read_dockerfile(arguments: &Build, context: &Path) -> Result<(Arc<Source>, Option<PathBuf>), Failure> {
+fn read_dockerfile(
+    arguments: &Build,
+    context: &Path,
+    entrance: &Entrance,
+) -> Result<(Arc<Source>, Option<PathBuf>), Failure> {
     let (path, shown) = match arguments.file.as_deref() {
         Some("-") => {
             let mut bytes = Vec::new();
@@ -368,6 +400,7 @@ fn read_dockerfile(arguments: &Build, context: &Path) -> Result<(Arc<Source>, Op
                 .take(TEXT_LIMIT_BYTES)
                 .read_to_end(&mut bytes)
                 .context(|| "cannot read the Dockerfile from standard input")?;
+            entrance.put_back_stdin(&bytes)?;
             return Ok((Source::new("<stdin>", String::from_utf8_lossy(&bytes)), None));
         }
         Some(file) => (PathBuf::from(file), file.to_owned()),
