@@ -16,6 +16,7 @@ mod progress;
 mod registry;
 mod sandbox;
 mod server;
+mod shell;
 mod step;
 mod store;
 mod tidy;
