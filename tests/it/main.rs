@@ -5,6 +5,7 @@
 mod build;
 mod cache;
 mod compression;
+mod conformance;
 mod container;
 mod dockerfile;
 mod image;
