@@ -157,7 +157,8 @@ pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         executor: &NothingRuns,
         reporter: &progress::Silent,
         registry: &registry,
-        pulls: pulls(&arguments),
+        // A question changes nothing.
+        pulls: Pulls::Never,
         epoch: request.epoch,
         canceled: &canceled,
         on_failure: None,

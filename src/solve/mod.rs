@@ -93,6 +93,8 @@ pub struct Solver<'a> {
     layers: &'a Layers<'a>,
     inputs: input::Inputs,
     wreck: Mutex<Option<wreck::Wreck>>,
+    /// Not so while explaining.
+    asks_servers: bool,
 }
 
 /// Results by step, for all steps of the plan.
@@ -156,6 +158,7 @@ impl<'a> Solver<'a> {
             layers,
             inputs: input::Inputs::default(),
             wreck: Mutex::default(),
+            asks_servers: true,
         }
     }
 

@@ -8,6 +8,7 @@ mod compression;
 mod conformance;
 mod container;
 mod dockerfile;
+mod explain;
 mod image;
 mod journal;
 mod layer;
