@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::args::Build;
 use super::entrance::Entrance;
 use super::interrupt::{Interrupts, Urgency};
+use super::shell::Shell;
 use super::{Failure, has_color, output, print, usage, values};
 use rustix::process::Signal;
 
 use crate::build::{self, Request};
-use crate::container::Spawner;
+use crate::container::{Container, Spawner};
 use crate::diag::{Context as _, Diagnostic, Source};
 use crate::export::{Destination, Output};
 use crate::host::{Host, LocalContext, Pulls};
@@ -37,6 +38,7 @@ const HOSTNAME: &str = "buildkitsandbox";
 pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
     let (request, world) = request(&arguments, entrance)?;
+    let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
     let spawner = if entrance.is_outside() { None } else { Some(Spawner::fork()?) };
     let (interrupts, stop) = Interrupts::block()?;
@@ -65,6 +67,27 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
     }
     let registry = super::registry::client(&arguments.insecure_registries);
     let pulls = pulls(&arguments);
+    let told = |mut diagnostics: Vec<Diagnostic>| {
+        recorder.finish(Ending::Failed, Vec::new(), rendered(&diagnostics));
+        if recorder.has_output_of_failure()
+            && let Some(first) = diagnostics.first_mut()
+        {
+            first.hints.push(format!("`{} --failed` prints all of its output", logs_command(root, recorder.id())));
+        }
+        diagnostics
+    };
+    let was_inspected = AtomicBool::new(false);
+    let inspect = |failure: &Diagnostic, container: crate::diag::Result<&Container>| {
+        let Some(shell) = &shell else { return };
+        was_inspected.store(true, Ordering::Relaxed);
+        recorder.close();
+        super::print_diagnostics(&told(vec![failure.clone()]));
+        super::say(&super::shell::notice(shell));
+        let spawner = spawner.as_ref().ok_or_else(|| Diagnostic::error("no container was made"));
+        if let Err(error) = container.and_then(|container| shell.run(spawner?, container)) {
+            super::print_diagnostics(&[super::shell::refusal(shell, &error)]);
+        }
+    };
     let host = world.host(Around {
         store: &store,
         executor: match &spawner {
@@ -76,6 +99,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         pulls,
         epoch: request.epoch,
         canceled: &canceled,
+        on_failure: shell.is_some().then_some(&inspect),
     });
     let built = std::thread::scope(|scope| {
         let watch = interrupts.watch(scope, stop, |urgency| {
@@ -95,7 +119,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
     recorder.close();
     let outcome = match built {
         Ok(outcome) => outcome,
-        Err(mut diagnostics) => {
+        Err(diagnostics) => {
             if let Some(signal) = interrupts.caught() {
                 let name = crate::container::signal::name(signal);
                 let stopped = [Diagnostic::error(format!("stopped by {name}"))];
@@ -103,19 +127,10 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
                 super::print_diagnostics(&stopped);
                 return Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)));
             }
-            let shown = rendered(&diagnostics);
-            if recorder.has_output_of_failure()
-                && let Some(first) = diagnostics.first_mut()
-            {
-                let root = if super::default_root().is_ok_and(|default| default == root) {
-                    String::new()
-                } else {
-                    format!("--root {} ", root.display())
-                };
-                first.hints.push(format!("`wythe {root}logs {} --failed` prints all of its output", recorder.id()));
+            if was_inspected.load(Ordering::Relaxed) {
+                return Ok(ExitCode::from(1));
             }
-            recorder.finish(Ending::Failed, Vec::new(), shown);
-            return Err(diagnostics.into());
+            return Err(told(diagnostics).into());
         }
     };
     let ids: Vec<_> = outcome.exported.image_ids.iter().map(ToString::to_string).collect();
@@ -145,6 +160,14 @@ fn head(arguments: &Build, request: &Request) -> Head {
     }
 }
 
+/// What prints the output of a build of this store.
+fn logs_command(root: &Path, id: &str) -> String {
+    match super::default_root() {
+        Ok(default) if default == root => format!("wythe logs {id}"),
+        _ => format!("wythe --root {} logs {id}", root.display()),
+    }
+}
+
 fn rendered(diagnostics: &[Diagnostic]) -> Vec<String> {
     diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect()
 }
@@ -164,9 +187,11 @@ pub fn explain(
         executor: &NothingRuns,
         reporter: &progress::Silent,
         registry: &registry,
-        pulls: pulls(&arguments),
+        // A question changes nothing.
+        pulls: Pulls::Never,
         epoch: request.epoch,
         canceled: &canceled,
+        on_failure: None,
     });
     let steps = build::explain(&request, &host)?;
     let mut text = String::new();
@@ -186,11 +211,7 @@ pub fn explain(
 struct NothingRuns;
 
 impl crate::host::Executor for NothingRuns {
-    fn execute(
-        &self,
-        _: &crate::container::Container,
-        _: &mut dyn std::io::Write,
-    ) -> crate::diag::Result<crate::container::Exit> {
+    fn execute(&self, _: &Container, _: &mut dyn std::io::Write) -> crate::diag::Result<crate::container::Exit> {
         Err(Diagnostic::error("nothing is executed here"))
     }
 
@@ -213,6 +234,7 @@ struct Around<'a> {
     pulls: Pulls,
     epoch: Option<i64>,
     canceled: &'a AtomicBool,
+    on_failure: Option<&'a crate::host::Inspect<'a>>,
 }
 
 impl World {
@@ -230,6 +252,7 @@ impl World {
             named_contexts: self.named_contexts,
             secrets: self.secrets,
             canceled: around.canceled,
+            on_failure: around.on_failure,
         }
     }
 }

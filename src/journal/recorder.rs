@@ -73,12 +73,16 @@ impl<'a> Recorder<'a> {
         failed.any(|(number, _)| state.outputs.contains_key(number))
     }
 
-    /// The build is over: writes its record and lets old ones go.
+    /// The build is over: writes its record and lets old ones go. What is reported later, or said a
+    /// second time, is not recorded.
     pub fn finish(&self, outcome: Ending, images: Vec<String>, errors: Vec<String>) {
         let mut state = self.state();
+        if state.build.end.is_some() {
+            return;
+        }
         let elapsed_ms = milliseconds(self.begun.elapsed());
         state.build.end = Some(End { outcome, elapsed_ms, images, errors });
-        state.outputs.clear();
+        state.outputs.values_mut().for_each(|output| *output = None);
         // A struct of strings and numbers always serialises.
         let record = serde_json::to_vec(&state.build).unwrap_or_default();
         // Where it cannot be written there is no record.
