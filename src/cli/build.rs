@@ -309,12 +309,6 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), F
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         build_args.entry("SOURCE_DATE_EPOCH".into()).or_insert(epoch);
     }
-    let epoch = match build_args.get("SOURCE_DATE_EPOCH").map(|epoch| (epoch, epoch.parse::<i64>())) {
-        None => None,
-        Some((_, Ok(epoch))) => Some(epoch),
-        Some((epoch, _)) if epoch.is_empty() => None,
-        Some((epoch, Err(_))) => return Err(usage(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
-    };
     let mut labels = BTreeMap::new();
     for text in &arguments.labels {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -329,7 +323,9 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), F
     let mut platforms = Vec::new();
     for text in &arguments.platform {
         let platform = if text == "local" { Platform::host() } else { text.parse().map_err(usage)? };
-        platforms.push(platform);
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
     }
     let platform_is_explicit = !platforms.is_empty();
     if platforms.is_empty() {
@@ -360,6 +356,29 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), F
     } else {
         NoCache::Stages(arguments.no_cache_filter.iter().map(|stage| stage.to_ascii_lowercase()).collect())
     };
+    let options = plan::Options {
+        target: arguments.target.clone(),
+        build_args: build_args.clone(),
+        labels,
+        platform: platforms[0].clone(),
+        platform_is_explicit,
+        build_platform: Platform::host(),
+        named_contexts: named_contexts.keys().cloned().collect(),
+        network,
+        allows_insecure: allow.contains("security.insecure"),
+        allows_host_network: allow.contains("network.host"),
+    };
+    // A file that cannot be read has no epoch; the build says what is wrong with it.
+    let dockerfile = crate::dockerfile::parse(Arc::clone(&source)).ok();
+    let epoch = match dockerfile.and_then(|dockerfile| plan::source_date_epoch(&dockerfile, &options)) {
+        None => None,
+        // The files of a directory say nothing of when it was made.
+        Some(epoch) if epoch.is_empty() || epoch == "context" => None,
+        Some(epoch) => match epoch.parse::<i64>() {
+            Ok(epoch) => Some(epoch),
+            Err(_) => return Err(usage(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
+        },
+    };
     let settings = Settings {
         no_cache,
         slot: dockerfile_path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
@@ -379,18 +398,6 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), F
     if settings.jobs == 0 {
         return Err(usage("`--jobs 0` runs nothing: use 1 or more"));
     }
-    let options = plan::Options {
-        target: arguments.target.clone(),
-        build_args,
-        labels,
-        platform: platforms[0].clone(),
-        platform_is_explicit,
-        build_platform: Platform::host(),
-        named_contexts: named_contexts.keys().cloned().collect(),
-        network,
-        allows_insecure: allow.contains("security.insecure"),
-        allows_host_network: allow.contains("network.host"),
-    };
     let request = Request { dockerfile: source, options, platforms, settings, outputs, names, epoch };
     let context = LocalContext { path: context, ignore };
     Ok((request, World { context, named_contexts, secrets }))
