@@ -6,17 +6,17 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::container::{Container, Exit, Spawner};
-use crate::diag::Result;
+use crate::diag::{Diagnostic, Result};
 use crate::git;
 use crate::image::archive::Selector;
 use crate::location::Location;
 use crate::progress::{Numbers, Reporter};
 use crate::registry;
 use crate::ssh::Agent;
-use crate::store::{Draft, Layer, Store};
+use crate::store::{Layer, Scratch, Store};
 
 pub use crate::secret::Secret;
 
@@ -28,10 +28,12 @@ pub struct Host<'a> {
     pub numbers: Numbers,
     pub registry: &'a registry::Client,
     pub pulls: Pulls,
-    /// Whether this process may make files of any owner, mount and make namespaces.
-    pub is_root: bool,
-    /// When the build began, in seconds since the epoch: the only time that gets into an image.
-    pub now: i64,
+    /// Whether what was learned of servers in earlier builds is not enough.
+    pub asks_servers: bool,
+    /// When the build began, in seconds since the epoch.
+    pub clock: i64,
+    /// `SOURCE_DATE_EPOCH`, once the Dockerfile is read: it is taken for the time when the build began.
+    pub epoch: OnceLock<i64>,
     /// The clock that stamps files (`CLOCK_REALTIME_COARSE`) when the build began, in seconds since the
     /// epoch: a file whose ctime is younger may change again without a trace.
     pub files_now: i64,
@@ -48,7 +50,14 @@ pub struct Host<'a> {
     pub agents: BTreeMap<String, Arc<Agent>>,
     /// Set once when the build is to stop (Ctrl-C, the first failure).
     pub canceled: &'a AtomicBool,
+    /// `--on-failure`: looks at what a RUN that failed left, before it is gone.
+    pub on_failure: Option<&'a Inspect<'a>>,
 }
+
+/// Gets the fault and the container of the step, which can be run once more, with another command: its
+/// files are as the failed one left them. An error says why that is not possible. Nothing else runs
+/// meanwhile.
+pub type Inspect<'a> = dyn Fn(&Diagnostic, Result<&Container>) + Sync + 'a;
 
 /// `--pull`: when a registry is asked for an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -118,7 +127,7 @@ pub enum Held {
     Nothing,
     Layer(Layer),
     /// Gone after the build.
-    Draft(Draft),
+    Scratch(Scratch),
 }
 
 /// What was opened in this build, so that everything in it sees the same.
@@ -133,6 +142,15 @@ pub struct Opened {
 }
 
 impl Host<'_> {
+    /// The only time that gets into an image, in seconds since the epoch.
+    pub fn now(&self) -> i64 {
+        self.epoch().unwrap_or(self.clock)
+    }
+
+    pub fn epoch(&self) -> Option<i64> {
+        self.epoch.get().copied()
+    }
+
     pub fn is_canceled(&self) -> bool {
         self.canceled.load(Ordering::Relaxed)
     }

@@ -23,14 +23,14 @@ use rustix::io::Errno;
 use crate::cache::{Facts, LayerResult, Record, Records};
 use crate::copy::{self, Owner};
 use crate::diag::{Context as _, Diagnostic, Result, Source};
-use crate::digest::ChainId;
+use crate::digest::{ChainId, Digest};
 use crate::git::{self, Commit};
 use crate::host::{Directory, Held, Host, LocalContext, NamedContext, Origin, rfc3339};
 use crate::layer::decompress::Format;
 use crate::location::{GitLocation, Location, Times, Transport, redact};
-use crate::registry::{Download, Wanted};
+use crate::registry::{self, Download, Wanted};
 use crate::ssh::Forward;
-use crate::store::{Blob, Draft, Layer};
+use crate::store::{Blob, Draft, Layer, Scratch};
 
 /// The largest Dockerfile or ignore file that is read.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
@@ -38,6 +38,9 @@ const MAX_SECRET_BYTES: u64 = 64 << 10;
 
 /// What the file of a URL is called in a context (BuildKit's word).
 const FILE_OF_URL: &str = "context";
+
+/// Records of what names of repositories stood for.
+const COMMITS: &str = "files/git";
 
 /// Where the Dockerfile is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +55,18 @@ pub enum DockerfileAt {
     /// In the context, under this name; `Dockerfile` or `dockerfile` if `None`.
     Context(Option<String>),
     Url(String),
+}
+
+impl DockerfileAt {
+    /// For people.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Text(source) => source.name.clone(),
+            Self::File { shown, .. } => shown.trim_start_matches("./").to_owned(),
+            Self::Context(name) => name.clone().unwrap_or_else(|| "Dockerfile".to_owned()),
+            Self::Url(url) => redact(url).into_owned(),
+        }
+    }
 }
 
 /// Whether this is to be unpacked: a tar, or something compressed, which could be nothing else.
@@ -172,12 +187,16 @@ pub fn ignore_file(path: &std::path::Path) -> Result<Option<(String, Vec<u8>)>> 
 }
 
 fn empty(host: &Host<'_>) -> Result<Directory> {
-    of_draft(host.store.draft()?, "the empty context".into())
+    of_scratch(host.store.scratch()?, "the empty context".into())
 }
 
-fn of_draft(draft: Draft, name: String) -> Result<Directory> {
-    set_time(draft.upper(), 0)?;
-    Ok(Directory { path: draft.path.join("u"), name, ignore: None, is_lasting: false, held: Held::Draft(draft) })
+fn of_scratch(scratch: Scratch, name: String) -> Result<Directory> {
+    let (path, held) = (scratch.path.clone(), Held::Scratch(scratch));
+    let directory = Directory { path, name, ignore: None, is_lasting: false, held };
+    let root = open_directory(&directory)?;
+    rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755)).context(|| "cannot set the mode of a context")?;
+    set_time(root.as_fd(), 0)?;
+    Ok(directory)
 }
 
 /// The time of a tree's root, which a copy of all of it takes over: not the clock's.
@@ -194,21 +213,24 @@ fn of_layer(layer: Layer, name: String) -> Directory {
 /// The tar on standard input.
 fn input(host: &Host<'_>) -> Result<Directory> {
     let doing = || "cannot read the context from standard input";
+    // An archive may hold what only root unpacks.
+    host.store.enter()?;
     let mut file = match &host.input {
         Some(file) => file.try_clone().context(doing)?,
         None => return Err(Diagnostic::error(doing()).caused_by("it is closed")),
     };
     file.rewind().context(doing)?;
     let size_bytes = file.metadata().context(doing)?.len();
-    let draft = host.store.draft()?;
-    copy::unpack(file, size_bytes, "of standard input", draft.upper(), own())?;
-    of_draft(draft, "standard input".into())
+    let scratch = host.store.scratch()?;
+    let root = rustix::fs::open(&scratch.path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    copy::unpack(file, size_bytes, "of standard input", root.context(doing)?.as_fd(), own())?;
+    of_scratch(scratch, "standard input".into())
 }
 
 fn remote(location: &Location, name: Option<&str>, host: &Host<'_>) -> Result<Directory> {
     let url = match location {
         Location::Git(location) => {
-            let commit = commit(location, host)?;
+            let commit = commit(location, host)?.ok_or_else(|| not_fetched(&location.shown()))?;
             return git_tree(location, &commit, host);
         }
         Location::Url(url) => url,
@@ -262,9 +284,14 @@ fn tree(facts: Facts, shown: &str, host: &Host<'_>, fill: impl FnOnce(&Draft) ->
     {
         return Ok(of_layer(layer, shown.to_owned()));
     }
+    if !host.asks_servers {
+        return Err(not_fetched(shown));
+    }
     let draft = host.store.draft()?;
     let root_time = fill(&draft)?;
-    let Some((tree, meta)) = draft.identify(&[], None)? else { return of_draft(draft, shown.to_owned()) };
+    let Some((tree, meta)) = draft.identify(&[], None)? else {
+        return of_scratch(host.store.scratch()?, shown.to_owned());
+    };
     let result = LayerResult { diff_id: meta.diff_id, tree, size_bytes: meta.size_bytes };
     let layer = draft.commit(&ChainId::extend(None, &result.diff_id), meta)?;
     // No layer says what time its root has.
@@ -273,27 +300,56 @@ fn tree(facts: Facts, shown: &str, host: &Host<'_>, fill: impl FnOnce(&Draft) ->
         facts,
         title: format!("[context] {shown}"),
         layer: Some(result),
-        created: rfc3339(host.now),
+        created: rfc3339(host.now()),
         elapsed_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
     records.put(&record, &record.title)?;
     Ok(of_layer(layer, shown.to_owned()))
 }
 
+/// A question asks no server.
+fn not_fetched(shown: &str) -> Diagnostic {
+    Diagnostic::error(format!("`{shown}` was never fetched here, and nothing is fetched to explain"))
+        .hint("build first")
+}
+
+/// The time of the context's content, in seconds since the epoch: of a commit, or when a server says that a
+/// file was changed.
+pub fn context_time(host: &Host<'_>) -> Result<Option<i64>> {
+    match &host.context {
+        Origin::Directory(_) | Origin::Empty | Origin::Archive => Ok(None),
+        Origin::Remote(Location::Url(url)) => Ok(Some(download(url, host)?.1.mtime).filter(|time| *time > 0)),
+        Origin::Remote(Location::Git(location)) if location.times != Times::Commit => Ok(None),
+        // Everything in it has that time.
+        Origin::Remote(Location::Git(_)) => {
+            let root = open_directory(&*context(None, host)?)?;
+            Ok(Some(rustix::fs::fstat(&root).context(|| "cannot read the time of the context")?.st_mtime))
+        }
+    }
+}
+
 // ---- git
 
-/// What the address stands for; asked of its server once a build.
-pub fn commit(location: &GitLocation, host: &Host<'_>) -> Result<Commit> {
+/// What the address stands for; asked of its server once a build. Where servers are not asked it is what
+/// the last build found, if any did.
+pub fn commit(location: &GitLocation, host: &Host<'_>) -> Result<Option<Commit>> {
     let mut commits = host.opened.commits.lock().unwrap_or_else(PoisonError::into_inner);
     let GitLocation { remote, reference, checksum, .. } = location;
     let key =
         [Some(remote), reference.as_ref(), checksum.as_ref()].map(|part| part.map_or("", String::as_str)).join("\n");
     if let Some(commit) = commits.get(&key) {
-        return Ok(commit.clone());
+        return Ok(Some(commit.clone()));
+    }
+    let name = Digest::of(key.as_bytes()).hex();
+    if !host.asks_servers {
+        let last = host.store.read_record(COMMITS, &name)?;
+        return Ok(last.and_then(|last| serde_json::from_slice(&last).ok()));
     }
     let commit = with_site(location, host, |site| host.git.resolve(location, site))?;
+    // Our own types always serialise.
+    host.store.write_record(COMMITS, &name, &serde_json::to_vec(&commit).unwrap_or_default())?;
     commits.insert(key, commit.clone());
-    Ok(commit)
+    Ok(Some(commit))
 }
 
 /// Everything that decides which files [`git_tree`] gives, but for times.
@@ -316,7 +372,7 @@ pub fn git_facts(location: &GitLocation, commit: &Commit) -> String {
 pub fn git_tree(location: &GitLocation, commit: &Commit, host: &Host<'_>) -> Result<Directory> {
     let time = match location.times {
         Times::Commit => None,
-        Times::Checkout => Some(host.now),
+        Times::Checkout => Some(host.now()),
     };
     let mut facts = Facts::new("scratch", "files of a git repository");
     facts.add("remote", redact(&location.remote));
@@ -388,7 +444,7 @@ fn git_authorization(other: &GitLocation, main: &GitLocation, host: &Host<'_>) -
             }
             return Ok(Some(match is_token {
                 true => {
-                    format!("basic {}", crate::registry::encode_base64(format!("x-access-token:{value}").as_bytes()))
+                    format!("basic {}", registry::encode_base64(format!("x-access-token:{value}").as_bytes()))
                 }
                 false => value,
             }));
@@ -402,7 +458,7 @@ fn git_authorization(other: &GitLocation, main: &GitLocation, host: &Host<'_>) -
 /// From the secrets `HTTP_AUTH_HEADER_<host>` and `HTTP_AUTH_TOKEN_<host>`.
 pub fn http_authorization(url: &str, host: &Host<'_>) -> Result<Option<String>> {
     let authority = url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
-    let name = crate::registry::http::host_of(authority);
+    let name = registry::http::host_of(authority);
     for (prefix, kind) in [("HTTP_AUTH_HEADER_", ""), ("HTTP_AUTH_TOKEN_", "Bearer ")] {
         let id = format!("{prefix}{name}");
         if let Some(secret) = host.secrets.get(&id) {
@@ -420,7 +476,14 @@ fn download(url: &str, host: &Host<'_>) -> Result<(Blob, Download)> {
         Some(file) => file.clone(),
         None => {
             let wanted = Wanted { url, checksum: None, authorization: http_authorization(url, host)? };
-            let file = host.registry.download(host.store, &wanted, host.reporter, &host.numbers)?;
+            let file = match host.asks_servers {
+                true => {
+                    // Not asked twice, and not shown twice.
+                    host.store.enter()?;
+                    host.registry.download(host.store, &wanted, host.reporter, &host.numbers)?
+                }
+                false => registry::last_download(host.store, &wanted)?.ok_or_else(|| not_fetched(&redact(url)))?,
+            };
             files.insert(url.to_owned(), file.clone());
             file
         }

@@ -4,24 +4,27 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::args::Build;
 use super::context::Sources;
+use super::entrance::Entrance;
 use super::interrupt::{Interrupts, Urgency};
+use super::shell::Shell;
 use super::{Failure, has_color, output, print, stdin, usage, values};
 use rustix::process::Signal;
 
 use crate::build::{self, Request};
-use crate::container::Spawner;
+use crate::container::{Container, Spawner};
 use crate::diag::Diagnostic;
 use crate::export::{Destination, Output};
 use crate::host::{Host, Opened, Pulls};
 use crate::image::{Platform, Reference};
+use crate::journal::{Ending, Head, Recorder, Writes};
 use crate::layer::Compression;
 use crate::plan::{self, Network};
-use crate::progress::{self, Reporter};
+use crate::progress::{self, Event, Held, Reporter};
 use crate::solve::{NoCache, Settings};
 use crate::ssh::Agent;
 use crate::store::Store;
@@ -31,69 +34,111 @@ const SHM_SIZE_BYTES: u64 = 64 << 20;
 
 const HOSTNAME: &str = "buildkitsandbox";
 
-pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
+pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (mut request, mut sources, mut world) = request(&arguments)?;
+    let (mut request, mut world) = request(&arguments)?;
+    let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
-    let spawner = Spawner::fork()?;
+    let spawner = if entrance.is_outside() { None } else { Some(Spawner::fork()?) };
     let (interrupts, stop) = Interrupts::block()?;
-    let store = Store::open(root)?;
-    let input = stdin::take(&mut sources, &store)?;
-    request.dockerfile = sources.dockerfile;
+    let canceled = Arc::new(AtomicBool::new(false));
     let reporter = reporter(arguments.progress.as_deref(), arguments.quiet)?;
+    let (reporter, store) = if entrance.is_outside() {
+        // The program that enters tells of everything again.
+        let (held, is_canceled) = (Arc::new(Held::new(reporter)), Arc::clone(&canceled));
+        let leaving = Arc::clone(&held);
+        let store = entrance.open(root, move || {
+            if is_canceled.load(Ordering::Relaxed) {
+                return Err(Diagnostic::error("the build was canceled"));
+            }
+            leaving.drop_all();
+            Ok(())
+        });
+        (held as Arc<dyn Reporter>, store?)
+    } else {
+        (Arc::from(reporter), entrance.open(root, || Ok(()))?)
+    };
+    world.input = stdin::take(&mut world.sources, &store)?;
+    request.dockerfile = world.sources.dockerfile.clone();
+    // The program that enters writes a record of its own.
+    let writes = if entrance.is_outside() { Writes::AtTheEnd } else { Writes::AsItComes };
+    let recorder = Recorder::new(&store, &*reporter, head(&arguments, &request), writes);
+    if let Some(poverty) = entrance.poverty.as_ref().filter(|_| !entrance.is_outside()) {
+        recorder.report(Event::Warning(poverty));
+    }
     let registry = super::registry::client(&arguments.insecure_registries);
     let git = super::context::git();
-    let canceled = AtomicBool::new(false);
-    let host = Host {
-        store: &store,
-        executor: &spawner,
-        reporter: &*reporter,
-        numbers: progress::Numbers::default(),
-        registry: &registry,
-        pulls: pulls(&arguments),
-        is_root: rustix::process::geteuid().is_root(),
-        now: request.epoch.unwrap_or_else(now),
-        files_now: files_now(),
-        git: &git,
-        context: sources.context,
-        input,
-        named_contexts: std::mem::take(&mut world.named_contexts),
-        opened: Opened::default(),
-        secrets: std::mem::take(&mut world.secrets),
-        agents: std::mem::take(&mut world.agents),
-        canceled: &canceled,
+    let pulls = pulls(&arguments);
+    let told = |mut diagnostics: Vec<Diagnostic>| {
+        recorder.finish(Ending::Failed, Vec::new(), rendered(&diagnostics));
+        if recorder.has_output_of_failure()
+            && let Some(first) = diagnostics.first_mut()
+        {
+            first.hints.push(format!("`{} --failed` prints all of its output", logs_command(root, recorder.id())));
+        }
+        diagnostics
     };
+    let was_inspected = AtomicBool::new(false);
+    let inspect = |failure: &Diagnostic, container: crate::diag::Result<&Container>| {
+        let Some(shell) = &shell else { return };
+        was_inspected.store(true, Ordering::Relaxed);
+        recorder.close();
+        super::print_diagnostics(&told(vec![failure.clone()]));
+        super::say(&super::shell::notice(shell));
+        let spawner = spawner.as_ref().ok_or_else(|| Diagnostic::error("no container was made"));
+        if let Err(error) = container.and_then(|container| shell.run(spawner?, container)) {
+            super::print_diagnostics(&[super::shell::refusal(shell, &error)]);
+        }
+    };
+    let host = world.host(Around {
+        store: &store,
+        executor: match &spawner {
+            Some(spawner) => spawner,
+            None => &NothingRuns,
+        },
+        reporter: &recorder,
+        registry: &registry,
+        git: &git,
+        asks_servers: true,
+        pulls,
+        canceled: &canceled,
+        on_failure: shell.is_some().then_some(&inspect),
+    });
     let built = std::thread::scope(|scope| {
         let watch = interrupts.watch(scope, stop, |urgency| {
             canceled.store(true, Ordering::Relaxed);
             registry.cancel();
             git.cancel();
-            let _ = spawner.kill_all(match urgency {
-                Urgency::Gently => Signal::TERM,
-                Urgency::AtOnce => Signal::KILL,
-            });
+            if let Some(spawner) = &spawner {
+                let _ = spawner.kill_all(match urgency {
+                    Urgency::Gently => Signal::TERM,
+                    Urgency::AtOnce => Signal::KILL,
+                });
+            }
         });
         let built = build::build(&request, &host);
         drop(watch);
         built
     });
-    reporter.close();
+    recorder.close();
     let outcome = match built {
         Ok(outcome) => outcome,
         Err(diagnostics) => {
-            return match interrupts.caught() {
-                Some(signal) => {
-                    super::print_diagnostics(&[Diagnostic::error(format!(
-                        "stopped by {}",
-                        crate::container::signal::name(signal)
-                    ))]);
-                    Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)))
-                }
-                None => Err(diagnostics.into()),
-            };
+            if let Some(signal) = interrupts.caught() {
+                let name = crate::container::signal::name(signal);
+                let stopped = [Diagnostic::error(format!("stopped by {name}"))];
+                recorder.finish(Ending::Stopped, Vec::new(), rendered(&stopped));
+                super::print_diagnostics(&stopped);
+                return Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)));
+            }
+            if was_inspected.load(Ordering::Relaxed) {
+                return Ok(ExitCode::from(1));
+            }
+            return Err(told(diagnostics).into());
         }
     };
     let ids: Vec<_> = outcome.exported.image_ids.iter().map(ToString::to_string).collect();
+    recorder.finish(Ending::Done, ids.clone(), Vec::new());
     if let Some(path) = &arguments.iidfile {
         crate::export::write_file(path, ids.join("\n").as_bytes())?;
     }
@@ -106,34 +151,52 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
+/// What the record of the build begins with.
+fn head(arguments: &Build, request: &Request) -> Head {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Head {
+        started_ms: i64::try_from(now.as_millis()).unwrap_or(0),
+        names: request.names.iter().map(Reference::familiar).collect(),
+        target: arguments.target.clone(),
+        dockerfile: request.dockerfile.shown(),
+        context: crate::location::redact(&arguments.context).into_owned(),
+        platforms: request.platforms.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// What prints the output of a build of this store.
+fn logs_command(root: &Path, id: &str) -> String {
+    match super::default_root() {
+        Ok(default) if default == root => format!("wythe logs {id}"),
+        _ => format!("wythe --root {} logs {id}", root.display()),
+    }
+}
+
+fn rendered(diagnostics: &[Diagnostic]) -> Vec<String> {
+    diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect()
+}
+
+pub fn explain(open: &dyn Fn() -> crate::diag::Result<Store>, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (mut request, mut sources, world) = request(&arguments)?;
-    let store = Store::open(root)?;
-    let input = stdin::take(&mut sources, &store)?;
-    request.dockerfile = sources.dockerfile;
+    let (mut request, mut world) = request(&arguments)?;
+    let store = open()?;
+    world.input = stdin::take(&mut world.sources, &store)?;
+    request.dockerfile = world.sources.dockerfile.clone();
     let registry = super::registry::client(&arguments.insecure_registries);
     let git = super::context::git();
     let canceled = AtomicBool::new(false);
-    let host = Host {
+    let host = world.host(Around {
         store: &store,
         executor: &NothingRuns,
         reporter: &progress::Silent,
-        numbers: progress::Numbers::default(),
         registry: &registry,
-        pulls: pulls(&arguments),
-        is_root: rustix::process::geteuid().is_root(),
-        now: request.epoch.unwrap_or_else(now),
-        files_now: files_now(),
         git: &git,
-        context: sources.context,
-        input,
-        named_contexts: world.named_contexts,
-        opened: Opened::default(),
-        secrets: world.secrets,
-        agents: world.agents,
+        // A question changes nothing.
+        asks_servers: false,
+        pulls: Pulls::Never,
         canceled: &canceled,
-    };
+        on_failure: None,
+    });
     let steps = build::explain(&request, &host)?;
     let mut text = String::new();
     for step in &steps {
@@ -148,26 +211,64 @@ pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The executor of an explanation.
+/// The executor of an explanation, and of a user's build before it enters.
 struct NothingRuns;
 
 impl crate::host::Executor for NothingRuns {
-    fn execute(
-        &self,
-        _: &crate::container::Container,
-        _: &mut dyn std::io::Write,
-    ) -> crate::diag::Result<crate::container::Exit> {
-        Err(Diagnostic::error("nothing is executed while explaining"))
+    fn execute(&self, _: &Container, _: &mut dyn std::io::Write) -> crate::diag::Result<crate::container::Exit> {
+        Err(Diagnostic::error("nothing is executed here"))
     }
 
     fn cancel(&self) {}
 }
 
-/// What the request needs of the world besides the context.
+/// What the command line says of the world.
 struct World {
+    sources: Sources,
+    /// What came by standard input, if it is the context.
+    input: Option<std::fs::File>,
     named_contexts: BTreeMap<String, crate::host::NamedContext>,
     secrets: BTreeMap<String, crate::host::Secret>,
     agents: BTreeMap<String, Arc<Agent>>,
+}
+
+/// What the command has made of it.
+struct Around<'a> {
+    store: &'a Store,
+    executor: &'a dyn crate::host::Executor,
+    reporter: &'a dyn Reporter,
+    registry: &'a crate::registry::Client,
+    git: &'a crate::git::Client,
+    asks_servers: bool,
+    pulls: Pulls,
+    canceled: &'a AtomicBool,
+    on_failure: Option<&'a crate::host::Inspect<'a>>,
+}
+
+impl World {
+    fn host(self, around: Around<'_>) -> Host<'_> {
+        Host {
+            store: around.store,
+            executor: around.executor,
+            reporter: around.reporter,
+            numbers: progress::Numbers::default(),
+            registry: around.registry,
+            git: around.git,
+            asks_servers: around.asks_servers,
+            pulls: around.pulls,
+            clock: now(),
+            epoch: OnceLock::new(),
+            files_now: files_now(),
+            context: self.sources.context,
+            input: self.input,
+            named_contexts: self.named_contexts,
+            opened: Opened::default(),
+            secrets: self.secrets,
+            agents: self.agents,
+            canceled: around.canceled,
+            on_failure: around.on_failure,
+        }
+    }
 }
 
 /// Options of docker that would change the result or promise something we do not do.
@@ -194,7 +295,7 @@ fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     Ok(())
 }
 
-fn request(arguments: &Build) -> Result<(Request, Sources, World), Failure> {
+fn request(arguments: &Build) -> Result<(Request, World), Failure> {
     let sources = super::context::sources(arguments)?;
     let mut named_contexts = BTreeMap::new();
     for text in &arguments.build_contexts {
@@ -211,12 +312,6 @@ fn request(arguments: &Build) -> Result<(Request, Sources, World), Failure> {
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         build_args.entry("SOURCE_DATE_EPOCH".into()).or_insert(epoch);
     }
-    let epoch = match build_args.get("SOURCE_DATE_EPOCH").map(|epoch| (epoch, epoch.parse::<i64>())) {
-        None => None,
-        Some((_, Ok(epoch))) => Some(epoch),
-        Some((epoch, _)) if epoch.is_empty() => None,
-        Some((epoch, Err(_))) => return Err(usage(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
-    };
     let mut labels = BTreeMap::new();
     for text in &arguments.labels {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -231,7 +326,9 @@ fn request(arguments: &Build) -> Result<(Request, Sources, World), Failure> {
     let mut platforms = Vec::new();
     for text in &arguments.platform {
         let platform = if text == "local" { Platform::host() } else { text.parse().map_err(usage)? };
-        platforms.push(platform);
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
     }
     let platform_is_explicit = !platforms.is_empty();
     if platforms.is_empty() {
@@ -262,27 +359,9 @@ fn request(arguments: &Build) -> Result<(Request, Sources, World), Failure> {
     } else {
         NoCache::Stages(arguments.no_cache_filter.iter().map(|stage| stage.to_ascii_lowercase()).collect())
     };
-    let settings = Settings {
-        no_cache,
-        slot: sources.slot.clone(),
-        jobs: arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(4, |n| n.get().max(4))),
-        epoch,
-        hash_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
-        hostname: build_args.get("BUILDKIT_SANDBOX_HOSTNAME").cloned().unwrap_or_else(|| HOSTNAME.to_owned()),
-        extra_hosts: arguments.add_hosts.iter().map(|text| values::host(text)).collect::<Result<_, _>>()?,
-        shm_size_bytes: match &arguments.shm_size {
-            Some(text) => values::size("--shm-size", text)?,
-            None => SHM_SIZE_BYTES,
-        },
-        ulimits: arguments.ulimits.iter().map(|text| values::ulimit(text)).collect::<Result<_, _>>()?,
-        cache_mount_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
-    };
-    if settings.jobs == 0 {
-        return Err(usage("`--jobs 0` runs nothing: use 1 or more"));
-    }
     let options = plan::Options {
         target: arguments.target.clone(),
-        build_args,
+        build_args: build_args.clone(),
         labels,
         platform: platforms[0].clone(),
         platform_is_explicit,
@@ -292,9 +371,27 @@ fn request(arguments: &Build) -> Result<(Request, Sources, World), Failure> {
         allows_insecure: allow.contains("security.insecure"),
         allows_host_network: allow.contains("network.host"),
     };
+    let settings = Settings {
+        no_cache,
+        slot: sources.slot.clone(),
+        jobs: arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(4, |n| n.get().max(4))),
+        hash_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
+        hostname: build_args.get("BUILDKIT_SANDBOX_HOSTNAME").cloned().unwrap_or_else(|| HOSTNAME.to_owned()),
+        extra_hosts: arguments.add_hosts.iter().map(|text| values::host(text)).collect::<Result<_, _>>()?,
+        shm_size_bytes: match &arguments.shm_size {
+            Some(text) => values::size("--shm-size", text)?,
+            None => SHM_SIZE_BYTES,
+        },
+        ulimits: arguments.ulimits.iter().map(|text| values::ulimit(text)).collect::<Result<_, _>>()?,
+        cache_mount_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
+        explains: arguments.explain,
+    };
+    if settings.jobs == 0 {
+        return Err(usage("`--jobs 0` runs nothing: use 1 or more"));
+    }
     let dockerfile = sources.dockerfile.clone();
-    let request = Request { dockerfile, options, platforms, settings, outputs, names, epoch };
-    Ok((request, sources, World { named_contexts, secrets, agents }))
+    let request = Request { dockerfile, options, platforms, settings, outputs, names };
+    Ok((request, World { sources, input: None, named_contexts, secrets, agents }))
 }
 
 fn entitlements(list: &[String]) -> Result<BTreeSet<String>, Failure> {

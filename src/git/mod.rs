@@ -22,6 +22,8 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use serde::{Deserialize, Serialize};
+
 use crate::diag::Result;
 use crate::location::GitLocation;
 use crate::progress::{Numbers, Reporter};
@@ -57,7 +59,7 @@ pub struct Keys<'a> {
 }
 
 /// What a name in a repository stands for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Commit {
     /// The whole name of the commit.
     pub commit: String,

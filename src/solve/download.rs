@@ -12,7 +12,7 @@ use crate::diag::{Diagnostic, Result};
 use crate::digest::{Digest, Hasher};
 use crate::location;
 use crate::plan::{Copy, Located};
-use crate::registry::{Download, Wanted};
+use crate::registry::{self, Download, Wanted};
 use crate::source;
 
 /// What a file without a name is called (BuildKit's word).
@@ -40,23 +40,30 @@ impl Downloaded {
 pub(super) type Downloads = Mutex<BTreeMap<(String, Option<Digest>), Download>>;
 
 impl Solver<'_> {
-    pub(super) fn download(&self, copy: &Copy, url: &Located) -> Result<Downloaded> {
+    /// `None` where no server may be asked and nothing is known of the URL.
+    pub(super) fn download(&self, copy: &Copy, url: &Located) -> Result<Option<Downloaded>> {
         let name = file_name(&url.text).map_err(|why| url.error(why))?;
         let checksum = copy.checksum.as_ref().and_then(|checksum| checksum.text.parse::<Digest>().ok());
         let mut downloads = self.inputs.downloads.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (url.text.clone(), checksum);
         if let Some(file) = downloads.get(&key) {
-            return Ok(Downloaded { name, file: file.clone() });
+            return Ok(Some(Downloaded { name, file: file.clone() }));
         }
         let wanted =
             Wanted { url: &url.text, checksum, authorization: source::http_authorization(&url.text, self.host)? };
         let host = self.host;
+        if !host.asks_servers {
+            let last = registry::last_download(host.store, &wanted)?;
+            return Ok(last.map(|file| Downloaded { name, file }));
+        }
+        // Not asked twice, and not shown twice.
+        host.store.enter()?;
         let file = host
             .registry
             .download(host.store, &wanted, host.reporter, &host.numbers)
             .map_err(|error| error.at(&url.source, url.span, ""))?;
         downloads.insert(key, file.clone());
-        Ok(Downloaded { name, file })
+        Ok(Some(Downloaded { name, file }))
     }
 
     /// Lands the blob with the mode of a download; it is hashed again as it is copied.

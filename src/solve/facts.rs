@@ -48,7 +48,7 @@ impl Solver<'_> {
             // These have no key: they cost nothing to do again.
             Op::From(_) | Op::Configure => Facts::new(&parent_fact, ""),
         };
-        if let (Some(epoch), Op::Copy(_) | Op::Workdir(_) | Op::From(_)) = (self.settings.epoch, &step.op) {
+        if let (Some(epoch), Op::Copy(_) | Op::Workdir(_) | Op::From(_)) = (self.host.epoch(), &step.op) {
             facts.add("epoch", epoch.to_string());
         }
         self.add_ordinal(&mut facts, id);
