@@ -6,6 +6,7 @@ mod args;
 mod build;
 mod cache;
 mod entrance;
+mod history;
 mod images;
 mod interrupt;
 mod output;
@@ -75,11 +76,13 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
+    // While this process still is the user's.
+    let default_root = default_root();
+    let entrance = Entrance::find(default_root.as_ref().ok().cloned())?;
     let root = match arguments.root {
         Some(root) => root,
-        None => default_root()?,
+        None => default_root?,
     };
-    let entrance = Entrance::find()?;
     let open = || entrance.open(&root, || Ok(()));
     match arguments.command {
         args::Command::Build(build) => build::build(&root, &entrance, *build),
@@ -95,7 +98,8 @@ fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
         args::Command::Images(images) => images::list(&open()?, &images),
         args::Command::Tag { image, name } => images::tag(&open()?, &image, &name),
         args::Command::Rmi { images } => images::remove(&open()?, &images),
-        args::Command::History { image, json } => images::history(&open()?, &image, json),
+        args::Command::History(history) => history::history(&open()?, &history),
+        args::Command::Logs(logs) => history::logs(&open()?, &logs),
         args::Command::Inspect { images } => images::inspect(&open()?, &images),
     }
 }

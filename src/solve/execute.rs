@@ -16,7 +16,7 @@ use crate::host::Secret;
 use crate::plan::{
     Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
 };
-use crate::progress::{self, Number};
+use crate::progress::{self, Event, Number};
 use crate::store::{CacheMount, Draft, MountLock};
 
 /// The most of a secret that is handed to a step (BuildKit's limit).
@@ -106,6 +106,13 @@ impl Solver<'_> {
                 false => error,
             })?;
         drop(held);
+        let (code, signal) = match exit.status {
+            Status::Exited(code) => (Some(code), None),
+            Status::Signaled(signal) => (None, Some(signal)),
+        };
+        let cpu_ms = u64::try_from(exit.cpu.as_millis()).unwrap_or(u64::MAX);
+        let exited = progress::Exit { code, signal, cpu_ms, peak_bytes: exit.peak_bytes };
+        self.host.reporter.report(Event::Exited { number, exit: exited });
         match exit.status {
             Status::Exited(0) => Ok(exit.skeleton),
             status => Err(self.run_failed(id, run, status, &output.tail().lines())),
