@@ -10,16 +10,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::args::Build;
 use super::entrance::Entrance;
 use super::interrupt::{Interrupts, Urgency};
+use super::shell::Shell;
 use super::{Failure, has_color, output, print, usage, values};
 use rustix::process::Signal;
 
 use crate::build::{self, Request};
-use crate::container::Spawner;
+use crate::container::{Container, Spawner};
 use crate::diag::{Context as _, Diagnostic, Source};
 use crate::export::{Destination, Output};
 use crate::host::{Host, LocalContext, Pulls};
 use crate::image::{Platform, Reference};
-use crate::journal::{Ending, Head, Recorder};
+use crate::journal::{Ending, Head, Recorder, Writes};
 use crate::layer::Compression;
 use crate::plan::{self, Network};
 use crate::progress::{self, Event, Held, Reporter};
@@ -37,6 +38,7 @@ const HOSTNAME: &str = "buildkitsandbox";
 pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
     let (request, world) = request(&arguments, entrance)?;
+    let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
     let spawner = if entrance.is_outside() { None } else { Some(Spawner::fork()?) };
     let (interrupts, stop) = Interrupts::block()?;
@@ -57,12 +59,37 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
     } else {
         (Arc::from(reporter), entrance.open(root, || Ok(()))?)
     };
-    let recorder = Recorder::new(&store, &*reporter, head(&arguments, &request));
+    // The program that enters writes a record of its own.
+    let writes = if entrance.is_outside() { Writes::AtTheEnd } else { Writes::AsItComes };
+    let recorder = Recorder::new(&store, &*reporter, head(&arguments, &request), writes);
     if let Some(poverty) = entrance.poverty.as_ref().filter(|_| !entrance.is_outside()) {
         recorder.report(Event::Warning(poverty));
     }
     let registry = super::registry::client(&arguments.insecure_registries);
     let pulls = pulls(&arguments);
+    let told = |mut diagnostics: Vec<Diagnostic>| {
+        recorder.finish(Ending::Failed, Vec::new(), rendered(&diagnostics));
+        if recorder.has_output_of_failure()
+            && let Some(first) = diagnostics.first_mut()
+        {
+            first
+                .hints
+                .push(format!("`{} --failed` prints all of its output", logs_command(entrance, root, recorder.id())));
+        }
+        diagnostics
+    };
+    let was_inspected = AtomicBool::new(false);
+    let inspect = |failure: &Diagnostic, container: crate::diag::Result<&Container>| {
+        let Some(shell) = &shell else { return };
+        was_inspected.store(true, Ordering::Relaxed);
+        recorder.close();
+        super::print_diagnostics(&told(vec![failure.clone()]));
+        super::say(&super::shell::notice(shell));
+        let spawner = spawner.as_ref().ok_or_else(|| Diagnostic::error("no container was made"));
+        if let Err(error) = container.and_then(|container| shell.run(spawner?, container)) {
+            super::print_diagnostics(&[super::shell::refusal(shell, &error)]);
+        }
+    };
     let host = world.host(Around {
         store: &store,
         executor: match &spawner {
@@ -74,6 +101,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         pulls,
         epoch: request.epoch,
         canceled: &canceled,
+        on_failure: shell.is_some().then_some(&inspect),
     });
     let built = std::thread::scope(|scope| {
         let watch = interrupts.watch(scope, stop, |urgency| {
@@ -93,7 +121,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
     recorder.close();
     let outcome = match built {
         Ok(outcome) => outcome,
-        Err(mut diagnostics) => {
+        Err(diagnostics) => {
             if let Some(signal) = interrupts.caught() {
                 let name = crate::container::signal::name(signal);
                 let stopped = [Diagnostic::error(format!("stopped by {name}"))];
@@ -101,19 +129,10 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
                 super::print_diagnostics(&stopped);
                 return Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)));
             }
-            let shown = rendered(&diagnostics);
-            if recorder.has_output_of_failure()
-                && let Some(first) = diagnostics.first_mut()
-            {
-                let root = if entrance.default_root.as_deref() == Some(root) {
-                    String::new()
-                } else {
-                    format!("--root {} ", root.display())
-                };
-                first.hints.push(format!("`wythe {root}logs {} --failed` prints all of its output", recorder.id()));
+            if was_inspected.load(Ordering::Relaxed) {
+                return Ok(ExitCode::from(1));
             }
-            recorder.finish(Ending::Failed, Vec::new(), shown);
-            return Err(diagnostics.into());
+            return Err(told(diagnostics).into());
         }
     };
     let ids: Vec<_> = outcome.exported.image_ids.iter().map(ToString::to_string).collect();
@@ -143,6 +162,14 @@ fn head(arguments: &Build, request: &Request) -> Head {
     }
 }
 
+/// What prints the output of a build of this store.
+fn logs_command(entrance: &Entrance, root: &Path, id: &str) -> String {
+    match &entrance.default_root {
+        Some(default) if default == root => format!("wythe logs {id}"),
+        _ => format!("wythe --root {} logs {id}", root.display()),
+    }
+}
+
 fn rendered(diagnostics: &[Diagnostic]) -> Vec<String> {
     diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect()
 }
@@ -162,9 +189,11 @@ pub fn explain(
         executor: &NothingRuns,
         reporter: &progress::Silent,
         registry: &registry,
-        pulls: pulls(&arguments),
+        // A question changes nothing.
+        pulls: Pulls::Never,
         epoch: request.epoch,
         canceled: &canceled,
+        on_failure: None,
     });
     let steps = build::explain(&request, &host)?;
     let mut text = String::new();
@@ -184,11 +213,7 @@ pub fn explain(
 struct NothingRuns;
 
 impl crate::host::Executor for NothingRuns {
-    fn execute(
-        &self,
-        _: &crate::container::Container,
-        _: &mut dyn std::io::Write,
-    ) -> crate::diag::Result<crate::container::Exit> {
+    fn execute(&self, _: &Container, _: &mut dyn std::io::Write) -> crate::diag::Result<crate::container::Exit> {
         Err(Diagnostic::error("nothing is executed here"))
     }
 
@@ -211,6 +236,7 @@ struct Around<'a> {
     pulls: Pulls,
     epoch: Option<i64>,
     canceled: &'a AtomicBool,
+    on_failure: Option<&'a crate::host::Inspect<'a>>,
 }
 
 impl World {
@@ -228,6 +254,7 @@ impl World {
             named_contexts: self.named_contexts,
             secrets: self.secrets,
             canceled: around.canceled,
+            on_failure: around.on_failure,
         }
     }
 }
@@ -284,12 +311,6 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), F
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         build_args.entry("SOURCE_DATE_EPOCH".into()).or_insert(epoch);
     }
-    let epoch = match build_args.get("SOURCE_DATE_EPOCH").map(|epoch| (epoch, epoch.parse::<i64>())) {
-        None => None,
-        Some((_, Ok(epoch))) => Some(epoch),
-        Some((epoch, _)) if epoch.is_empty() => None,
-        Some((epoch, Err(_))) => return Err(usage(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
-    };
     let mut labels = BTreeMap::new();
     for text in &arguments.labels {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -304,7 +325,9 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), F
     let mut platforms = Vec::new();
     for text in &arguments.platform {
         let platform = if text == "local" { Platform::host() } else { text.parse().map_err(usage)? };
-        platforms.push(platform);
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
     }
     let platform_is_explicit = !platforms.is_empty();
     if platforms.is_empty() {
@@ -335,6 +358,29 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), F
     } else {
         NoCache::Stages(arguments.no_cache_filter.iter().map(|stage| stage.to_ascii_lowercase()).collect())
     };
+    let options = plan::Options {
+        target: arguments.target.clone(),
+        build_args: build_args.clone(),
+        labels,
+        platform: platforms[0].clone(),
+        platform_is_explicit,
+        build_platform: Platform::host(),
+        named_contexts: named_contexts.keys().cloned().collect(),
+        network,
+        allows_insecure: allow.contains("security.insecure"),
+        allows_host_network: allow.contains("network.host"),
+    };
+    // A file that cannot be read has no epoch; the build says what is wrong with it.
+    let dockerfile = crate::dockerfile::parse(Arc::clone(&source)).ok();
+    let epoch = match dockerfile.and_then(|dockerfile| plan::source_date_epoch(&dockerfile, &options)) {
+        None => None,
+        // The files of a directory say nothing of when it was made.
+        Some(epoch) if epoch.is_empty() || epoch == "context" => None,
+        Some(epoch) => match epoch.parse::<i64>() {
+            Ok(epoch) => Some(epoch),
+            Err(_) => return Err(usage(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
+        },
+    };
     let settings = Settings {
         no_cache,
         slot: dockerfile_path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
@@ -354,18 +400,6 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), F
     if settings.jobs == 0 {
         return Err(usage("`--jobs 0` runs nothing: use 1 or more"));
     }
-    let options = plan::Options {
-        target: arguments.target.clone(),
-        build_args,
-        labels,
-        platform: platforms[0].clone(),
-        platform_is_explicit,
-        build_platform: Platform::host(),
-        named_contexts: named_contexts.keys().cloned().collect(),
-        network,
-        allows_insecure: allow.contains("security.insecure"),
-        allows_host_network: allow.contains("network.host"),
-    };
     let request = Request { dockerfile: source, options, platforms, settings, outputs, names, epoch };
     let context = LocalContext { path: context, ignore };
     Ok((request, World { context, named_contexts, secrets }))

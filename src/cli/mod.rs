@@ -11,6 +11,7 @@ mod images;
 mod interrupt;
 mod output;
 mod registry;
+mod shell;
 mod values;
 
 use std::ffi::OsString;
@@ -136,6 +137,12 @@ fn print_diagnostics(diagnostics: &[Diagnostic]) {
             let _ = writeln!(stderr, "{}", diagnostic.render(color));
         }
     }
+}
+
+/// Writes to standard error what is no diagnostic.
+fn say(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Writes to standard output; a reader that went away (`| head`) is no error.

@@ -35,6 +35,7 @@ mod source;
 mod spawner;
 mod step;
 mod template;
+mod terminal;
 mod userns;
 
 use std::net::IpAddr;
@@ -47,6 +48,7 @@ use crate::plan::{Network, Security};
 
 pub use overlay::overlay_detached;
 pub use spawner::Spawner;
+pub use terminal::Session;
 
 /// Everything one RUN needs, resolved: no name is left to look up but `argv[0]` in PATH.
 #[derive(Clone, Debug, Serialize, Deserialize)]
