@@ -138,7 +138,19 @@ fn text(input: impl std::io::Read, name: &str) -> Result<Arc<Source>> {
     if bytes.len() as u64 > MAX_TEXT_BYTES {
         return Err(Diagnostic::error(format!("`{name}` is larger than {} MiB", MAX_TEXT_BYTES >> 20)));
     }
-    Ok(Source::new(name.trim_start_matches("./"), String::from_utf8_lossy(&bytes)))
+    dockerfile_of(name.trim_start_matches("./"), &bytes)
+}
+
+/// The text of a Dockerfile, if it can be one.
+pub fn dockerfile_of(name: &str, bytes: &[u8]) -> Result<Arc<Source>> {
+    let error = || Diagnostic::error(format!("`{name}` is no Dockerfile"));
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(error().caused_by("it is UTF-16: save it as UTF-8"));
+    }
+    if Format::of(bytes) != Format::Plain || bytes.contains(&0) {
+        return Err(error().caused_by("it is no text"));
+    }
+    Ok(Source::new(name, String::from_utf8_lossy(bytes)))
 }
 
 /// The build context, or the named context `name`, as a directory. It is fetched when it is first asked
@@ -223,7 +235,7 @@ fn input(host: &Host<'_>) -> Result<Directory> {
     let size_bytes = file.metadata().context(doing)?.len();
     let scratch = host.store.scratch()?;
     let root = rustix::fs::open(&scratch.path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    copy::unpack(file, size_bytes, "of standard input", root.context(doing)?.as_fd(), own())?;
+    copy::unpack(file, size_bytes, "standard input", root.context(doing)?.as_fd(), own())?;
     of_scratch(scratch, "standard input".into())
 }
 

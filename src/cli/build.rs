@@ -309,7 +309,7 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
         let (id, secret) = values::secret(text)?;
         secrets.insert(id, secret);
     }
-    let agents = super::context::agents(&arguments.ssh)?;
+    let agents = super::context::agents(&arguments.ssh, &sources.context)?;
     let mut build_args = values::build_args(&arguments.build_args);
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         build_args.entry("SOURCE_DATE_EPOCH".into()).or_insert(epoch);

@@ -9,7 +9,7 @@ use super::{Failure, usage};
 use crate::diag::Diagnostic;
 use crate::git;
 use crate::host::{LocalContext, Origin};
-use crate::location::{GitLocation, Location, is_url};
+use crate::location::{GitLocation, Location, Transport, is_url};
 use crate::source::{self, DockerfileAt};
 use crate::ssh::Agent;
 
@@ -146,14 +146,23 @@ pub fn git() -> git::Client {
     })
 }
 
-/// `default`, `ID`, `ID=SOCKET`, `ID=KEY,KEY`; without a path the agent of the environment.
-pub fn agents(list: &[String]) -> Result<BTreeMap<String, Arc<Agent>>, Failure> {
+/// `default`, `ID`, `ID=SOCKET`, `ID=KEY,KEY`; without a path the agent of the environment. A context that is
+/// reached over ssh needs no option (docker).
+pub fn agents(list: &[String], context: &Origin) -> Result<BTreeMap<String, Arc<Agent>>, Failure> {
     let mut agents = BTreeMap::new();
+    let environment = std::env::var_os("SSH_AUTH_SOCK").filter(|path| !path.is_empty());
+    if let (Origin::Remote(Location::Git(git)), [], Some(path)) = (context, list, &environment)
+        && git.transport == Transport::Ssh
+        // One that is gone is not needed by everybody's server.
+        && let Ok(agent) = Agent::open("default", &[path.into()])
+    {
+        agents.insert("default".to_owned(), Arc::new(agent));
+    }
     for text in list {
         let (id, paths) = text.split_once('=').unwrap_or((text, ""));
         let id = if id.is_empty() { "default" } else { id };
         let paths: Vec<PathBuf> = match paths {
-            "" => match std::env::var_os("SSH_AUTH_SOCK").filter(|path| !path.is_empty()) {
+            "" => match &environment {
                 Some(path) => vec![path.into()],
                 None => {
                     let fault =

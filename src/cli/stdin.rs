@@ -8,7 +8,7 @@ use std::io::{Read as _, Seek as _};
 
 use super::context::{Sources, Stdin};
 use super::{Failure, usage};
-use crate::diag::{Context as _, Source};
+use crate::diag::Context as _;
 use crate::host::Origin;
 use crate::source::{self, DockerfileAt};
 use crate::store::Store;
@@ -39,7 +39,7 @@ pub fn take(sources: &mut Sources, store: &Store) -> Result<Option<File>, Failur
     if text.len() as u64 > TEXT_LIMIT_BYTES {
         return Err(usage(format!("the Dockerfile on standard input is larger than {} MiB", TEXT_LIMIT_BYTES >> 20)));
     }
-    sources.dockerfile = DockerfileAt::Text(Source::new("<stdin>", String::from_utf8_lossy(&text)));
+    sources.dockerfile = DockerfileAt::Text(source::dockerfile_of("<stdin>", &text)?);
     Ok(None)
 }
 

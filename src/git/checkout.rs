@@ -100,7 +100,8 @@ impl Client {
         let commit = Commit { commit: submodule.commit.clone(), object: submodule.commit.clone(), name: None };
         // Git made it; looked at all the same, as it is entered by its path.
         let root = open_directory(checkout.into)?;
-        below(root.as_fd(), &submodule.path).context(|| format!("cannot open `{}`", submodule.path))?;
+        below(root.as_fd(), &submodule.path, ResolveFlags::NO_SYMLINKS)
+            .context(|| format!("cannot open `{}`", submodule.path))?;
         let into = checkout.into.join(&submodule.path);
         let inner =
             Checkout { location: &location, commit: &commit, into: &into, depth: checkout.depth + 1, ..checkout };
@@ -184,10 +185,10 @@ fn open_directory(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty()).context(|| format!("cannot open `{}`", path.display()))
 }
 
-/// A directory below `root`, reached through no link.
-fn below(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+/// A directory below `root`; a link that leads out of it is an error.
+fn below(root: BorrowedFd<'_>, path: &str, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let resolve = resolve | ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
 }
 
@@ -195,10 +196,11 @@ fn below(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
 fn take_directory(all: &Path, path: &str, into: &Path) -> Result<(), String> {
     let all = open_directory(all).map_err(|error| error.message)?;
     let into = open_directory(into).map_err(|error| error.message)?;
-    let directory = below(all.as_fd(), path).map_err(|errno| match errno {
+    let directory = below(all.as_fd(), path, ResolveFlags::empty()).map_err(|errno| match errno {
         Errno::NOENT => format!("the repository has no `{path}`"),
         Errno::NOTDIR => format!("`{path}` is no directory"),
-        Errno::LOOP => format!("`{path}` is reached through a symbolic link"),
+        Errno::XDEV => format!("`{path}` is a symbolic link that leads out of the repository"),
+        Errno::LOOP => format!("`{path}` is a symbolic link that leads to itself"),
         errno => std::io::Error::from(errno).to_string(),
     })?;
     for name in tidy::names(directory.as_fd()).map_err(|errno| errno.to_string())? {

@@ -281,7 +281,7 @@ impl Telling<'_> {
                     meter.add(received.saturating_sub(self.told_bytes));
                 }
                 self.told_bytes = received;
-            } else if !is_progress(&text) && !text.trim().is_empty() {
+            } else if !is_progress(&text) && !is_idle(&text) && !text.trim().is_empty() {
                 message.extend_from_slice(&line);
                 message.push(b'\n');
             }
@@ -295,6 +295,11 @@ impl Telling<'_> {
 /// Whether a line tells how far a transfer is, be it ours or the server's.
 fn is_progress(line: &str) -> bool {
     line.contains("% (") || line.starts_with("remote: Enumerating objects") || line.starts_with("remote: Total ")
+}
+
+/// What ssh says of a server that it meets for the first time; it is not why anything failed.
+fn is_idle(line: &str) -> bool {
+    line.starts_with("Warning: Permanently added")
 }
 
 /// `Receiving objects:  45% (9/20), 1.20 MiB | 2.00 MiB/s`: how much has come so far.

@@ -19,10 +19,10 @@ pub fn decompress<'a>(mut input: impl Read + Send + 'a) -> Result<Box<dyn Read +
     let format = Format::of(&head);
     let input = BufReader::with_capacity(64 << 10, Cursor::new(head).chain(input));
     Ok(match format {
-        Format::Gzip => Box::new(Gzip { member: Some(GzDecoder::new(input)) }),
-        Format::Bzip2 => Box::new(MultiBzDecoder::new(input)),
-        Format::Xz => Box::new(XzReader::new_mem_limit(input, true, MAX_XZ_KIB)),
-        Format::Zstd => Box::new(Zstd { input, decoder: FrameDecoder::new(), is_in_frame: false }),
+        Format::Gzip => Box::new(Whole(Gzip { member: Some(GzDecoder::new(input)) })),
+        Format::Bzip2 => Box::new(Whole(MultiBzDecoder::new(input))),
+        Format::Xz => Box::new(Whole(XzReader::new_mem_limit(input, true, MAX_XZ_KIB))),
+        Format::Zstd => Box::new(Whole(Zstd { input, decoder: FrameDecoder::new(), is_in_frame: false })),
         Format::Plain => Box::new(input),
     })
 }
@@ -56,6 +56,18 @@ impl Format {
             [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
             _ => Self::Plain,
         }
+    }
+}
+
+/// Says plainly that the input is cut short, which each decoder words in its own way.
+struct Whole<R>(R);
+
+impl<R: Read> Read for Whole<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => io::Error::new(io::ErrorKind::UnexpectedEof, "it ends early"),
+            _ => error,
+        })
     }
 }
 
@@ -115,9 +127,12 @@ impl<R: Read> Read for Zstd<R> {
         }
         while self.is_in_frame || self.begin_frame()? {
             while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
-                self.decoder
-                    .decode_blocks(&mut self.input, BlockDecodingStrategy::UptoBlocks(1))
-                    .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                self.decoder.decode_blocks(&mut self.input, BlockDecodingStrategy::UptoBlocks(1)).map_err(|error| {
+                    match self.input.fill_buf() {
+                        Ok([]) => io::ErrorKind::UnexpectedEof.into(),
+                        _ => io::Error::new(io::ErrorKind::InvalidData, error),
+                    }
+                })?;
             }
             let count = self.decoder.read(buffer)?;
             if count > 0 {

@@ -78,7 +78,7 @@ impl Solver<'_> {
         for (place, mount) in run.mounts.iter().enumerate() {
             if let RunMountKind::Secret { id, env: Some(variable), is_required, .. } = &mount.kind {
                 match self.secret(id, *is_required, mount)? {
-                    Some(value) => set(&mut env, variable, &String::from_utf8_lossy(&value)),
+                    Some(value) => set(&mut env, variable, &value_of(id, value, mount)?),
                     None => continue,
                 }
                 if mount.target.is_empty() {
@@ -426,6 +426,22 @@ fn environment(run: &Run) -> Vec<(String, String)> {
         }
     }
     env
+}
+
+/// A secret as the value of a variable.
+fn value_of(id: &str, value: Vec<u8>, mount: &RunMount) -> Result<String> {
+    let wrong = |why| {
+        Diagnostic::error(format!("the secret `{id}` cannot be the value of a variable: {why}")).at(
+            &mount.source,
+            mount.span,
+            "",
+        )
+    };
+    match String::from_utf8(value) {
+        Ok(text) if text.contains('\0') => Err(wrong("there is a NUL in it")),
+        Ok(text) => Ok(text),
+        Err(_) => Err(wrong("it is not UTF-8")),
+    }
 }
 
 fn locate(error: Diagnostic, at: Option<&Located>) -> Diagnostic {

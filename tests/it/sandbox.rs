@@ -129,6 +129,16 @@ pub fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// Whether any file below `path` holds `text`.
+pub fn holds(path: &Path, text: &str) -> bool {
+    walkdir::WalkDir::new(path).into_iter().map(Result::unwrap).filter(|entry| entry.file_type().is_file()).any(
+        |entry| {
+            let bytes = fs::read(entry.path()).unwrap();
+            bytes.windows(text.len()).any(|window| window == text.as_bytes())
+        },
+    )
+}
+
 /// The base image, made once: named by what it is made of, so that it is made anew when that
 /// changes.
 pub fn busybox_layout() -> &'static Path {
