@@ -10,6 +10,7 @@ mod images;
 mod interrupt;
 mod output;
 mod registry;
+mod room;
 mod shell;
 mod values;
 
@@ -84,8 +85,10 @@ fn run(arguments: args::Arguments) -> std::result::Result<ExitCode, Failure> {
         args::Command::Build(build) => build::build(&root, *build),
         args::Command::Cache(args::Cache::Explain(build)) => build::explain(&root, *build),
         args::Command::Cache(args::Cache::Ls { json }) => cache::ls(&open(&root)?, json),
-        args::Command::Cache(args::Cache::Prune { all, older_than, dry_run }) => {
-            cache::prune(&open(&root)?, all, older_than.as_deref(), dry_run)
+        args::Command::Cache(args::Cache::Du(du)) => room::du(&open(&root)?, &du),
+        args::Command::Cache(args::Cache::Prune(prune)) => room::prune(&open(&root)?, &prune),
+        args::Command::Cache(args::Cache::Gc { cap, has_lock }) => {
+            room::collect(&open(&root)?, cap.as_deref(), has_lock)
         }
         args::Command::Pull(pull) => registry::pull(&open(&root)?, &pull),
         args::Command::Push(push) => registry::push(&open(&root)?, &push),
