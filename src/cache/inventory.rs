@@ -109,6 +109,10 @@ pub struct Inventory {
 impl Inventory {
     /// Reads every record and looks at every layer and blob: for those who wait, or for the background.
     pub fn take(store: &Store) -> Result<Self> {
+        if store.has_cache_mounts()? {
+            // Their files may be anybody's.
+            store.enter()?;
+        }
         let mut draft = Draft { store, taken_at: store.present()?, items: Vec::new(), objects: BTreeMap::new() };
         let mut keep = Keep::default();
         for image in store.images()?.into_values().flatten() {

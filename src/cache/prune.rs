@@ -24,6 +24,9 @@ pub struct Report {
 /// Removes what `policy` says, but nothing that an image needs or a running build uses. With
 /// [`Action::Tell`] nothing changes. The space is free after [`Store::empty_trash`].
 pub fn prune(store: &Store, policy: &Policy, action: Action) -> Result<Report> {
+    if action == Action::Remove {
+        store.enter()?;
+    }
     let inventory = Inventory::take(store)?;
     let chosen = policy::choose(&inventory, policy, store.free_bytes());
     let mut users: Vec<usize> = inventory.objects.iter().map(|object| object.users).collect();

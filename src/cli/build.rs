@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::Build;
+use super::entrance::Entrance;
 use super::interrupt::{Interrupts, Urgency};
 use super::shell::Shell;
 use super::{Failure, has_color, output, print, usage, values};
@@ -19,10 +20,10 @@ use crate::diag::{Context as _, Diagnostic, Source};
 use crate::export::{Destination, Output};
 use crate::host::{Host, LocalContext, Pulls};
 use crate::image::{Platform, Reference};
-use crate::journal::{Ending, Head, Recorder};
+use crate::journal::{Ending, Head, Recorder, Writes};
 use crate::layer::Compression;
 use crate::plan::{self, Network};
-use crate::progress::{self, Reporter};
+use crate::progress::{self, Event, Held, Reporter};
 use crate::solve::{NoCache, Settings};
 use crate::store::Store;
 
@@ -34,26 +35,47 @@ const SHM_SIZE_BYTES: u64 = 64 << 20;
 
 const HOSTNAME: &str = "buildkitsandbox";
 
-pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
+pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, world) = request(&arguments)?;
+    let (request, world) = request(&arguments, entrance)?;
     super::room::check_cap()?;
     let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
-    let spawner = Spawner::fork()?;
+    let spawner = if entrance.is_outside() { None } else { Some(Spawner::fork()?) };
     let (interrupts, stop) = Interrupts::block()?;
-    let store = Store::open(root)?;
+    let canceled = Arc::new(AtomicBool::new(false));
     let reporter = reporter(arguments.progress.as_deref(), arguments.quiet)?;
-    let recorder = Recorder::new(&store, &*reporter, head(&arguments, &request));
+    let (reporter, store) = if entrance.is_outside() {
+        // The program that enters tells of everything again.
+        let (held, is_canceled) = (Arc::new(Held::new(reporter)), Arc::clone(&canceled));
+        let leaving = Arc::clone(&held);
+        let store = entrance.open(root, move || {
+            if is_canceled.load(Ordering::Relaxed) {
+                return Err(Diagnostic::error("the build was canceled"));
+            }
+            leaving.drop_all();
+            Ok(())
+        });
+        (held as Arc<dyn Reporter>, store?)
+    } else {
+        (Arc::from(reporter), entrance.open(root, || Ok(()))?)
+    };
+    // The program that enters writes a record of its own.
+    let writes = if entrance.is_outside() { Writes::AtTheEnd } else { Writes::AsItComes };
+    let recorder = Recorder::new(&store, &*reporter, head(&arguments, &request), writes);
+    if let Some(poverty) = entrance.poverty.as_ref().filter(|_| !entrance.is_outside()) {
+        recorder.report(Event::Warning(poverty));
+    }
     let registry = super::registry::client(&arguments.insecure_registries);
-    let canceled = AtomicBool::new(false);
     let pulls = pulls(&arguments);
     let told = |mut diagnostics: Vec<Diagnostic>| {
         recorder.finish(Ending::Failed, Vec::new(), rendered(&diagnostics));
         if recorder.has_output_of_failure()
             && let Some(first) = diagnostics.first_mut()
         {
-            first.hints.push(format!("`{} --failed` prints all of its output", logs_command(root, recorder.id())));
+            first
+                .hints
+                .push(format!("`{} --failed` prints all of its output", logs_command(entrance, root, recorder.id())));
         }
         diagnostics
     };
@@ -64,13 +86,17 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         recorder.close();
         super::print_diagnostics(&told(vec![failure.clone()]));
         super::say(&super::shell::notice(shell));
-        if let Err(error) = container.and_then(|container| shell.run(&spawner, container)) {
+        let spawner = spawner.as_ref().ok_or_else(|| Diagnostic::error("no container was made"));
+        if let Err(error) = container.and_then(|container| shell.run(spawner?, container)) {
             super::print_diagnostics(&[super::shell::refusal(shell, &error)]);
         }
     };
     let host = world.host(Around {
         store: &store,
-        executor: &spawner,
+        executor: match &spawner {
+            Some(spawner) => spawner,
+            None => &NothingRuns,
+        },
         reporter: &recorder,
         registry: &registry,
         pulls,
@@ -82,10 +108,12 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         let watch = interrupts.watch(scope, stop, |urgency| {
             canceled.store(true, Ordering::Relaxed);
             registry.cancel();
-            let _ = spawner.kill_all(match urgency {
-                Urgency::Gently => Signal::TERM,
-                Urgency::AtOnce => Signal::KILL,
-            });
+            if let Some(spawner) = &spawner {
+                let _ = spawner.kill_all(match urgency {
+                    Urgency::Gently => Signal::TERM,
+                    Urgency::AtOnce => Signal::KILL,
+                });
+            }
         });
         let built = build::build(&request, &host);
         drop(watch);
@@ -137,9 +165,9 @@ fn head(arguments: &Build, request: &Request) -> Head {
 }
 
 /// What prints the output of a build of this store.
-fn logs_command(root: &Path, id: &str) -> String {
-    match super::default_root() {
-        Ok(default) if default == root => format!("wythe logs {id}"),
+fn logs_command(entrance: &Entrance, root: &Path, id: &str) -> String {
+    match &entrance.default_root {
+        Some(default) if default == root => format!("wythe logs {id}"),
         _ => format!("wythe --root {} logs {id}", root.display()),
     }
 }
@@ -148,10 +176,14 @@ fn rendered(diagnostics: &[Diagnostic]) -> Vec<String> {
     diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect()
 }
 
-pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
+pub fn explain(
+    open: &dyn Fn() -> crate::diag::Result<Store>,
+    entrance: &Entrance,
+    arguments: Build,
+) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, world) = request(&arguments)?;
-    let store = Store::open(root)?;
+    let (request, world) = request(&arguments, entrance)?;
+    let store = open()?;
     let registry = super::registry::client(&arguments.insecure_registries);
     let canceled = AtomicBool::new(false);
     let host = world.host(Around {
@@ -179,12 +211,12 @@ pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The executor of an explanation.
+/// The executor of an explanation, and of a user's build before it enters.
 struct NothingRuns;
 
 impl crate::host::Executor for NothingRuns {
     fn execute(&self, _: &Container, _: &mut dyn std::io::Write) -> crate::diag::Result<crate::container::Exit> {
-        Err(Diagnostic::error("nothing is executed while explaining"))
+        Err(Diagnostic::error("nothing is executed here"))
     }
 
     fn cancel(&self) {}
@@ -218,7 +250,6 @@ impl World {
             numbers: progress::Numbers::default(),
             registry: around.registry,
             pulls: around.pulls,
-            is_root: rustix::process::geteuid().is_root(),
             now: around.epoch.unwrap_or_else(now),
             files_now: files_now(),
             context: Some(self.context),
@@ -257,9 +288,9 @@ fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     Ok(())
 }
 
-fn request(arguments: &Build) -> Result<(Request, World), Failure> {
+fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), Failure> {
     let context = context_dir(&arguments.context)?;
-    let (source, dockerfile_path) = read_dockerfile(arguments, &context)?;
+    let (source, dockerfile_path) = read_dockerfile(arguments, &context, entrance)?;
     let ignore = match &dockerfile_path {
         Some(path) => {
             let mut beside = path.clone().into_os_string();
@@ -282,12 +313,6 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         build_args.entry("SOURCE_DATE_EPOCH".into()).or_insert(epoch);
     }
-    let epoch = match build_args.get("SOURCE_DATE_EPOCH").map(|epoch| (epoch, epoch.parse::<i64>())) {
-        None => None,
-        Some((_, Ok(epoch))) => Some(epoch),
-        Some((epoch, _)) if epoch.is_empty() => None,
-        Some((epoch, Err(_))) => return Err(usage(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
-    };
     let mut labels = BTreeMap::new();
     for text in &arguments.labels {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -302,7 +327,9 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
     let mut platforms = Vec::new();
     for text in &arguments.platform {
         let platform = if text == "local" { Platform::host() } else { text.parse().map_err(usage)? };
-        platforms.push(platform);
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
     }
     let platform_is_explicit = !platforms.is_empty();
     if platforms.is_empty() {
@@ -333,6 +360,29 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
     } else {
         NoCache::Stages(arguments.no_cache_filter.iter().map(|stage| stage.to_ascii_lowercase()).collect())
     };
+    let options = plan::Options {
+        target: arguments.target.clone(),
+        build_args: build_args.clone(),
+        labels,
+        platform: platforms[0].clone(),
+        platform_is_explicit,
+        build_platform: Platform::host(),
+        named_contexts: named_contexts.keys().cloned().collect(),
+        network,
+        allows_insecure: allow.contains("security.insecure"),
+        allows_host_network: allow.contains("network.host"),
+    };
+    // A file that cannot be read has no epoch; the build says what is wrong with it.
+    let dockerfile = crate::dockerfile::parse(Arc::clone(&source)).ok();
+    let epoch = match dockerfile.and_then(|dockerfile| plan::source_date_epoch(&dockerfile, &options)) {
+        None => None,
+        // The files of a directory say nothing of when it was made.
+        Some(epoch) if epoch.is_empty() || epoch == "context" => None,
+        Some(epoch) => match epoch.parse::<i64>() {
+            Ok(epoch) => Some(epoch),
+            Err(_) => return Err(usage(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
+        },
+    };
     let settings = Settings {
         no_cache,
         slot: dockerfile_path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
@@ -352,18 +402,6 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
     if settings.jobs == 0 {
         return Err(usage("`--jobs 0` runs nothing: use 1 or more"));
     }
-    let options = plan::Options {
-        target: arguments.target.clone(),
-        build_args,
-        labels,
-        platform: platforms[0].clone(),
-        platform_is_explicit,
-        build_platform: Platform::host(),
-        named_contexts: named_contexts.keys().cloned().collect(),
-        network,
-        allows_insecure: allow.contains("security.insecure"),
-        allows_host_network: allow.contains("network.host"),
-    };
     let request = Request { dockerfile: source, options, platforms, settings, outputs, names, epoch };
     let context = LocalContext { path: context, ignore };
     Ok((request, World { context, named_contexts, secrets }))
@@ -384,7 +422,11 @@ fn context_dir(text: &str) -> Result<PathBuf, Failure> {
 }
 
 /// The Dockerfile, named as the user would name it, and its path unless it came by standard input.
-fn read_dockerfile(arguments: &Build, context: &Path) -> Result<(Arc<Source>, Option<PathBuf>), Failure> {
+fn read_dockerfile(
+    arguments: &Build,
+    context: &Path,
+    entrance: &Entrance,
+) -> Result<(Arc<Source>, Option<PathBuf>), Failure> {
     let (path, shown) = match arguments.file.as_deref() {
         Some("-") => {
             let mut bytes = Vec::new();
@@ -392,6 +434,7 @@ fn read_dockerfile(arguments: &Build, context: &Path) -> Result<(Arc<Source>, Op
                 .take(TEXT_LIMIT_BYTES)
                 .read_to_end(&mut bytes)
                 .context(|| "cannot read the Dockerfile from standard input")?;
+            entrance.put_back_stdin(&bytes)?;
             return Ok((Source::new("<stdin>", String::from_utf8_lossy(&bytes)), None));
         }
         Some(file) => (PathBuf::from(file), file.to_owned()),

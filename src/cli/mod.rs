@@ -5,6 +5,7 @@
 mod args;
 mod build;
 mod cache;
+mod entrance;
 mod history;
 mod images;
 mod interrupt;
@@ -21,8 +22,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::diag::{Diagnostic, Result, Severity};
-use crate::store::Store;
+use crate::diag::{Diagnostic, Severity};
+use entrance::Entrance;
 
 /// Why a command did not succeed.
 pub(crate) enum Failure {
@@ -76,38 +77,38 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: args::Arguments) -> std::result::Result<ExitCode, Failure> {
+fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
+    // While this process still is the user's.
+    let default_root = default_root();
+    let entrance = Entrance::find(default_root.as_ref().ok().cloned())?;
     let root = match arguments.root {
         Some(root) => root,
-        None => default_root()?,
+        None => default_root?,
     };
+    let open = || entrance.open(&root, || Ok(()));
     match arguments.command {
-        args::Command::Build(build) => build::build(&root, *build),
-        args::Command::Cache(args::Cache::Explain(build)) => build::explain(&root, *build),
-        args::Command::Cache(args::Cache::Ls { json }) => cache::ls(&open(&root)?, json),
-        args::Command::Cache(args::Cache::Du(du)) => room::du(&open(&root)?, &du),
-        args::Command::Cache(args::Cache::Prune(prune)) => room::prune(&open(&root)?, &prune),
+        args::Command::Build(build) => build::build(&root, &entrance, *build),
+        args::Command::Cache(args::Cache::Explain(build)) => build::explain(&open, &entrance, *build),
+        args::Command::Cache(args::Cache::Ls { json }) => cache::ls(&open()?, json),
+        args::Command::Cache(args::Cache::Du(du)) => room::du(&open()?, &du),
+        args::Command::Cache(args::Cache::Prune(prune)) => room::prune(&open()?, &prune),
         args::Command::Cache(args::Cache::Gc { cap, has_lock }) => {
-            room::collect(&open(&root)?, cap.as_deref(), has_lock)
+            room::collect(&open()?, cap.as_deref(), has_lock)
         }
-        args::Command::Pull(pull) => registry::pull(&open(&root)?, &pull),
-        args::Command::Push(push) => registry::push(&open(&root)?, &push),
-        args::Command::Load { input } => registry::load(&open(&root)?, input.as_deref()),
-        args::Command::Save { names, output } => registry::save(&open(&root)?, &names, output),
-        args::Command::Images(images) => images::list(&open(&root)?, &images),
-        args::Command::Tag { image, name } => images::tag(&open(&root)?, &image, &name),
-        args::Command::Rmi { images } => images::remove(&open(&root)?, &images),
-        args::Command::History(history) => history::history(&open(&root)?, &history),
-        args::Command::Logs(logs) => history::logs(&open(&root)?, &logs),
-        args::Command::Inspect { images } => images::inspect(&open(&root)?, &images),
+        args::Command::Pull(pull) => registry::pull(&open()?, &pull),
+        args::Command::Push(push) => registry::push(&open()?, &push),
+        args::Command::Load { input } => registry::load(&open()?, input.as_deref()),
+        args::Command::Save { names, output } => registry::save(&open()?, &names, output),
+        args::Command::Images(images) => images::list(&open()?, &images),
+        args::Command::Tag { image, name } => images::tag(&open()?, &image, &name),
+        args::Command::Rmi { images } => images::remove(&open()?, &images),
+        args::Command::History(history) => history::history(&open()?, &history),
+        args::Command::Logs(logs) => history::logs(&open()?, &logs),
+        args::Command::Inspect { images } => images::inspect(&open()?, &images),
     }
 }
 
-fn open(root: &Path) -> Result<Store> {
-    Store::open(root)
-}
-
-fn default_root() -> std::result::Result<PathBuf, Failure> {
+fn default_root() -> Result<PathBuf, Failure> {
     if let Some(root) = std::env::var_os("WYTHE_ROOT").filter(|root| !root.is_empty()) {
         return Ok(root.into());
     }

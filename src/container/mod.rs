@@ -9,8 +9,10 @@
 //! in the mount namespaces of these processes or are detached: the host's mount table is never
 //! touched, and nothing is written to its disk but a step's upper dir.
 
+mod apt;
 mod caps;
 mod device;
+pub mod entry;
 mod exec;
 mod holder;
 mod hosts;
@@ -24,6 +26,7 @@ pub mod passwd;
 mod protocol;
 mod root;
 mod seccomp;
+#[rustfmt::skip] // Made by a program.
 mod seccomp_table;
 mod serve;
 pub mod signal;

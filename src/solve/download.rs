@@ -56,6 +56,8 @@ impl Solver<'_> {
             let last = registry::last_download(host.store, &wanted)?;
             return Ok(last.map(|file| Downloaded { name, file }));
         }
+        // Not asked twice, and not shown twice.
+        host.store.enter()?;
         let file = host
             .registry
             .download(host.store, &wanted, host.reporter, &host.numbers)

@@ -27,11 +27,6 @@ impl Solver<'_> {
     pub(super) fn execute(&self, id: StepId, number: Number, key: Keyed) -> Result<Solved> {
         let begun = Instant::now();
         let step = self.plan.step(id);
-        if !self.host.is_root {
-            return Err(Diagnostic::error("this step makes files of other users, which takes root so far")
-                .at(&step.source, step.span, "")
-                .hint("run the build as root"));
-        }
         let below = step.parent.and_then(|parent| self.get(parent)).map(|p| p.stack.clone()).unwrap_or_default();
         let draft = self.host.store.draft()?;
         match &step.op {
@@ -44,7 +39,11 @@ impl Solver<'_> {
                 self.commit(id, draft, None, key, begun)
             }
             Op::Workdir(workdir) => {
-                self.workdir(workdir, &below, &draft)?;
+                let step = self.plan.step(id);
+                self.workdir(workdir, &below, &draft).map_err(|error| match error.labels.is_empty() {
+                    true => error.at(&step.source, step.span, ""),
+                    false => error,
+                })?;
                 self.commit(id, draft, None, key, begun)
             }
             Op::From(Root::Directory(_)) => {
@@ -229,9 +228,8 @@ impl Solver<'_> {
             let listing = self.select(&tree, &at, Form::Literal, &[], None)?;
             copy::land(&tree, &listing, dir.as_fd(), &landing("/", self.host.now))?;
         }
-        use rustix::fs::{Gid, Mode, Uid};
-        rustix::fs::fchown(dir, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))
-            .and_then(|()| rustix::fs::fchmod(dir, Mode::from_raw_mode(*mode)))
+        crate::layer::node::set_owner_of(dir, *uid, *gid)
+            .and_then(|()| rustix::fs::fchmod(dir, rustix::fs::Mode::from_raw_mode(*mode)))
             .context(|| "cannot set the owner and mode of a new cache mount")
     }
 
@@ -274,7 +272,11 @@ impl Solver<'_> {
     pub(super) fn owner(&self, below: &Stack, chown: &Located) -> Result<(u32, u32)> {
         let layers = self.layers.lowers(below)?;
         let layers: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
-        passwd::owner(&layers, &chown.text).map_err(|error| locate(error, Some(chown)))
+        passwd::owner(&layers, &chown.text).or_else(|error| {
+            // A user's build may lack no more than the right to read the file.
+            self.host.store.enter()?;
+            Err(locate(error, Some(chown)))
+        })
     }
 
     // ---- COPY, ADD, WORKDIR

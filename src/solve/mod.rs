@@ -116,7 +116,15 @@ pub fn solve(
     layers: &Layers<'_>,
 ) -> Result<Solution> {
     let solver = Solver::new(plan, host, settings, bases, layers);
-    if let Err(failure) = solver.first_pass().and_then(|()| schedule::run(&solver)) {
+    let done = solver.first_pass().and_then(|()| {
+        if solver.solved.iter().any(|step| step.get().is_none()) {
+            // What was hashed is not to be hashed again by a process that enters.
+            solver.inputs.save();
+            host.store.enter()?;
+        }
+        schedule::run(&solver)
+    });
+    if let Err(failure) = done {
         solver.show_wreck(&failure);
         return Err(failure);
     }

@@ -114,6 +114,10 @@ impl Store {
         }
     }
 
+    pub fn has_cache_mounts(&self) -> Result<bool> {
+        Ok(!self.mount_folders()?.is_empty())
+    }
+
     /// All cache mounts.
     pub fn cache_mounts(&self) -> Result<Vec<StoredMount>> {
         let mut mounts = Vec::new();

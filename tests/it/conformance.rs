@@ -142,7 +142,7 @@ fn build(case: &Case, store: &Path, web: &Server) -> String {
     args.push("context".into());
     args.extend(["--root".into(), store.display().to_string()]);
     let ended = sandbox.wythe(&args);
-    let stderr = ended.stderr.replace(&web.host(), "{{http}}").replace(&sandbox.path("").display().to_string(), "");
+    let stderr = ended.stderr.replace(&format!("http://{}", web.host()), "{{http}}").replace(&sandbox.path("").display().to_string(), "");
     match ended.code {
         Some(0) => {
             assert!(stderr.is_empty(), "a quiet build said {stderr}");
