@@ -68,6 +68,25 @@ pub struct Item {
     pub(super) objects: Vec<usize>,
 }
 
+impl Item {
+    /// Without an object, and not in use.
+    pub(super) fn new(kind: Kind, id: String, title: String, last_used: i64) -> Self {
+        Self {
+            kind,
+            id,
+            title,
+            last_used,
+            size_bytes: 0,
+            pinned_bytes: 0,
+            is_shared: false,
+            is_in_use: false,
+            depth: 0,
+            what: What::Objects,
+            objects: Vec::new(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum What {
     Step(CacheKey),
@@ -214,19 +233,8 @@ impl Draft<'_> {
                 }
                 self.need(&listing);
             }
-            self.items.push(Item {
-                kind: Kind::Regular,
-                id: key.hex(),
-                title: record.title.clone(),
-                last_used: *last_used,
-                size_bytes: 0,
-                pinned_bytes: 0,
-                is_shared: false,
-                is_in_use: false,
-                depth,
-                what: What::Step(*key),
-                objects: Vec::new(),
-            });
+            let item = Item::new(Kind::Regular, key.hex(), record.title.clone(), *last_used);
+            self.items.push(Item { depth, what: What::Step(*key), ..item });
             // What a step stands on is needed as long as the step may be.
             if let Some(parent) = parent(record)
                 && let Some(known) = self.objects.get_mut(&Stored::Layer(parent))
@@ -279,44 +287,32 @@ impl Draft<'_> {
         for (what, last_used) in free {
             self.need(&what);
             if let Stored::Blob(digest) = what {
-                self.add_plain(Kind::Download, digest.hex(), "a file that was fetched".into(), last_used);
+                self.add_plain(
+                    Kind::Download,
+                    digest.hex(),
+                    "a fetched file, or a part of an image without a name".into(),
+                    last_used,
+                );
             }
         }
     }
 
     fn add_builds(&mut self) -> Result<()> {
         for found in Builds::of(self.store).newest(usize::MAX)? {
+            let title = format!("build of {}", found.build.name());
+            let item = Item::new(Kind::BuildRecord, found.id, title, found.build.head.started_ms / 1000);
             self.items.push(Item {
-                kind: Kind::BuildRecord,
-                title: format!("build of {}", found.build.name()),
-                last_used: found.build.head.started_ms / 1000,
                 size_bytes: found.dir.size_bytes(),
-                pinned_bytes: 0,
-                is_shared: false,
                 is_in_use: found.dir.is_running(),
-                depth: 0,
                 what: What::Build(found.dir.name.clone()),
-                objects: Vec::new(),
-                id: found.id,
+                ..item
             });
         }
         Ok(())
     }
 
     fn add_plain(&mut self, kind: Kind, id: String, title: String, last_used: i64) {
-        self.items.push(Item {
-            kind,
-            id,
-            title,
-            last_used,
-            size_bytes: 0,
-            pinned_bytes: 0,
-            is_shared: false,
-            is_in_use: false,
-            depth: 0,
-            what: What::Objects,
-            objects: Vec::new(),
-        });
+        self.items.push(Item::new(kind, id, title, last_used));
     }
 
     /// Gives every object to the item that used it last, which is the last to let it go.
@@ -363,18 +359,12 @@ impl Draft<'_> {
 }
 
 fn of_mount(mount: StoredMount) -> Item {
+    let title = format!("cache mount {}", mount.id.strip_prefix('/').unwrap_or(&mount.id));
     Item {
-        kind: Kind::CacheMount,
-        id: mount.folder.clone(),
-        title: format!("cache mount {}", mount.id.strip_prefix('/').unwrap_or(&mount.id)),
-        last_used: mount.last_used,
         size_bytes: mount.size_bytes,
-        pinned_bytes: 0,
-        is_shared: false,
         is_in_use: mount.is_in_use,
-        depth: 0,
-        what: What::Mount(mount.folder),
-        objects: Vec::new(),
+        what: What::Mount(mount.folder.clone()),
+        ..Item::new(Kind::CacheMount, mount.folder, title, mount.last_used)
     }
 }
 

@@ -204,3 +204,81 @@ pub(super) fn choose(inventory: &Inventory, policy: &Policy, free_bytes: u64) ->
     }
     chosen
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GB: u64 = 1_000_000_000;
+
+    /// `until=2h` and the like at noon of a day, which is second 43 200.
+    fn filter(text: &str) -> Result<Filter> {
+        Filter::parse(text, 43_200, |age| age.strip_suffix('h')?.parse::<i64>().ok().map(|hours| hours * 3_600))
+    }
+
+    #[test]
+    fn filters_hold_for_what_they_say() {
+        let step = Item::new(Kind::Regular, "abcdef".into(), "RUN make".into(), 36_000);
+        let mount = Item::new(Kind::CacheMount, "123456".into(), "cache mount /c".into(), 42_000);
+        for (text, holds_for_step, holds_for_mount) in [
+            ("type=regular", true, false),
+            ("type!=regular", false, true),
+            ("type~=^exec", false, true),
+            ("id=abc", true, false),
+            ("id=bcd", false, false),
+            ("id!=abc", false, true),
+            ("id~=cd", true, false),
+            ("description=RUN make", true, false),
+            ("description=RUN", false, false),
+            ("description~=make|mount", true, true),
+            ("until=1h", true, false),
+            ("until=3h", false, false),
+            ("mutable", false, true),
+            ("mutable=false", true, false),
+            ("immutable=true", true, false),
+            ("immutable!=true", false, true),
+            ("inuse", false, false),
+            ("shared=0", true, true),
+            ("private", true, true),
+        ] {
+            let filter = filter(text).unwrap();
+            assert_eq!((filter.holds(&step), filter.holds(&mount)), (holds_for_step, holds_for_mount), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_a_filter_is_said() {
+        for (text, why) in [
+            ("type=regulr", "there is no type `regulr`"),
+            ("typ=regular", "there is no key `typ`"),
+            ("until=soon", "`soon` is not an age"),
+            ("until!=1h", "`until` takes `=` only"),
+            ("inuse=maybe", "`inuse` is true or false"),
+            ("inuse~=true", "`inuse` is true or false"),
+            ("id~=(", "the expression cannot be read"),
+            ("id!abc", "write it as"),
+        ] {
+            let error = filter(text).unwrap_err();
+            assert!(error.message.contains(why), "{text}: {}", error.message);
+        }
+    }
+
+    #[test]
+    fn a_limit_heeds_size_free_room_and_what_is_reserved() {
+        let limit =
+            |max, min_free, reserved_bytes| Limit { max_used_bytes: max, min_free_bytes: min_free, reserved_bytes };
+        for (limit, used, free, allowed) in [
+            (limit(Some(50), None, 0), 80, 0, 50),
+            (limit(None, Some(30), 0), 80, 40, u64::MAX),
+            (limit(None, Some(30), 0), 80, 10, 60),
+            (limit(None, Some(300), 0), 80, 10, 0),
+            (limit(None, Some(300), 20), 80, 10, 20),
+            (limit(Some(70), Some(30), 0), 80, 10, 60),
+            (limit(Some(50), Some(30), 0), 80, 10, 50),
+        ] {
+            assert_eq!(limit.allowed_bytes(used, free), allowed, "{limit:?} of {used}, {free} free");
+        }
+        assert_eq!(Limit::usual(50 * GB), limit(Some(40 * GB), Some(10 * GB), 5 * GB));
+        assert_eq!(Limit::usual(1_000 * GB), limit(Some(100 * GB), Some(200 * GB), 10 * GB));
+    }
+}

@@ -138,8 +138,10 @@ impl Store {
     pub fn remove_cache_mount(&self, folder: &str) -> Result<bool> {
         let cannot = |errno| self.inner.error(format_args!("remove the cache mount `{folder}`"), errno);
         let path = self.inner.path.join(DIRECTORY);
-        if let Ok(lock) = File::open(path.join(folder).join("lock"))
-            && rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err()
+        // Held over the rename: who waits for it looks again and finds nothing.
+        let lock = File::open(path.join(folder).join("lock")).ok();
+        if let Some(lock) = &lock
+            && rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).is_err()
         {
             return Ok(false);
         }

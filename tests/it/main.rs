@@ -15,6 +15,7 @@ mod layer;
 mod overlay;
 mod plan;
 mod progress;
+mod prune;
 mod registry;
 mod sandbox;
 mod server;
