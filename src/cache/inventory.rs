@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! step ──▶ its layer, the layer's blobs, the listing of what it copied ◀── another step, an image
-//! layer of a base ──▶ its blobs        file of a URL ──▶ its blob        cache mount · record of a build
+//! layer of a base ──▶ its blobs        file of a URL ──▶ its blob        cache mount · git repository · record of a build
 //! ```
 //!
 //! What an image needs does not go, whoever else needs it.
@@ -15,7 +15,7 @@ use super::{Record, Records};
 use crate::diag::Result;
 use crate::digest::{CacheKey, ChainId, DiffId, Digest};
 use crate::journal::Builds;
-use crate::store::{Form, Keep, Store, StoredBlob, StoredLayer, StoredMount};
+use crate::store::{Form, Keep, Store, StoredBlob, StoredLayer, StoredMount, StoredRepository};
 
 /// What an item is; the words are BuildKit's where it has one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,18 +26,21 @@ pub enum Kind {
     CacheMount,
     /// A file that ADD downloaded, or a part of an image that no name has any more.
     Download,
+    /// What was fetched from a git repository.
+    Repository,
     /// What a build wrote.
     BuildRecord,
 }
 
 impl Kind {
-    pub const ALL: [Self; 4] = [Self::Regular, Self::CacheMount, Self::Download, Self::BuildRecord];
+    pub const ALL: [Self; 5] = [Self::Regular, Self::CacheMount, Self::Download, Self::Repository, Self::BuildRecord];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Regular => "regular",
             Self::CacheMount => "exec.cachemount",
             Self::Download => "source.http",
+            Self::Repository => "source.git.checkout",
             Self::BuildRecord => "build.record",
         }
     }
@@ -93,6 +96,7 @@ pub(super) enum What {
     /// Nothing but its objects.
     Objects,
     Mount(String),
+    Repository(String),
     Build(String),
 }
 
@@ -145,6 +149,9 @@ impl Inventory {
         draft.add_downloads();
         for mount in store.cache_mounts()? {
             draft.items.push(of_mount(mount));
+        }
+        for repository in store.stored_repositories()? {
+            draft.items.push(of_repository(repository));
         }
         draft.add_builds()?;
         Ok(draft.finish())
@@ -365,6 +372,15 @@ fn of_mount(mount: StoredMount) -> Item {
         is_in_use: mount.is_in_use,
         what: What::Mount(mount.folder.clone()),
         ..Item::new(Kind::CacheMount, mount.folder, title, mount.last_used)
+    }
+}
+
+fn of_repository(repository: StoredRepository) -> Item {
+    Item {
+        size_bytes: repository.size_bytes,
+        is_in_use: repository.is_in_use,
+        what: What::Repository(repository.folder.clone()),
+        ..Item::new(Kind::Repository, repository.folder, repository.remote, repository.last_used)
     }
 }
 

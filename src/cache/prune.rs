@@ -47,13 +47,14 @@ pub fn prune(store: &Store, policy: &Policy, action: Action) -> Result<Report> {
                 true
             }
             What::Mount(folder) => action == Action::Tell || store.remove_cache_mount(folder)?,
+            What::Repository(folder) => action == Action::Tell || store.remove_repository(folder)?,
             What::Build(name) => action == Action::Tell || store.remove_build(name)?,
         };
         if !has_gone {
             report.in_use += 1;
             continue;
         }
-        if matches!(item.what, What::Mount(_) | What::Build(_)) {
+        if matches!(item.what, What::Mount(_) | What::Repository(_) | What::Build(_)) {
             report.freed_bytes += item.size_bytes;
         }
         report.items.push((item.clone(), *reason));

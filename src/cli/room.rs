@@ -60,10 +60,10 @@ pub fn du(store: &Store, arguments: &Du) -> Result<ExitCode, Failure> {
         }
         text.push('\n');
     }
-    text.push_str(&format!("{:<16}  {:>6}  {:>8}  {:>8}\n", "TYPE", "COUNT", "SIZE", "COULD GO"));
+    text.push_str(&format!("{:<19}  {:>6}  {:>8}  {:>8}\n", "TYPE", "COUNT", "SIZE", "COULD GO"));
     let mut row = |name: &str, count: &str, size: u64, could_go: Option<u64>| {
         let could_go = could_go.map(units::size).unwrap_or_default();
-        text.push_str(format!("{name:<16}  {count:>6}  {:>8}  {could_go:>8}", units::size(size)).trim_end());
+        text.push_str(format!("{name:<19}  {count:>6}  {:>8}  {could_go:>8}", units::size(size)).trim_end());
         text.push('\n');
     };
     let mut sums = (0, 0);
@@ -154,6 +154,7 @@ fn summary(report: &Report, is_dry_run: bool) -> String {
             Kind::Regular => ("step or layer", "steps and layers"),
             Kind::CacheMount => ("cache mount", "cache mounts"),
             Kind::Download => ("file", "files"),
+            Kind::Repository => ("git repository", "git repositories"),
             Kind::BuildRecord => ("record of a build", "records of builds"),
         };
         format!("{count} {}", if count == 1 { one } else { many })

@@ -11,6 +11,7 @@ mod download;
 mod execute;
 mod explain;
 mod facts;
+mod held;
 mod input;
 mod layers;
 mod schedule;
@@ -30,7 +31,6 @@ use crate::progress::{Event, Number, Outcome};
 use crate::store::ImageRecord;
 
 pub use explain::{Explained, explain};
-pub use input::ignore_file;
 pub use layers::Layers;
 pub use stack::{Stack, StackLayer, Standing};
 
@@ -42,8 +42,6 @@ pub struct Settings {
     pub slot: String,
     /// How many steps may run at once.
     pub jobs: usize,
-    /// `SOURCE_DATE_EPOCH`: the time of what copies make.
-    pub epoch: Option<i64>,
     /// How many threads may read files for one copy.
     pub hash_threads: usize,
     pub hostname: String,
@@ -93,8 +91,6 @@ pub struct Solver<'a> {
     layers: &'a Layers<'a>,
     inputs: input::Inputs,
     wreck: Mutex<Option<wreck::Wreck>>,
-    /// Not so while explaining.
-    asks_servers: bool,
 }
 
 /// Results by step, for all steps of the plan.
@@ -166,7 +162,6 @@ impl<'a> Solver<'a> {
             layers,
             inputs: input::Inputs::default(),
             wreck: Mutex::default(),
-            asks_servers: true,
         }
     }
 
@@ -382,7 +377,7 @@ impl<'a> Solver<'a> {
     }
 
     fn created(&self) -> String {
-        host::rfc3339(self.host.now)
+        host::rfc3339(self.host.now())
     }
 }
 

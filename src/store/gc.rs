@@ -229,7 +229,7 @@ impl Store {
         self.is_held(self.inner.blobs.as_fd(), &digest.hex())
     }
 
-    fn is_held(&self, dir: BorrowedFd<'_>, name: &str) -> bool {
+    pub(super) fn is_held(&self, dir: BorrowedFd<'_>, name: &str) -> bool {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         match rustix::fs::openat(dir, name, flags, Mode::empty()) {
             Ok(file) => rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK),
@@ -291,7 +291,7 @@ impl Store {
         self.list(self.inner.blobs.as_fd(), "blobs")
     }
 
-    fn list(&self, dir: BorrowedFd<'_>, what: &str) -> Result<Vec<(String, Stat)>> {
+    pub(super) fn list(&self, dir: BorrowedFd<'_>, what: &str) -> Result<Vec<(String, Stat)>> {
         let cannot_list = |errno| self.inner.error(format_args!("list {what}"), errno);
         let mut all = Vec::new();
         for name in super::names(dir).map_err(cannot_list)? {
@@ -305,7 +305,7 @@ impl Store {
     }
 
     /// Moves it to the trash, unless somebody holds its lock (on the file `locked`) or used it of late.
-    fn take_unlocked(
+    pub(super) fn take_unlocked(
         &self,
         dir: BorrowedFd<'_>,
         name: &str,

@@ -12,6 +12,7 @@
 //!   cache/ files/                 records: <2 hex>/<name>
 //!   builds/<start>-<id>/          what builds left: records and output
 //!   mounts/                       RUN --mount=type=cache
+//!   git/                          what was fetched from git repositories
 //!   locks/                        held while in use, removed after
 //!   tmp/<builder>/                work in progress of one process, beside its <builder>.lock
 //!   trash/                        what is being deleted
@@ -33,6 +34,8 @@ mod layers;
 mod locks;
 mod mounts;
 mod records;
+mod repositories;
+mod scratch;
 mod sealed;
 mod tally;
 mod trash;
@@ -60,11 +63,15 @@ pub use images::{ImageLayer, ImageLookup, ImageRecord};
 pub use layers::{Draft, Layer, LayerMeta};
 pub use locks::KeyLock;
 pub use mounts::{CacheMount, MountLock, StoredMount};
+pub use repositories::{Repository, StoredRepository};
+pub use scratch::Scratch;
 pub use tally::Tally;
 
 /// The number in `version`. It changes when an older program could misread what a newer one wrote.
 const FORMAT: u32 = 1;
 
+/// The directory of [`Repository`].
+const REPOSITORIES: &str = "git";
 /// A user may have several hundred runs of ids.
 const MAX_VERSION_BYTES: u64 = 64 << 10;
 
@@ -207,9 +214,9 @@ fn open_root(path: &Path) -> Result<OwnedFd> {
 
 /// Reads `version`, or writes it into a directory that is empty or was being made a store.
 fn check_version(root: &OwnedFd, path: &Path, owners: &Owners) -> Result<()> {
-    const NAMES: [&str; 13] = [
-        "version", "usage", "blobs", "layers", "forms", "images", "cache", "files", "mounts", "builds", "locks", "tmp",
-        "trash",
+    const NAMES: [&str; 14] = [
+        "version", "usage", "blobs", "layers", "forms", "images", "cache", "files", "mounts", "git", "builds", "locks",
+        "tmp", "trash",
     ];
     let file = match rustix::fs::openat(root, "version", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
         Ok(file) => Some(fs::File::from(file)),
