@@ -22,6 +22,7 @@ pub fn ls(store: &Store, as_json: bool) -> Result<ExitCode, Failure> {
                     "sizeBytes": record.layer.map_or(0, |layer| layer.size_bytes),
                     "created": record.created,
                     "elapsedMs": record.elapsed_ms,
+                    "usage": record.usage,
                     "lastHit": crate::host::rfc3339(*hit),
                 })
             })

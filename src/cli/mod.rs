@@ -7,6 +7,7 @@ mod build;
 mod cache;
 mod images;
 mod interrupt;
+mod limits;
 mod output;
 mod registry;
 mod values;

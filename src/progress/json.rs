@@ -5,6 +5,7 @@
 //! {"event":"started","at_ms":0,"number":1,"title":"[1/2] FROM busybox"}
 //! {"event":"output","at_ms":20,"number":2,"text":"one line, without its line feed"}
 //! {"event":"progress","at_ms":20,"number":1,"done_bytes":10,"total_bytes":20}
+//! {"event":"used","at_ms":30,"number":2,"cpu_us":1200,"memory_bytes":4096,"read_bytes":0,"written_bytes":0}
 //! {"event":"fault","at_ms":30,"number":2,"message":"process … exit code: 1"}
 //! {"event":"finished","at_ms":30,"number":2,"outcome":"failed","elapsed_ms":10,"added_bytes":5}
 //! {"event":"warning","at_ms":30,"rule":"…","message":"…","source":"Dockerfile","line":3,"column":1,…}
@@ -21,7 +22,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::Serialize;
 
 use super::text::Lines;
-use super::{Clock, Event, Number, Outcome, Reporter, stopwatch};
+use super::{Clock, Event, Number, Outcome, Reporter, Usage, stopwatch};
 use crate::diag::Diagnostic;
 
 pub struct Json<W> {
@@ -61,6 +62,11 @@ enum Body<'a> {
         done_bytes: u64,
         #[serde(skip_serializing_if = "Option::is_none")]
         total_bytes: Option<u64>,
+    },
+    Used {
+        number: usize,
+        #[serde(flatten)]
+        usage: Usage,
     },
     Fault {
         number: usize,
@@ -121,6 +127,9 @@ impl<W: Write + Send> Reporter for Json<W> {
             }
             Event::Progress { number: Number(number), done_bytes, total_bytes } => {
                 state.write("progress", at_ms, Body::Progress { number, done_bytes, total_bytes });
+            }
+            Event::Used { number: Number(number), usage } => {
+                state.write("used", at_ms, Body::Used { number, usage });
             }
             Event::Fault { number: Number(number), message } => {
                 state.write("fault", at_ms, Body::Fault { number, message });

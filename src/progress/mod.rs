@@ -1,7 +1,7 @@
 //! What a build tells while it runs, and who shows it.
 //!
-//! A step is told of in this order: `Started`, any number of `Output` and `Progress`, `Fault` if it
-//! failed, `Finished`. Steps run side by side and their events mix. `Ended` comes last, once.
+//! A step is told of in this order: `Started`, any number of `Output` and `Progress`, `Used` if it ran
+//! processes, `Fault` if it failed, `Finished`. Steps run side by side and their events mix. `Ended` comes last, once.
 //!
 //! | reporter     | shows                                                         |
 //! |--------------|---------------------------------------------------------------|
@@ -20,6 +20,7 @@ mod terminal;
 mod text;
 mod ticker;
 pub mod units;
+mod usage;
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -32,6 +33,7 @@ pub use plain::Plain;
 pub use screen::Size;
 pub use terminal::Terminal;
 pub use text::{Tail, defuse, fit};
+pub use usage::Usage;
 
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +75,11 @@ pub enum Event<'a> {
         number: Number,
         done_bytes: u64,
         total_bytes: Option<u64>,
+    },
+    /// What the step's processes used, all in all.
+    Used {
+        number: Number,
+        usage: Usage,
     },
     /// Why the step is about to finish as [`Outcome::Failed`].
     Fault {

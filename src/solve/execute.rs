@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::input::Read;
 use super::{Keyed, Solved, Solver, Stack, Standing};
-use crate::container::{self, Container, Mount, MountKind, Status, passwd};
+use crate::container::{self, Container, Exit, Mount, MountKind, Status, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
 use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
@@ -16,8 +16,15 @@ use crate::host::Secret;
 use crate::plan::{
     Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
 };
-use crate::progress::{self, Number};
+use crate::progress::{self, Event, Number, Usage, units};
 use crate::store::{CacheMount, Draft, MountLock};
+
+/// What a container left besides its draft.
+pub(super) struct Ran {
+    /// What stood below all layers to offer mount points.
+    pub skeleton: OwnedFd,
+    pub usage: Usage,
+}
 
 /// The most of a secret that is handed to a step (BuildKit's limit).
 const SECRET_LIMIT_BYTES: u64 = 500 * 1024;
@@ -35,8 +42,8 @@ impl Solver<'_> {
         let draft = self.host.store.draft()?;
         match &step.op {
             Op::Run(run) => {
-                let skeleton = self.run(id, number, run, &below, &draft, &key)?;
-                self.commit(id, draft, Some(skeleton.as_fd()), key, begun)
+                let ran = self.run(id, number, run, &below, &draft, &key)?;
+                self.commit(id, draft, Some(&ran), key, begun)
             }
             Op::Copy(copy) => {
                 self.copy(copy, &below, &draft, &key)?;
@@ -57,9 +64,8 @@ impl Solver<'_> {
 
     // ---- RUN
 
-    /// Runs the container over `below` into `draft`. Returns what stood below all layers to offer
-    /// mount points.
-    fn run(&self, id: StepId, number: Number, run: &Run, below: &Stack, draft: &Draft, key: &Keyed) -> Result<OwnedFd> {
+    /// Runs the container over `below` into `draft`.
+    fn run(&self, id: StepId, number: Number, run: &Run, below: &Stack, draft: &Draft, key: &Keyed) -> Result<Ran> {
         let lowers = self.lowers(below)?;
         let user = self.user(below, run.user.as_ref())?;
         let mut held = Vec::new();
@@ -102,6 +108,8 @@ impl Solver<'_> {
             mounts,
             shm_size_bytes: self.settings.shm_size_bytes,
             ulimits: self.settings.ulimits.clone(),
+            limits: self.settings.limits.clone(),
+            timeout: self.settings.timeout,
         };
         let step = self.plan.step(id);
         let mut output = progress::Output::new(self.host.reporter, number);
@@ -111,23 +119,42 @@ impl Solver<'_> {
                 false => error,
             })?;
         drop(held);
-        match exit.status {
-            Status::Exited(0) => Ok(exit.skeleton),
-            status => Err(self.run_failed(id, run, status, &output.tail().lines())),
+        self.host.reporter.report(Event::Used { number, usage: exit.usage });
+        if self.host.is_canceled() {
+            // Also one that ended well: it may have been asked to end, and cut something short.
+            return Err(Diagnostic::error("the step was canceled").at(&step.source, step.span, ""));
         }
+        if exit.status != Status::Exited(0) {
+            return Err(self.run_failed(id, run, &exit, &output.tail().lines()));
+        }
+        if let Some(out_of_memory) = exit.out_of_memory {
+            let count = out_of_memory.kills;
+            let killed = format!("processes of this step were killed ({count}), but it went on: {out_of_memory}");
+            self.host.reporter.report(Event::Warning(&Diagnostic::warning("OutOfMemory", killed).at(
+                &step.source,
+                step.span,
+                "",
+            )));
+        }
+        Ok(Ran { skeleton: exit.skeleton, usage: exit.usage })
     }
 
-    fn run_failed(&self, id: StepId, run: &Run, status: Status, tail: &[String]) -> Diagnostic {
+    fn run_failed(&self, id: StepId, run: &Run, exit: &Exit, tail: &[String]) -> Diagnostic {
         let step = self.plan.step(id);
-        if self.host.is_canceled() {
-            return Diagnostic::error("the step was canceled").at(&step.source, step.span, "");
-        }
         let command = run.argv.join(" ");
         let first_line = command.lines().next().unwrap_or_default().trim_end();
         let command = if first_line.len() < command.trim_end().len() { format!("{first_line} …") } else { command };
-        let how = match status {
+        let how = match exit.status {
+            _ if exit.is_late => {
+                let timeout = self.settings.timeout.unwrap_or_default();
+                format!("it took longer than {} and was killed", units::exactly(timeout))
+            }
             Status::Exited(code) => format!("exit code {code}"),
             Status::Signaled(signal) => format!("killed by {}", container::signal::name(signal)),
+        };
+        let how = match exit.out_of_memory {
+            Some(out_of_memory) => format!("{how}, {out_of_memory}"),
+            None => how,
         };
         let mut error =
             Diagnostic::error(format!("`{command}` did not complete: {how}")).at(&step.source, step.span, "");
@@ -137,7 +164,11 @@ impl Solver<'_> {
         if self.host.store.is_full() {
             error = error.hint("the filesystem of the store is full: make room there, or use another with `--root`");
         }
-        match status {
+        match exit.status {
+            _ if exit.is_late => error.hint("give it more time with `--timeout`"),
+            _ if exit.out_of_memory.is_some_and(|memory| memory.limit_bytes.is_some()) => {
+                error.hint("give it more with `--memory`")
+            }
             Status::Exited(127) => error.hint("exit code 127 means that the command was not found in the image"),
             Status::Exited(126) => error.hint("exit code 126 means that the file cannot be executed"),
             _ => error,

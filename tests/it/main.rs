@@ -9,6 +9,7 @@ mod container;
 mod dockerfile;
 mod image;
 mod layer;
+mod lifecycle;
 mod overlay;
 mod plan;
 mod progress;
