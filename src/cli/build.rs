@@ -18,6 +18,7 @@ use crate::diag::{Context as _, Diagnostic, Source};
 use crate::export::{Destination, Output};
 use crate::host::{Host, LocalContext, Pulls};
 use crate::image::{Platform, Reference};
+use crate::journal::{Ending, Head, Recorder};
 use crate::layer::Compression;
 use crate::plan::{self, Network};
 use crate::progress::{self, Reporter};
@@ -34,29 +35,25 @@ const HOSTNAME: &str = "buildkitsandbox";
 
 pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, context, mut world) = request(&arguments)?;
+    let (request, world) = request(&arguments)?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
     let spawner = Spawner::fork()?;
     let (interrupts, stop) = Interrupts::block()?;
     let store = Store::open(root)?;
     let reporter = reporter(arguments.progress.as_deref(), arguments.quiet)?;
+    let recorder = Recorder::new(&store, &*reporter, head(&arguments, &request));
     let registry = super::registry::client(&arguments.insecure_registries);
     let canceled = AtomicBool::new(false);
-    let host = Host {
+    let pulls = pulls(&arguments);
+    let host = world.host(Around {
         store: &store,
         executor: &spawner,
-        reporter: &*reporter,
-        numbers: progress::Numbers::default(),
+        reporter: &recorder,
         registry: &registry,
-        pulls: pulls(&arguments),
-        is_root: rustix::process::geteuid().is_root(),
-        now: request.epoch.unwrap_or_else(now),
-        files_now: files_now(),
-        context: Some(context),
-        named_contexts: std::mem::take(&mut world.named_contexts),
-        secrets: std::mem::take(&mut world.secrets),
+        pulls,
+        epoch: request.epoch,
         canceled: &canceled,
-    };
+    });
     let built = std::thread::scope(|scope| {
         let watch = interrupts.watch(scope, stop, |urgency| {
             canceled.store(true, Ordering::Relaxed);
@@ -70,23 +67,34 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         drop(watch);
         built
     });
-    reporter.close();
+    recorder.close();
     let outcome = match built {
         Ok(outcome) => outcome,
-        Err(diagnostics) => {
-            return match interrupts.caught() {
-                Some(signal) => {
-                    super::print_diagnostics(&[Diagnostic::error(format!(
-                        "stopped by {}",
-                        crate::container::signal::name(signal)
-                    ))]);
-                    Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)))
-                }
-                None => Err(diagnostics.into()),
-            };
+        Err(mut diagnostics) => {
+            if let Some(signal) = interrupts.caught() {
+                let name = crate::container::signal::name(signal);
+                let stopped = [Diagnostic::error(format!("stopped by {name}"))];
+                recorder.finish(Ending::Stopped, Vec::new(), rendered(&stopped));
+                super::print_diagnostics(&stopped);
+                return Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)));
+            }
+            let shown = rendered(&diagnostics);
+            if recorder.has_output_of_failure()
+                && let Some(first) = diagnostics.first_mut()
+            {
+                let root = if super::default_root().is_ok_and(|default| default == root) {
+                    String::new()
+                } else {
+                    format!("--root {} ", root.display())
+                };
+                first.hints.push(format!("`wythe {root}logs {} --failed` prints all of its output", recorder.id()));
+            }
+            recorder.finish(Ending::Failed, Vec::new(), shown);
+            return Err(diagnostics.into());
         }
     };
     let ids: Vec<_> = outcome.exported.image_ids.iter().map(ToString::to_string).collect();
+    recorder.finish(Ending::Done, ids.clone(), Vec::new());
     if let Some(path) = &arguments.iidfile {
         crate::export::write_file(path, ids.join("\n").as_bytes())?;
     }
@@ -99,27 +107,38 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the record of the build begins with.
+fn head(arguments: &Build, request: &Request) -> Head {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Head {
+        started_ms: i64::try_from(now.as_millis()).unwrap_or(0),
+        names: request.names.iter().map(Reference::familiar).collect(),
+        target: arguments.target.clone(),
+        dockerfile: request.dockerfile.name.clone(),
+        context: arguments.context.clone(),
+        platforms: request.platforms.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn rendered(diagnostics: &[Diagnostic]) -> Vec<String> {
+    diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect()
+}
+
 pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, context, world) = request(&arguments)?;
+    let (request, world) = request(&arguments)?;
     let store = Store::open(root)?;
     let registry = super::registry::client(&arguments.insecure_registries);
     let canceled = AtomicBool::new(false);
-    let host = Host {
+    let host = world.host(Around {
         store: &store,
         executor: &NothingRuns,
         reporter: &progress::Silent,
-        numbers: progress::Numbers::default(),
         registry: &registry,
         pulls: pulls(&arguments),
-        is_root: rustix::process::geteuid().is_root(),
-        now: request.epoch.unwrap_or_else(now),
-        files_now: files_now(),
-        context: Some(context),
-        named_contexts: world.named_contexts,
-        secrets: world.secrets,
+        epoch: request.epoch,
         canceled: &canceled,
-    };
+    });
     let steps = build::explain(&request, &host)?;
     let mut text = String::new();
     for step in &steps {
@@ -149,10 +168,42 @@ impl crate::host::Executor for NothingRuns {
     fn cancel(&self) {}
 }
 
-/// What the request needs of the world besides the context.
+/// What the command line says of the world.
 struct World {
+    context: LocalContext,
     named_contexts: BTreeMap<String, crate::host::NamedContext>,
     secrets: BTreeMap<String, crate::host::Secret>,
+}
+
+/// What the command has made of it.
+struct Around<'a> {
+    store: &'a Store,
+    executor: &'a dyn crate::host::Executor,
+    reporter: &'a dyn Reporter,
+    registry: &'a crate::registry::Client,
+    pulls: Pulls,
+    epoch: Option<i64>,
+    canceled: &'a AtomicBool,
+}
+
+impl World {
+    fn host(self, around: Around<'_>) -> Host<'_> {
+        Host {
+            store: around.store,
+            executor: around.executor,
+            reporter: around.reporter,
+            numbers: progress::Numbers::default(),
+            registry: around.registry,
+            pulls: around.pulls,
+            is_root: rustix::process::geteuid().is_root(),
+            now: around.epoch.unwrap_or_else(now),
+            files_now: files_now(),
+            context: Some(self.context),
+            named_contexts: self.named_contexts,
+            secrets: self.secrets,
+            canceled: around.canceled,
+        }
+    }
 }
 
 /// Options of docker that would change the result or promise something we do not do.
@@ -179,7 +230,7 @@ fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     Ok(())
 }
 
-fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure> {
+fn request(arguments: &Build) -> Result<(Request, World), Failure> {
     let context = context_dir(&arguments.context)?;
     let (source, dockerfile_path) = read_dockerfile(arguments, &context)?;
     let ignore = match &dockerfile_path {
@@ -271,6 +322,7 @@ fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure>
         limits: limits::limits(&arguments.limits)?,
         timeout: arguments.limits.timeout.as_deref().map(limits::timeout).transpose()?,
         cache_mount_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
+        explains: arguments.explain,
     };
     if settings.jobs == 0 {
         return Err(usage("`--jobs 0` runs nothing: use 1 or more"));
@@ -288,7 +340,8 @@ fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure>
         allows_host_network: allow.contains("network.host"),
     };
     let request = Request { dockerfile: source, options, platforms, settings, outputs, names, epoch };
-    Ok((request, LocalContext { path: context, ignore }, World { named_contexts, secrets }))
+    let context = LocalContext { path: context, ignore };
+    Ok((request, World { context, named_contexts, secrets }))
 }
 
 fn context_dir(text: &str) -> Result<PathBuf, Failure> {

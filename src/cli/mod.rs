@@ -5,6 +5,7 @@
 mod args;
 mod build;
 mod cache;
+mod history;
 mod images;
 mod interrupt;
 mod limits;
@@ -93,7 +94,8 @@ fn run(arguments: args::Arguments) -> std::result::Result<ExitCode, Failure> {
         args::Command::Images(images) => images::list(&open(&root)?, &images),
         args::Command::Tag { image, name } => images::tag(&open(&root)?, &image, &name),
         args::Command::Rmi { images } => images::remove(&open(&root)?, &images),
-        args::Command::History { image, json } => images::history(&open(&root)?, &image, json),
+        args::Command::History(history) => history::history(&open(&root)?, &history),
+        args::Command::Logs(logs) => history::logs(&open(&root)?, &logs),
         args::Command::Inspect { images } => images::inspect(&open(&root)?, &images),
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! #2 [build 2/3] RUN make
+//! #2 runs: `src/main.c` changed
 //! #2 0.105 cc -c main.c
 //! #2 ...
 //!
@@ -147,6 +148,12 @@ impl<W: Write> State<W> {
                 };
                 self.steps.insert(number, step);
             }
+            Event::Missed { number, reasons } => {
+                let Some(step) = self.steps.get_mut(&number) else { return };
+                for reason in reasons {
+                    step.say(number, None, format!("runs: {}", defuse(reason.as_bytes())).as_bytes(), now);
+                }
+            }
             Event::Output { number, bytes } => {
                 let is_terminal = self.is_terminal;
                 let Some(step) = self.steps.get_mut(&number) else { return };
@@ -161,9 +168,9 @@ impl<W: Write> State<W> {
                 let total = total_bytes.map_or(String::new(), |total| format!(" of {}", size(total)));
                 step.say(number, Some(now), format!("{}{total}", size(done_bytes)).as_bytes(), now);
             }
-            Event::Used { number, usage } => {
+            Event::Exited { number, exit } => {
                 let Some(step) = self.steps.get_mut(&number) else { return };
-                step.usage = Some(usage);
+                step.usage = Some(exit.usage);
             }
             Event::Fault { number, message } => {
                 let Some(step) = self.steps.get_mut(&number) else { return };

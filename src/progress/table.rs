@@ -32,9 +32,9 @@ impl Table {
             Event::Started { number, title } => {
                 self.rows.insert(number, Row { title: defuse(title.as_bytes()), usage: None, end: None });
             }
-            Event::Used { number, usage } => {
+            Event::Exited { number, exit } => {
                 if let Some(row) = self.rows.get_mut(&number) {
-                    row.usage = Some(usage);
+                    row.usage = Some(exit.usage);
                 }
             }
             Event::Finished { number, outcome, elapsed, added_bytes } => {

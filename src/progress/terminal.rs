@@ -60,6 +60,8 @@ struct Running {
     /// The last lines written, defused; never an empty one.
     shown: VecDeque<String>,
     transfer: Option<(u64, Option<u64>)>,
+    /// Why it was not cached.
+    reasons: Vec<String>,
     fault: Option<String>,
     usage: Option<Usage>,
 }
@@ -135,10 +137,16 @@ impl State {
                     lines: Lines::default(),
                     shown: VecDeque::new(),
                     transfer: None,
+                    reasons: Vec::new(),
                     fault: None,
                     usage: None,
                 };
                 self.running.insert(number, running);
+            }
+            Event::Missed { number, reasons } => {
+                if let Some(running) = self.running.get_mut(&number) {
+                    running.reasons = reasons.iter().map(|reason| defuse(reason.as_bytes())).collect();
+                }
             }
             Event::Output { number, bytes } => {
                 if let Some(running) = self.running.get_mut(&number) {
@@ -150,9 +158,9 @@ impl State {
                     running.transfer = Some((done_bytes, total_bytes));
                 }
             }
-            Event::Used { number, usage } => {
+            Event::Exited { number, exit } => {
                 if let Some(running) = self.running.get_mut(&number) {
-                    running.usage = Some(usage);
+                    running.usage = Some(exit.usage);
                 }
             }
             Event::Fault { number, message } => {
@@ -250,6 +258,7 @@ impl Running {
         };
         let title = fit(&format!(" => {word}{}", self.title), columns.saturating_sub(time.len()));
         let mut lines = vec![format!("{title}{time}")];
+        lines.extend(self.reasons.iter().map(|reason| fit(&format!("    ran: {reason}"), columns)));
         lines.extend(self.fault.iter().map(|fault| format!("    {fault}")));
         lines
     }
@@ -280,7 +289,8 @@ fn view(running: &BTreeMap<Number, Running>, done: usize, now: Duration, columns
         let title = fit(&format!(" => {}", step.title), columns.saturating_sub(facts.len()));
         lines.push(format!("{title}{facts}"));
         let partial = Some(defuse(step.lines.partial())).filter(|partial| !partial.trim().is_empty());
-        let output: Vec<_> = step.shown.iter().chain(&partial).collect();
+        let reasons: Vec<_> = step.reasons.iter().map(|reason| format!("runs: {reason}")).collect();
+        let output: Vec<_> = reasons.iter().chain(&step.shown).chain(&partial).collect();
         let hidden = output.len().saturating_sub(output_lines);
         lines.extend(output[hidden..].iter().map(|line| format!("    {line}")));
     }

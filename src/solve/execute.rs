@@ -119,7 +119,12 @@ impl Solver<'_> {
                 false => error,
             })?;
         drop(held);
-        self.host.reporter.report(Event::Used { number, usage: exit.usage });
+        let (code, signal) = match exit.status {
+            Status::Exited(code) => (Some(code), None),
+            Status::Signaled(signal) => (None, Some(signal)),
+        };
+        let exited = progress::Exit { code, signal, usage: exit.usage };
+        self.host.reporter.report(Event::Exited { number, exit: exited });
         if self.host.is_canceled() {
             // Also one that ended well: it may have been asked to end, and cut something short.
             return Err(Diagnostic::error("the step was canceled").at(&step.source, step.span, ""));

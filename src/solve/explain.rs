@@ -1,5 +1,5 @@
-//! What a build would find in the cache, and for each miss the fact that differs from the nearest
-//! earlier record. Nothing is executed and nothing is recorded.
+//! For each miss the fact that differs from the nearest earlier record: during a build, or instead of
+//! one; then nothing is executed and nothing is recorded.
 
 use std::collections::BTreeMap;
 
@@ -45,10 +45,7 @@ pub fn explain(
                     solver.set(id, solved);
                     (true, Vec::new())
                 }
-                Lookup::Miss(key) => {
-                    let reason = solver.reason(id, &key.facts, &[])?;
-                    (false, solver.describe(id, &key, &reason)?)
-                }
+                Lookup::Miss(key) => (false, solver.why(id, &key)?),
             }
         } else {
             let key = solver.facts(id, None)?;
@@ -77,6 +74,11 @@ fn is_unknown(difference: &Difference) -> bool {
 }
 
 impl Solver<'_> {
+    /// Why a step misses whose inputs are all known, a line each.
+    pub(super) fn why(&self, id: StepId, key: &Keyed) -> Result<Vec<String>> {
+        self.describe(id, key, &self.reason(id, &key.facts, &[])?)
+    }
+
     /// Why there is no record of these facts; those named in `unknown` are not known yet.
     fn reason(&self, id: StepId, facts: &Facts, unknown: &[&str]) -> Result<Reason> {
         if !self.asks_cache(id) {

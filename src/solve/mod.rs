@@ -59,6 +59,8 @@ pub struct Settings {
     pub timeout: Option<Duration>,
     /// `BUILDKIT_CACHE_MOUNT_NS`.
     pub cache_mount_namespace: String,
+    /// `--explain`: whether to say of each step that runs what changed.
+    pub explains: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -232,6 +234,9 @@ impl<'a> Solver<'a> {
             Lookup::Hit(solved) => return Ok(solved),
             Lookup::Miss(key) => key,
         };
+        // Before a new record becomes the one to compare with.
+        let reasons = if self.settings.explains { self.why(id, &key)? } else { Vec::new() };
+        self.host.reporter.report(Event::Missed { number, reasons: &reasons });
         // Another builder may be at the same step: wait for it, then take its result.
         let _lock = self.host.store.lock_key(&key.facts.key(), || {})?;
         if self.asks_cache(id)

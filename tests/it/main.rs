@@ -5,9 +5,11 @@
 mod build;
 mod cache;
 mod compression;
+mod conformance;
 mod container;
 mod dockerfile;
 mod image;
+mod journal;
 mod layer;
 mod lifecycle;
 mod overlay;
