@@ -39,7 +39,7 @@ test: deps fmt-check lint
 	$(CARGO) test
 
 bench:
-	$(CARGO) bench --bench builds
+	$(CARGO) bench --bench suite
 
 projects: $(WYTHE)
 	benches/projects/run.sh $(WYTHE) target/projects

@@ -225,6 +225,10 @@ pub struct Build {
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub no_cache_filter: Vec<String>,
 
+    /// When a RUN fails, open a shell in its container before it is gone: `shell`, or `shell=COMMAND`
+    #[arg(long, value_name = "shell[=COMMAND]")]
+    pub on_failure: Option<String>,
+
     /// Say of each step that runs what changed since it last ran
     #[arg(long)]
     pub explain: bool,

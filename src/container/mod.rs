@@ -9,9 +9,11 @@
 //! in the mount namespaces of these processes or are detached: the host's mount table is never
 //! touched, and nothing is written to its disk but a step's upper dir.
 
+mod apt;
 mod caps;
 mod cgroup;
 mod device;
+pub mod entry;
 mod exec;
 mod holder;
 mod hosts;
@@ -34,6 +36,7 @@ mod spawner;
 mod step;
 mod stop;
 mod template;
+mod terminal;
 mod userns;
 
 use std::net::IpAddr;
@@ -49,6 +52,7 @@ use crate::progress::Usage;
 pub use cgroup::{Limits, OutOfMemory};
 pub use overlay::overlay_detached;
 pub use spawner::Spawner;
+pub use terminal::Session;
 
 /// Everything one RUN needs, resolved: no name is left to look up but `argv[0]` in PATH.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -14,11 +14,13 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::Signal;
 use rustix::thread::CapabilitiesSecureBits;
 
+use super::Container;
 use super::cgroup::Group;
 use super::mount_point::Stub;
-use super::protocol::{self, Answer, Failure, KILL, REQUEST, Report};
+use super::protocol::{self, Answer, Failure, KILL, REQUEST, Report, TERMINAL};
+use super::step::{self, Streams};
+use super::stop;
 use super::template::{Prepared, Template};
-use super::{Container, step, stop};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::progress::Usage;
 use crate::sys::{self, Child};
@@ -151,7 +153,11 @@ fn kill(step: &Running) {
 
 fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
     match (packet, <[OwnedFd; 3]>::try_from(fds)) {
-        ([REQUEST], Ok([container, output, reply])) => match begin(&container, &output, state) {
+        ([kind @ (REQUEST | TERMINAL)], Ok([container, output, reply])) => match begin(
+            &container,
+            if *kind == TERMINAL { Streams::Terminal(output) } else { Streams::Output(output) },
+            state,
+        ) {
             Ok((child, reports, prepared, timeout)) => state.running.push(Running {
                 child,
                 prepared,
@@ -187,7 +193,7 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
 type Begun = (Child, OwnedFd, Prepared, Option<Duration>);
 
 /// Forks the step's process.
-fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<Begun> {
+fn begin(container: &OwnedFd, streams: Streams, state: &mut State) -> Result<Begun> {
     state.settled.clone()?;
     let container: Container = protocol::decode_from_memory(container)?;
     let template = &mut state.template;
@@ -204,7 +210,7 @@ fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<Beg
         }
         None => {
             drop(reports);
-            step::run(&container, template, &prepared, output, &reporting)
+            step::run(&container, template, &prepared, &streams, &reporting)
         }
     }
 }

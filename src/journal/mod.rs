@@ -24,7 +24,7 @@ use crate::progress::{Exit, Outcome};
 
 pub use builds::{Builds, Found};
 pub use output::{Lines, Output};
-pub use recorder::Recorder;
+pub use recorder::{Recorder, Writes};
 
 /// As many builds are kept.
 pub const KEPT: usize = 100;

@@ -17,9 +17,19 @@ use crate::store::{BuildDir, Store};
 /// Digits of an ID.
 const ID: usize = 12;
 
+/// When a record is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Writes {
+    /// From the first step on that has to run, so that a killed build leaves what there was.
+    AsItComes,
+    /// As a whole: of a process that may give way to another before then.
+    AtTheEnd,
+}
+
 pub struct Recorder<'a> {
     store: &'a Store,
     reporter: &'a dyn Reporter,
+    writes: Writes,
     id: String,
     begun: Instant,
     state: Mutex<State>,
@@ -42,14 +52,14 @@ enum Live {
 
 impl<'a> Recorder<'a> {
     /// Passes on to `reporter`. The build begins now.
-    pub fn new(store: &'a Store, reporter: &'a dyn Reporter, head: Head) -> Self {
+    pub fn new(store: &'a Store, reporter: &'a dyn Reporter, head: Head, writes: Writes) -> Self {
         let begun = Instant::now();
         // Unlike any other's: nothing of it gets into an image.
         let unique = format!("{} {} {begun:?} {}", head.started_ms, std::process::id(), head.context);
         let id = Digest::of(unique.as_bytes()).hex()[..ID].to_owned();
         let build = Build { head, ..Build::default() };
         let state = State { build, live: Live::NotYet, outputs: BTreeMap::new() };
-        Self { store, reporter, id, begun, state: Mutex::new(state) }
+        Self { store, reporter, writes, id, begun, state: Mutex::new(state) }
     }
 
     pub fn id(&self) -> &str {
@@ -63,12 +73,16 @@ impl<'a> Recorder<'a> {
         failed.any(|(number, _)| state.outputs.contains_key(number))
     }
 
-    /// The build is over: writes its record and lets old ones go.
+    /// The build is over: writes its record and lets old ones go. What is reported later, or said a
+    /// second time, is not recorded.
     pub fn finish(&self, outcome: Ending, images: Vec<String>, errors: Vec<String>) {
         let mut state = self.state();
+        if state.build.end.is_some() {
+            return;
+        }
         let elapsed_ms = milliseconds(self.begun.elapsed());
         state.build.end = Some(End { outcome, elapsed_ms, images, errors });
-        state.outputs.clear();
+        state.outputs.values_mut().for_each(|output| *output = None);
         // A struct of strings and numbers always serialises.
         let record = serde_json::to_vec(&state.build).unwrap_or_default();
         // Where it cannot be written there is no record.
@@ -91,7 +105,7 @@ impl<'a> Recorder<'a> {
 
     /// From now on everything is written as it comes, so that a killed build leaves it.
     fn go_live(&self, state: &mut State) {
-        if !matches!(state.live, Live::NotYet) {
+        if !matches!(state.live, Live::NotYet) || self.writes == Writes::AtTheEnd {
             return;
         }
         state.live = match self.store.begin_build(&self.name(&state.build)) {

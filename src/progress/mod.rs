@@ -13,6 +13,7 @@
 //!
 //! Showing never fails a build: when nobody reads any more, a reporter falls silent.
 
+mod held;
 mod json;
 mod plain;
 mod screen;
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::diag::Diagnostic;
 
+pub use held::Held;
 pub use json::Json;
 pub use plain::Plain;
 pub use screen::Size;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::input::Read;
+use super::wreck::Wreck;
 use super::{Keyed, Solved, Solver, Stack, Standing};
 use crate::container::{self, Container, Exit, Mount, MountKind, Status, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
@@ -33,16 +34,11 @@ impl Solver<'_> {
     pub(super) fn execute(&self, id: StepId, number: Number, key: Keyed) -> Result<Solved> {
         let begun = Instant::now();
         let step = self.plan.step(id);
-        if !self.host.is_root {
-            return Err(Diagnostic::error("this step makes files of other users, which takes root so far")
-                .at(&step.source, step.span, "")
-                .hint("run the build as root"));
-        }
         let below = step.parent.and_then(|parent| self.get(parent)).map(|p| p.stack.clone()).unwrap_or_default();
         let draft = self.host.store.draft()?;
         match &step.op {
             Op::Run(run) => {
-                let ran = self.run(id, number, run, &below, &draft, &key)?;
+                let (draft, ran) = self.run(id, number, run, &below, draft, &key)?;
                 self.commit(id, draft, Some(&ran), key, begun)
             }
             Op::Copy(copy) => {
@@ -64,8 +60,16 @@ impl Solver<'_> {
 
     // ---- RUN
 
-    /// Runs the container over `below` into `draft`.
-    fn run(&self, id: StepId, number: Number, run: &Run, below: &Stack, draft: &Draft, key: &Keyed) -> Result<Ran> {
+    /// Runs the container over `below` into `draft`. Returns that and what else the container left.
+    fn run(
+        &self,
+        id: StepId,
+        number: Number,
+        run: &Run,
+        below: &Stack,
+        draft: Draft,
+        key: &Keyed,
+    ) -> Result<(Draft, Ran)> {
         let lowers = self.lowers(below)?;
         let user = self.user(below, run.user.as_ref())?;
         let mut held = Vec::new();
@@ -113,12 +117,19 @@ impl Solver<'_> {
         };
         let step = self.plan.step(id);
         let mut output = progress::Output::new(self.host.reporter, number);
-        let exit =
-            self.host.executor.execute(&container, &mut output).map_err(|error| match error.labels.is_empty() {
-                true => error.at(&step.source, step.span, ""),
-                false => error,
-            })?;
-        drop(held);
+        let failed = |failure: Diagnostic, held, draft| {
+            // Whoever looks at it has all the time.
+            let container = Container { timeout: None, ..container.clone() };
+            self.keep_wreck(Wreck { failure: failure.clone(), container, draft, mounts: held });
+            failure
+        };
+        let exit = match self.host.executor.execute(&container, &mut output) {
+            Ok(exit) => exit,
+            Err(error) if error.labels.is_empty() => {
+                return Err(failed(error.at(&step.source, step.span, ""), held, draft));
+            }
+            Err(error) => return Err(failed(error, held, draft)),
+        };
         let (code, signal) = match exit.status {
             Status::Exited(code) => (Some(code), None),
             Status::Signaled(signal) => (None, Some(signal)),
@@ -130,7 +141,7 @@ impl Solver<'_> {
             return Err(Diagnostic::error("the step was canceled").at(&step.source, step.span, ""));
         }
         if exit.status != Status::Exited(0) {
-            return Err(self.run_failed(id, run, &exit, &output.tail().lines()));
+            return Err(failed(self.run_failed(id, run, &exit, &output.tail().lines()), held, draft));
         }
         if let Some(out_of_memory) = exit.out_of_memory {
             let count = out_of_memory.kills;
@@ -141,7 +152,7 @@ impl Solver<'_> {
                 "",
             )));
         }
-        Ok(Ran { skeleton: exit.skeleton, usage: exit.usage })
+        Ok((draft, Ran { skeleton: exit.skeleton, usage: exit.usage }))
     }
 
     fn run_failed(&self, id: StepId, run: &Run, exit: &Exit, tail: &[String]) -> Diagnostic {
@@ -244,9 +255,8 @@ impl Solver<'_> {
             let listing = self.select(&tree, &at, Form::Literal, &[], None)?;
             copy::land(&tree, &listing, dir.as_fd(), &landing("/", self.host.now))?;
         }
-        use rustix::fs::{Gid, Mode, Uid};
-        rustix::fs::fchown(dir, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))
-            .and_then(|()| rustix::fs::fchmod(dir, Mode::from_raw_mode(*mode)))
+        crate::layer::node::set_owner_of(dir, *uid, *gid)
+            .and_then(|()| rustix::fs::fchmod(dir, rustix::fs::Mode::from_raw_mode(*mode)))
             .context(|| "cannot set the owner and mode of a new cache mount")
     }
 
@@ -289,7 +299,11 @@ impl Solver<'_> {
     pub(super) fn owner(&self, below: &Stack, chown: &Located) -> Result<(u32, u32)> {
         let layers = self.layers.lowers(below)?;
         let layers: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
-        passwd::owner(&layers, &chown.text).map_err(|error| locate(error, Some(chown)))
+        passwd::owner(&layers, &chown.text).or_else(|error| {
+            // A user's build may lack no more than the right to read the file.
+            self.host.store.enter()?;
+            Err(locate(error, Some(chown)))
+        })
     }
 
     // ---- COPY, ADD, WORKDIR
