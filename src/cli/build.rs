@@ -72,7 +72,9 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         if recorder.has_output_of_failure()
             && let Some(first) = diagnostics.first_mut()
         {
-            first.hints.push(format!("`{} --failed` prints all of its output", logs_command(root, recorder.id())));
+            first
+                .hints
+                .push(format!("`{} --failed` prints all of its output", logs_command(entrance, root, recorder.id())));
         }
         diagnostics
     };
@@ -161,9 +163,9 @@ fn head(arguments: &Build, request: &Request) -> Head {
 }
 
 /// What prints the output of a build of this store.
-fn logs_command(root: &Path, id: &str) -> String {
-    match super::default_root() {
-        Ok(default) if default == root => format!("wythe logs {id}"),
+fn logs_command(entrance: &Entrance, root: &Path, id: &str) -> String {
+    match &entrance.default_root {
+        Some(default) if default == root => format!("wythe logs {id}"),
         _ => format!("wythe --root {} logs {id}", root.display()),
     }
 }

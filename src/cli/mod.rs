@@ -78,11 +78,13 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
+    // While this process still is the user's.
+    let default_root = default_root();
+    let entrance = Entrance::find(default_root.as_ref().ok().cloned())?;
     let root = match arguments.root {
         Some(root) => root,
-        None => default_root()?,
+        None => default_root?,
     };
-    let entrance = Entrance::find()?;
     let open = || entrance.open(&root, || Ok(()));
     match arguments.command {
         args::Command::Build(build) => build::build(&root, &entrance, *build),

@@ -27,6 +27,7 @@ pub mod passwd;
 mod protocol;
 mod root;
 mod seccomp;
+#[rustfmt::skip] // Made by a program.
 mod seccomp_table;
 mod serve;
 pub mod signal;

@@ -205,6 +205,9 @@ impl Mount {
             Some(near) => fault.hint(format!("did you mean `{near}`?")),
             None => fault,
         };
+        if key.is_empty() && field.value.is_none() {
+            return Err(Diagnostic::error("a mount option is empty").at(source, field.span, "expected `name=value`"));
+        }
         if !KEYS.contains(&key) {
             let fault =
                 Diagnostic::error(format!("unknown mount option `{}`", field.key)).at(source, field.key_span, "");
@@ -403,7 +406,7 @@ mod tests {
             ("\"target=/x", &["the quote of this mount option is not closed @\"target=/x"]),
             ("\"target=/x\"y", &["a comma must follow the closing quote of a mount option @y"]),
             ("target=\"/x\"", &["a quote must enclose the whole mount option @\" (write `\"target=/x\"`)"]),
-            ("target=/x,", &["unknown mount option `` @"]),
+            ("target=/x,", &["a mount option is empty @"]),
         ] {
             let expected: Vec<_> = faults.iter().map(|fault| (*fault).to_owned()).collect();
             assert_eq!(parse(text).map(|mount| mount.kind), Err(expected), "{text}");

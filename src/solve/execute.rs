@@ -46,7 +46,11 @@ impl Solver<'_> {
                 self.commit(id, draft, None, key, begun)
             }
             Op::Workdir(workdir) => {
-                self.workdir(workdir, &below, &draft)?;
+                let step = self.plan.step(id);
+                self.workdir(workdir, &below, &draft).map_err(|error| match error.labels.is_empty() {
+                    true => error.at(&step.source, step.span, ""),
+                    false => error,
+                })?;
                 self.commit(id, draft, None, key, begun)
             }
             Op::From(Root::Directory(_)) => {
