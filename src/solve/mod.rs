@@ -11,6 +11,7 @@ mod download;
 mod execute;
 mod explain;
 mod facts;
+mod held;
 mod input;
 mod layers;
 mod schedule;
@@ -31,7 +32,6 @@ use crate::progress::{Event, Number, Outcome};
 use crate::store::ImageRecord;
 
 pub use explain::{Explained, explain};
-pub use input::ignore_file;
 pub use layers::Layers;
 pub use stack::{Stack, StackLayer, Standing};
 
@@ -43,8 +43,6 @@ pub struct Settings {
     pub slot: String,
     /// How many steps may run at once.
     pub jobs: usize,
-    /// `SOURCE_DATE_EPOCH`: the time of what copies make.
-    pub epoch: Option<i64>,
     /// How many threads may read files for one copy.
     pub hash_threads: usize,
     pub hostname: String,
@@ -99,8 +97,6 @@ pub struct Solver<'a> {
     layers: &'a Layers<'a>,
     inputs: input::Inputs,
     wreck: Mutex<Option<wreck::Wreck>>,
-    /// Not so while explaining.
-    asks_servers: bool,
 }
 
 /// Results by step, for all steps of the plan.
@@ -172,7 +168,6 @@ impl<'a> Solver<'a> {
             layers,
             inputs: input::Inputs::default(),
             wreck: Mutex::default(),
-            asks_servers: true,
         }
     }
 
@@ -388,7 +383,7 @@ impl<'a> Solver<'a> {
     }
 
     fn created(&self) -> String {
-        host::rfc3339(self.host.now)
+        host::rfc3339(self.host.now())
     }
 }
 
