@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::limits::LimitArguments;
+
 #[derive(Debug, Parser)]
 #[command(
     name = "wythe",
@@ -317,6 +319,9 @@ pub struct Build {
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
     pub ulimits: Vec<String>,
 
+    #[command(flatten)]
+    pub limits: LimitArguments,
+
     /// Allow what is refused by default: network.host, security.insecure
     #[arg(long = "allow", value_name = "ENTITLEMENT", value_delimiter = ',')]
     pub allow: Vec<String>,
@@ -356,8 +361,6 @@ pub struct Build {
     pub sbom: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub provenance: Option<String>,
-    #[arg(long, hide = true)]
-    pub cgroup_parent: Option<String>,
     #[arg(long, hide = true)]
     pub annotation: Vec<String>,
 }

@@ -22,6 +22,10 @@ pub fn ls(store: &Store, as_json: bool) -> Result<ExitCode, Failure> {
                     "sizeBytes": record.layer.map_or(0, |layer| layer.size_bytes),
                     "created": record.created,
                     "elapsedMs": record.elapsed_ms,
+                    "cpuMs": record.usage.map(|usage| usage.cpu_us / 1000),
+                    "memoryBytes": record.usage.map(|usage| usage.memory_bytes),
+                    "readBytes": record.usage.map(|usage| usage.read_bytes),
+                    "writtenBytes": record.usage.map(|usage| usage.written_bytes),
                     "lastHit": crate::host::rfc3339(*hit),
                 })
             })

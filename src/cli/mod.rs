@@ -10,6 +10,7 @@ mod entrance;
 mod history;
 mod images;
 mod interrupt;
+mod limits;
 mod output;
 mod registry;
 mod room;
