@@ -4,8 +4,8 @@
 //! that). `build` is where to start reading.
 
 pub mod digest;
-pub mod diag;
 pub mod location;
+pub mod diag;
 pub mod secret;
 pub mod sys;
 pub mod ids;

@@ -59,7 +59,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
     } else {
         (Arc::from(reporter), entrance.open(root, || Ok(()))?)
     };
-    world.input = stdin::take(&mut world.sources, &store)?;
+    world.input = stdin::take(&mut world.sources, &store, entrance)?;
     request.dockerfile = world.sources.dockerfile.clone();
     // The program that enters writes a record of its own.
     let writes = if entrance.is_outside() { Writes::AtTheEnd } else { Writes::AsItComes };
@@ -180,11 +180,11 @@ fn rendered(diagnostics: &[Diagnostic]) -> Vec<String> {
     diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect()
 }
 
-pub fn explain(open: &dyn Fn() -> crate::diag::Result<Store>, arguments: Build) -> Result<ExitCode, Failure> {
+pub fn explain(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
     let (mut request, mut world) = request(&arguments)?;
-    let store = open()?;
-    world.input = stdin::take(&mut world.sources, &store)?;
+    let store = entrance.open(root, || Ok(()))?;
+    world.input = stdin::take(&mut world.sources, &store, entrance)?;
     request.dockerfile = world.sources.dockerfile.clone();
     let registry = super::registry::client(&arguments.insecure_registries);
     let git = super::context::git();

@@ -1,6 +1,7 @@
 //! The context and the Dockerfile as the command line names them.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,13 +23,15 @@ pub struct Sources {
     pub slot: String,
 }
 
-/// What comes by standard input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What can be read only once: it comes by standard input, or by another pipe.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stdin {
     Nothing,
     /// The context, or a Dockerfile alone.
     Context,
     Dockerfile,
+    /// A Dockerfile, as of `-f <(COMMAND)`.
+    Pipe(PathBuf),
 }
 
 /// In this order, as docker has it: `-`, a directory, an address.
@@ -50,7 +53,14 @@ pub fn sources(arguments: &Build) -> Result<Sources, Failure> {
         }
         Some(url) if is_url(url) => DockerfileAt::Url(url.to_owned()),
         Some(file) if is_local || (Path::new(file).is_absolute() && stdin == Stdin::Nothing) => {
-            DockerfileAt::File { path: PathBuf::from(file), shown: file.to_owned() }
+            let path = PathBuf::from(file);
+            match std::fs::metadata(&path) {
+                Ok(metadata) if metadata.file_type().is_fifo() => {
+                    stdin = Stdin::Pipe(path);
+                    DockerfileAt::Context(None)
+                }
+                _ => DockerfileAt::File { path, shown: file.to_owned() },
+            }
         }
         Some(file) => DockerfileAt::Context(Some(file.to_owned())),
         None => match &origin {
@@ -60,14 +70,15 @@ pub fn sources(arguments: &Build) -> Result<Sources, Failure> {
     };
     let (origin, slot) = match (origin, &dockerfile) {
         (Origin::Directory(context), DockerfileAt::File { path, shown }) => {
-            check_file(path, shown, file.is_none())?;
+            check_file(path, shown, file.is_none(), text)?;
             let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
             let mut beside = path.clone().into_os_string();
             beside.push(".dockerignore");
             let ignore = source::ignore_file(Path::new(&beside))?;
             (Origin::Directory(LocalContext { ignore, ..context }), path.display().to_string())
         }
-        (origin @ Origin::Directory(_), _) => (origin, file.unwrap_or("-").to_owned()),
+        (origin @ Origin::Directory(_), DockerfileAt::Url(url)) => (origin, crate::location::redact(url).into_owned()),
+        (origin @ Origin::Directory(_), _) => (origin, "-".to_owned()),
         (origin, _) => {
             let name = match &origin {
                 Origin::Remote(location) => location.shown(),
@@ -128,10 +139,35 @@ fn default_file(context: &Path, written: &str) -> DockerfileAt {
 }
 
 /// Told before anything is made: there is no Dockerfile, or it may not be read.
-fn check_file(path: &Path, shown: &str, is_default: bool) -> Result<(), Failure> {
-    let Err(error) = std::fs::File::open(path) else { return Ok(()) };
-    let fault = Diagnostic::error(format!("cannot read the Dockerfile `{shown}`")).caused_by(error);
-    Err(if is_default { fault.hint("name it with `-f FILE`") } else { fault }.into())
+fn check_file(path: &Path, shown: &str, is_default: bool, context: &str) -> Result<(), Failure> {
+    let fault = |cause: &dyn std::fmt::Display| {
+        Diagnostic::error(format!("cannot read the Dockerfile `{shown}`")).caused_by(cause)
+    };
+    // What the user may have meant.
+    let there_is = |directory: &str, name: &str| {
+        let path = Path::new(directory).join(name);
+        path.is_file().then(|| path.display().to_string())
+    };
+    // A pipe would be waited for.
+    let opened = std::fs::metadata(path).and_then(|metadata| match metadata.file_type() {
+        kind if kind.is_fifo() || kind.is_socket() => Err(std::io::Error::other("it is no file")),
+        _ => std::fs::File::open(path).map(|_| metadata),
+    });
+    let (fault, meant) = match opened {
+        Ok(metadata) if metadata.is_dir() => (fault(&"it is a directory"), there_is(shown, "Dockerfile")),
+        Ok(_) => return Ok(()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fault(&error).into()),
+        Err(error) if is_default => match there_is(context, "Containerfile") {
+            None => return Err(fault(&error).hint("name it with `-f FILE`").into()),
+            found => (fault(&error), found),
+        },
+        // Relative to where the user is, not to the context.
+        Err(error) => (fault(&error), there_is(context, shown)),
+    };
+    Err(match meant {
+        Some(meant) => fault.hint(format!("did you mean `-f {meant}`?")).into(),
+        None => fault.into(),
+    })
 }
 
 /// Runs git as the user's environment says.

@@ -20,6 +20,8 @@ const ENTER: &str = "WYTHE_ENTER";
 pub struct Entrance {
     /// `None` for who may do everything.
     outside: Option<Entry>,
+    /// This process ran before, as the user, and may have read what can be read once.
+    pub is_anew: bool,
     /// Why everything in images becomes root's; for a build to say.
     pub poverty: Option<Diagnostic>,
     /// Where the user's store is when nothing is said.
@@ -31,17 +33,17 @@ impl Entrance {
     /// and after all that depends on the user's own number.
     pub fn find(default_root: Option<PathBuf>) -> Result<Self> {
         if entry::is_privileged() {
-            return Ok(Self { outside: None, poverty: poverty_of_namespace(), default_root });
+            return Ok(Self { outside: None, is_anew: false, poverty: poverty_of_namespace(), default_root });
         }
         let name = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
         let search = std::env::var_os("PATH").unwrap_or_default();
         let entry = Entry::find(Who { name: name.as_deref(), search: &search });
         let poverty = entry.poverty.clone();
         if std::env::var_os(ENTER).is_none() {
-            return Ok(Self { outside: Some(entry), poverty, default_root });
+            return Ok(Self { outside: Some(entry), is_anew: false, poverty, default_root });
         }
         entry.enter()?;
-        Ok(Self { outside: None, poverty, default_root })
+        Ok(Self { outside: None, is_anew: true, poverty, default_root })
     }
 
     pub fn is_outside(&self) -> bool {

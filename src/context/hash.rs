@@ -188,7 +188,8 @@ fn read(job: &Job, index: Option<&HashIndex>, buffer: &mut Vec<u8>) -> Result<Ha
     let doing = || format!("cannot read `{}`", String::from_utf8_lossy(&job.path));
     // Not to be stopped by a fifo that has taken the file's place.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&job.directory, job.name.as_slice(), flags, Mode::empty()).context(doing)?;
+    let file = rustix::fs::openat(&job.directory, job.name.as_slice(), flags, Mode::empty());
+    let file = file.map_err(|errno| super::walk::refused(doing(), errno))?;
     if let Some(digest) = job.digest {
         let xattrs = xattr::of_file(file.as_fd()).context(doing)?;
         return Ok(Hashed { slot: job.slot, size_bytes: job.key.size_bytes, digest, xattrs });

@@ -119,6 +119,15 @@ pub fn walk(tree: &Tree, start: &Start<'_>, filter: Filter<'_>, out: &mut Collec
     }
 }
 
+/// The error for what cannot be opened, with the way around what need not be read.
+pub(super) fn refused(doing: String, errno: Errno) -> Diagnostic {
+    let error = Diagnostic::error(doing).caused_by(std::io::Error::from(errno));
+    match errno {
+        Errno::ACCESS => error.hint("a line in `.dockerignore` leaves out what the build does not need"),
+        _ => error,
+    }
+}
+
 struct Walk<'a> {
     tree: &'a Tree,
     filter: Filter<'a>,
@@ -234,7 +243,7 @@ impl Walk<'_> {
         }
         let child = match open(fd.as_fd(), &name) {
             Err(Errno::NOENT) => return Ok(None),
-            child => child.context(|| self.doing())?,
+            child => child.map_err(|errno| refused(self.doing(), errno))?,
         };
         let children = match names(&child, &mut self.buffer) {
             Err(Errno::NOENT) => return Ok(None),

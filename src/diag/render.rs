@@ -11,7 +11,7 @@
 //! ```
 //!
 //! What comes from a file is shown, never obeyed: no control character of a source or a message
-//! reaches the terminal.
+//! reaches the terminal. Nor does the password of a URL.
 
 use std::fmt::Write;
 use std::ops::Range;
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use annotate_snippets::{Annotation, AnnotationKind, Group, Level, Renderer, Snippet, normalize_untrusted_str};
 
 use crate::diag::{Diagnostic, Label, Severity, Source, floor_boundary};
+use crate::location::{mask, redact};
 
 /// Lines longer than this many bytes are shown in part.
 const LINE_LIMIT: usize = 200;
@@ -124,7 +125,8 @@ impl<'a> Excerpt<'a> {
         let last = text[last..].find('\n').map_or(text.len(), |newline| last + newline);
         let mut out = String::new();
         let mut at = first;
-        for line in text[first..last].split('\n') {
+        // Who looks at an error need not be who may know a password.
+        for line in mask(&text[first..last]).split('\n') {
             copy_line(line, at, &mut marks, &mut out);
             out.push('\n');
             at += line.len() + 1;
@@ -222,7 +224,7 @@ fn is_hidden(c: char) -> bool {
 fn clean(text: &str) -> String {
     const LIMIT: usize = 4000;
     let text = &text[..floor_boundary(text, LIMIT)];
-    normalize_untrusted_str(text).replace(is_hidden, "\u{fffd}")
+    normalize_untrusted_str(&redact(text)).replace(is_hidden, "\u{fffd}")
 }
 
 #[cfg(test)]

@@ -39,10 +39,28 @@ pub fn is_url(text: &str) -> bool {
     text.starts_with("http://") || text.starts_with("https://")
 }
 
+/// The URL without its user, and the user with the password as they stand for: decoded, with a `:` between.
+pub fn split_user(url: &str) -> (Cow<'_, str>, Option<Vec<u8>>) {
+    let Some((scheme, rest)) = url.split_once("://") else { return (Cow::Borrowed(url), None) };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let Some((user, host)) = authority.rsplit_once('@') else { return (Cow::Borrowed(url), None) };
+    let (name, password) = user.split_once(':').unwrap_or((user, ""));
+    let user = [decode(name), b":".to_vec(), decode(password)].concat();
+    (Cow::Owned(format!("{scheme}://{host}{path}")), Some(user))
+}
+
 /// The text with the passwords of all URLs in it replaced, and for http the user names too, which may be
 /// tokens.
 pub fn redact(text: &str) -> Cow<'_, str> {
-    const HIDDEN: &str = "xxxxx";
+    hide(text, |_| "xxxxx".into())
+}
+
+/// The same, and every byte of the text stays where it is.
+pub fn mask(text: &str) -> Cow<'_, str> {
+    hide(text, |secret| "x".repeat(secret.len()))
+}
+
+fn hide(text: &str, hidden: impl Fn(&str) -> String) -> Cow<'_, str> {
     let mut out = String::new();
     let mut rest = text;
     while let Some(at) = rest.find("://") {
@@ -53,9 +71,10 @@ pub fn redact(text: &str) -> Cow<'_, str> {
         let Some(user_end) = after[..end].rfind('@') else { continue };
         let user = &after[..user_end];
         let is_http = before.ends_with("http://") || before.ends_with("https://");
+        let name = |name: &str| if is_http { hidden(name) } else { name.to_owned() };
         match user.split_once(':') {
-            Some((name, _)) => out += &format!("{}:{HIDDEN}", if is_http { HIDDEN } else { name }),
-            None => out.push_str(if is_http { HIDDEN } else { user }),
+            Some((user, password)) => out += &format!("{}:{}", name(user), hidden(password)),
+            None => out.push_str(&name(user)),
         }
         rest = &after[user_end..];
     }
@@ -86,6 +105,21 @@ mod tests {
             ("https://u:p@x@a.test", "https://xxxxx:xxxxx@a.test"),
         ] {
             assert_eq!(redact(text), expected);
+            assert_eq!((mask(text).len(), redact(&mask(text)).as_ref()), (text.len(), expected));
+        }
+    }
+
+    #[test]
+    fn users_are_told_from_addresses() {
+        for (url, expected, user) in [
+            ("https://a.test/b@c", "https://a.test/b@c", None),
+            ("https://us%40er:p%2Fw@a.test/b", "https://a.test/b", Some("us@er:p/w")),
+            ("https://token@a.test:1?b", "https://a.test:1?b", Some("token:")),
+            ("https://u:p:q@x@a.test", "https://a.test", Some("u:p:q@x")),
+            ("a@b", "a@b", None),
+        ] {
+            let (without, found) = split_user(url);
+            assert_eq!((&*without, found.as_deref()), (expected, user.map(str::as_bytes)), "{url}");
         }
     }
 

@@ -124,7 +124,7 @@ impl Walk<'_> {
             unpack: transfer.unpack,
             checksum,
         });
-        self.layer(instruction, op, location::redact(&shown).into_owned(), history);
+        self.layer(instruction, op, shown, history);
         Some(())
     }
 

@@ -6,6 +6,7 @@ use crate::diag::{Diagnostic, Source, Span};
 use crate::dockerfile::expand;
 use crate::dockerfile::{Instruction, Kind, Onbuild, Word};
 use crate::image::{ImageConfig, Platform};
+use crate::location::redact;
 
 use super::graph::{Graph, Node, Provider};
 use super::op::{BaseKey, Input, Located, Op, Root, Step, StepId};
@@ -280,7 +281,7 @@ impl Walk<'_> {
         self.index += 1;
         let number = title::number(shown_stage(self.graph, self.node), self.index, self.total);
         let trigger = if self.is_trigger { "ONBUILD " } else { "" };
-        self.step(instruction, op, format!("{number}{trigger}{title}"), history);
+        self.step(instruction, op, format!("{number}{trigger}{}", redact(&title)), history);
     }
 
     fn step(&mut self, instruction: &Instruction, op: Op, title: String, history: String) {

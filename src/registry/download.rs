@@ -9,10 +9,10 @@ use ureq::http::{Method, Uri, header};
 
 use super::http::{Answer, Call};
 use super::meter::Metered;
-use super::{Client, Meter};
+use super::{Client, Meter, encode_base64};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::{Digest, HashingReader};
-use crate::location::redact;
+use crate::location::{redact, split_user};
 use crate::progress::{Numbers, Reporter};
 use crate::store::Store;
 
@@ -104,13 +104,15 @@ impl Client {
 
     fn get(&self, wanted: &Wanted<'_>, known: Option<&Known>) -> Result<Answer> {
         let no_address = || Diagnostic::error(format!("`{}` is no address", redact(wanted.url)));
-        let url: Uri = wanted.url.split('#').next().unwrap_or_default().parse().map_err(|_| no_address())?;
+        let (address, user) = split_user(wanted.url);
+        let url: Uri = address.split('#').next().unwrap_or_default().parse().map_err(|_| no_address())?;
         if url.host().is_none_or(str::is_empty) {
             return Err(no_address());
         }
         let mut call = Call::new(Method::GET, url);
-        if let Some(authorization) = &wanted.authorization {
-            call = call.with(header::AUTHORIZATION, authorization.clone());
+        let basic = || user.map(|user| format!("Basic {}", encode_base64(&user)));
+        if let Some(authorization) = wanted.authorization.clone().or_else(basic) {
+            call = call.with(header::AUTHORIZATION, authorization);
         }
         match known {
             Some(Known { etag: Some(etag), .. }) => call = call.with(header::IF_NONE_MATCH, etag.clone()),

@@ -13,6 +13,7 @@ use crate::container::{self, Container, Exit, Mount, MountKind, Status, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
 use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
+use crate::location;
 use crate::plan::{
     Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
 };
@@ -166,7 +167,7 @@ impl Solver<'_> {
 
     fn run_failed(&self, id: StepId, run: &Run, exit: &Exit, tail: &[String]) -> Diagnostic {
         let step = self.plan.step(id);
-        let command = run.argv.join(" ");
+        let command = location::redact(&run.argv.join(" ")).into_owned();
         let first_line = command.lines().next().unwrap_or_default().trim_end();
         let command = if first_line.len() < command.trim_end().len() { format!("{first_line} …") } else { command };
         let how = match exit.status {

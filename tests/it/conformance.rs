@@ -23,8 +23,8 @@
 //! A case that says `differs` and does not is a fault: the note is to go. `CASE=name` runs those whose
 //! name begins so.
 
-mod case;
-mod context;
+pub mod case;
+pub mod context;
 mod listing;
 
 use std::fs;

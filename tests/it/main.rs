@@ -7,6 +7,7 @@ mod cache;
 mod compression;
 mod conformance;
 mod container;
+mod context;
 mod dockerfile;
 mod explain;
 mod git;
