@@ -14,10 +14,10 @@ use crate::host::Host;
 use crate::image::archive::{self, Contents, Format, ImageContents};
 use crate::image::manifest::Descriptor;
 use crate::image::{ImageConfig, Platform, Reference};
-use crate::layer::{self, Compression};
-use crate::registry::{self, Meter, Package};
+use crate::layer;
+use crate::registry::{self, Package};
 use crate::solve::{Layers, Stack};
-use crate::store::{ImageLayer, ImageRecord};
+use crate::store::{ImageLayer, ImageRecord, Packing};
 
 /// `-o`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,16 +25,16 @@ pub enum Output {
     /// An OCI layout in a tar.
     Oci {
         destination: Destination,
-        compression: Compression,
+        packing: Packing,
     },
     OciDirectory {
         directory: PathBuf,
-        compression: Compression,
+        packing: Packing,
     },
     /// An OCI layout in a tar with Docker's `manifest.json`.
     Docker {
         destination: Destination,
-        compression: Compression,
+        packing: Packing,
     },
     /// The files of the rootfs.
     Local {
@@ -47,7 +47,7 @@ pub enum Output {
     /// Pushed to the registries of the names; of these, or else of the image's.
     Registry {
         names: Vec<Reference>,
-        compression: Compression,
+        packing: Packing,
     },
     /// The local store alone.
     Store,
@@ -120,14 +120,14 @@ pub fn export(
     }
     for output in outputs {
         match output {
-            Output::Oci { destination, compression } => {
-                exported.manifest = Some(archive(images, names, host, *compression, Format::Oci, destination)?);
+            Output::Oci { destination, packing } => {
+                exported.manifest = Some(archive(images, names, host, *packing, Format::Oci, destination)?);
             }
-            Output::Docker { destination, compression } => {
-                exported.manifest = Some(archive(images, names, host, *compression, Format::Docker, destination)?);
+            Output::Docker { destination, packing } => {
+                exported.manifest = Some(archive(images, names, host, *packing, Format::Docker, destination)?);
             }
-            Output::OciDirectory { directory, compression } => {
-                let contents = contents(images, names, host, *compression)?;
+            Output::OciDirectory { directory, packing } => {
+                let contents = contents(images, names, host, *packing)?;
                 let assembled = archive::write_directory(&contents, directory);
                 exported.manifest = Some(assembled.map_err(|error| blame(error, &contents, host))?.root().clone());
             }
@@ -159,23 +159,23 @@ pub fn export(
         }
     }
     for output in outputs {
-        if let Output::Registry { names: own, compression } = output {
+        if let Output::Registry { names: own, packing } = output {
             let names = if own.is_empty() { names } else { own };
-            exported.manifest = Some(push(images, names, host, *compression)?);
+            exported.manifest = Some(push(images, names, host, *packing)?);
         }
     }
     Ok(exported)
 }
 
-fn push(images: &[Built], names: &[Reference], host: &Host<'_>, compression: Compression) -> Result<Descriptor> {
+fn push(images: &[Built], names: &[Reference], host: &Host<'_>, packing: Packing) -> Result<Descriptor> {
     if names.is_empty() {
         return Err(Diagnostic::error("an image without a name cannot be pushed").hint("name it with `-t`"));
     }
-    let package = Package::assembled(contents(images, names, host, compression)?.images)?;
+    let package = Package::assembled(contents(images, names, host, packing)?.images, packing.media_types)?;
     let root = package.root().clone();
     for name in names {
         let title = format!("[push] {}", name.familiar());
-        Meter::show(host.reporter, host.numbers.next(), &title, |meter| {
+        host.audience().show(&title, |meter| {
             registry::push(host.registry, host.store, &package, name, meter)?;
             meter.say(&format!("{}@{}", name.name(), root.digest));
             Ok(())
@@ -188,11 +188,11 @@ fn archive(
     images: &[Built],
     names: &[Reference],
     host: &Host<'_>,
-    compression: Compression,
+    packing: Packing,
     format: Format,
     destination: &Destination,
 ) -> Result<Descriptor> {
-    let contents = contents(images, names, host, compression)?;
+    let contents = contents(images, names, host, packing)?;
     let assembled = match destination {
         Destination::Path(path) => archive::write_file(&contents, format, path),
         Destination::Stdout => archive::write_tar(&contents, format, &mut io::stdout().lock()),
@@ -214,22 +214,17 @@ fn blame(error: Diagnostic, contents: &Contents<'_>, host: &Host<'_>) -> Diagnos
 
 /// What an archive of the images holds. Layers that have no blob of this compression are packed and
 /// compressed now, and the blob is remembered.
-fn contents(
-    images: &[Built],
-    names: &[Reference],
-    host: &Host<'_>,
-    compression: Compression,
-) -> Result<Contents<'static>> {
+fn contents(images: &[Built], names: &[Reference], host: &Host<'_>, packing: Packing) -> Result<Contents<'static>> {
     let created = images.first().and_then(|image| image.config.created.clone());
-    let images = images.iter().map(|image| {
-        Ok(ImageContents {
-            platform: image.platform.clone(),
-            config: image.config.to_json(),
-            layers: host.store.layer_blobs(&image.config.rootfs.diff_ids, compression)?,
-            annotations: BTreeMap::new(),
-        })
+    let stacks: Vec<_> = images.iter().map(|image| image.config.rootfs.diff_ids.as_slice()).collect();
+    let blobs = host.store.packed(&stacks, packing, host.audience())?;
+    let images = images.iter().zip(blobs).map(|(image, layers)| ImageContents {
+        platform: image.platform.clone(),
+        config: image.config.to_json(),
+        layers,
+        annotations: BTreeMap::new(),
     });
-    Ok(Contents { images: images.collect::<Result<Vec<_>>>()?, names: names.to_vec(), created })
+    Ok(Contents { images: images.collect(), names: names.to_vec(), created, media_types: packing.media_types })
 }
 
 fn rootfs(image: &Built, layers: &Layers<'_>) -> Result<Tree> {

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::container::{Container, Exit, Spawner};
 use crate::diag::Result;
 use crate::image::archive::Selector;
-use crate::progress::{Numbers, Reporter};
+use crate::progress::{Audience, Numbers, Reporter};
 use crate::registry;
 use crate::store::Store;
 
@@ -80,6 +80,11 @@ pub enum Secret {
 impl Host<'_> {
     pub fn is_canceled(&self) -> bool {
         self.canceled.load(Ordering::Relaxed)
+    }
+
+    /// Who is told of a transfer.
+    pub fn audience(&self) -> Audience<'_> {
+        Audience { reporter: self.reporter, numbers: &self.numbers, canceled: self.canceled }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::host::{Host, NamedContext, Pulls};
 use crate::image::archive::Archive;
 use crate::image::{ImageConfig, Reference, validate};
 use crate::plan::Wanted;
-use crate::registry::{self, Meter};
+use crate::registry;
 use crate::store::ImageRecord;
 
 /// What a name stands for.
@@ -49,9 +49,8 @@ fn of_name(name: &str, wanted: &Wanted, host: &Host<'_>) -> Result<Resolved> {
         return Err(not_stored(name, &reference, wanted, host)?);
     }
     let title = format!("[pull] {}", reference.familiar());
-    let pulled = Meter::show(host.reporter, host.numbers.next(), &title, |meter| {
-        registry::pull(host.registry, host.store, &reference, platform, meter)
-    });
+    let pulled =
+        host.audience().show(&title, |meter| registry::pull(host.registry, host.store, &reference, platform, meter));
     match pulled {
         Ok(record) => finish(record, host),
         // What is in the store may be what was meant.

@@ -18,11 +18,10 @@ use crate::diag::{Context as _, Diagnostic, Source};
 use crate::export::{Destination, Output};
 use crate::host::{Host, LocalContext, Pulls};
 use crate::image::{Platform, Reference};
-use crate::layer::Compression;
 use crate::plan::{self, Network};
 use crate::progress::{self, Reporter};
 use crate::solve::{NoCache, Settings};
-use crate::store::Store;
+use crate::store::{Packing, Store};
 
 /// The largest Dockerfile or ignore file that is read.
 const TEXT_LIMIT_BYTES: u64 = 16 << 20;
@@ -75,13 +74,7 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         Ok(outcome) => outcome,
         Err(diagnostics) => {
             return match interrupts.caught() {
-                Some(signal) => {
-                    super::print_diagnostics(&[Diagnostic::error(format!(
-                        "stopped by {}",
-                        crate::container::signal::name(signal)
-                    ))]);
-                    Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)))
-                }
+                Some(signal) => Ok(super::interrupt::stopped_by(signal)),
                 None => Err(diagnostics.into()),
             };
         }
@@ -241,7 +234,7 @@ fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure>
     let mut outputs = arguments.outputs.iter().map(|text| output::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let is_pushed = |outputs: &[Output]| outputs.iter().any(|output| matches!(output, Output::Registry { .. }));
     if arguments.push && !is_pushed(&outputs) {
-        outputs.push(Output::Registry { names: Vec::new(), compression: Compression::DEFAULT });
+        outputs.push(Output::Registry { names: Vec::new(), packing: Packing::DEFAULT });
     }
     // Before an hour of building rather than after it.
     if outputs

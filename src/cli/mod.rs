@@ -8,6 +8,7 @@ mod cache;
 mod images;
 mod interrupt;
 mod output;
+mod packing;
 mod registry;
 mod values;
 
@@ -85,10 +86,10 @@ fn run(arguments: args::Arguments) -> std::result::Result<ExitCode, Failure> {
         args::Command::Cache(args::Cache::Prune { all, older_than, dry_run }) => {
             cache::prune(&open(&root)?, all, older_than.as_deref(), dry_run)
         }
-        args::Command::Pull(pull) => registry::pull(&open(&root)?, &pull),
-        args::Command::Push(push) => registry::push(&open(&root)?, &push),
+        args::Command::Pull(pull) => registry::pull(&root, &pull),
+        args::Command::Push(push) => registry::push(&root, &push),
         args::Command::Load { input } => registry::load(&open(&root)?, input.as_deref()),
-        args::Command::Save { names, output } => registry::save(&open(&root)?, &names, output),
+        args::Command::Save(save) => registry::save(&open(&root)?, &save),
         args::Command::Images(images) => images::list(&open(&root)?, &images),
         args::Command::Tag { image, name } => images::tag(&open(&root)?, &image, &name),
         args::Command::Rmi { images } => images::remove(&open(&root)?, &images),

@@ -3,17 +3,19 @@
 use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::args::{Pull, Push};
+use super::args::{Pull, Push, Save, Transfer};
 use super::build::reporter;
-use super::{Failure, images, print, usage};
+use super::interrupt::{self, Interrupts};
+use super::{Failure, images, packing, print, usage};
 use crate::diag::{Context as _, Diagnostic};
 use crate::image::archive::{self, Archive, Contents, Format, Selector};
 use crate::image::{Platform, Reference};
 use crate::layer;
-use crate::progress::{Event, Numbers};
-use crate::registry::{self, Client, CredentialFile, Meter, Options, Package, Proxies};
-use crate::store::{ImageRecord, Store};
+use crate::progress::{Audience, Event, Numbers};
+use crate::registry::{self, Client, CredentialFile, Options, Package, Proxies};
+use crate::store::{ImageRecord, Packing, Store};
 
 /// Speaks to registries as the user's environment says.
 pub fn client(insecure: &[String]) -> Client {
@@ -44,50 +46,73 @@ pub fn client(insecure: &[String]) -> Client {
     })
 }
 
+/// Does `work` with the store, a client and somebody who watches, and prints what it returns. A signal ends
+/// it.
+fn transfer(
+    root: &Path,
+    arguments: &Transfer,
+    work: impl FnOnce(&Store, &Client, Audience<'_>) -> Result<String, Failure>,
+) -> Result<ExitCode, Failure> {
+    // Before the store starts a thread.
+    let (interrupts, stop) = Interrupts::block()?;
+    let store = Store::open(root)?;
+    let client = client(&arguments.insecure_registries);
+    let reporter = reporter(arguments.progress.as_deref(), arguments.quiet)?;
+    let (canceled, numbers) = (AtomicBool::new(false), Numbers::default());
+    let audience = Audience { reporter: &*reporter, numbers: &numbers, canceled: &canceled };
+    let done = std::thread::scope(|scope| {
+        let watch = interrupts.watch(scope, stop, |_| {
+            canceled.store(true, Ordering::Relaxed);
+            client.cancel();
+        });
+        let done = work(&store, &client, audience);
+        drop(watch);
+        done
+    });
+    if done.is_ok() {
+        reporter.report(Event::Ended);
+    }
+    reporter.close();
+    match (done, interrupts.caught()) {
+        (Ok(text), _) => {
+            print(&text);
+            Ok(ExitCode::SUCCESS)
+        }
+        (Err(_), Some(signal)) => Ok(interrupt::stopped_by(signal)),
+        (Err(failure), None) => Err(failure),
+    }
+}
+
 /// Prints the image's ID.
-pub fn pull(store: &Store, arguments: &Pull) -> Result<ExitCode, Failure> {
+pub fn pull(root: &Path, arguments: &Pull) -> Result<ExitCode, Failure> {
     let reference: Reference = arguments.image.parse().map_err(|why| usage(format!("`{}`: {why}", arguments.image)))?;
     let platform = match &arguments.platform {
         Some(platform) => platform.parse().map_err(usage)?,
         None => Platform::host(),
     };
-    let client = client(&arguments.transfer.insecure_registries);
-    let reporter = reporter(arguments.transfer.progress.as_deref(), arguments.transfer.quiet)?;
-    let title = format!("[pull] {}", reference.familiar());
-    let pulled = Meter::show(&*reporter, Numbers::default().next(), &title, |meter| {
-        registry::pull(&client, store, &reference, &platform, meter)
-    });
-    if pulled.is_ok() {
-        reporter.report(Event::Ended);
-    }
-    reporter.close();
-    print(&format!("{}\n", pulled?.config));
-    Ok(ExitCode::SUCCESS)
+    transfer(root, &arguments.transfer, |store, client, audience| {
+        let title = format!("[pull] {}", reference.familiar());
+        let record = audience.show(&title, |meter| registry::pull(client, store, &reference, &platform, meter))?;
+        Ok(format!("{}\n", record.config))
+    })
 }
 
 /// Prints the digest of what the name now stands for in the registry.
-pub fn push(store: &Store, arguments: &Push) -> Result<ExitCode, Failure> {
+pub fn push(root: &Path, arguments: &Push) -> Result<ExitCode, Failure> {
     let parse = |text: &str| text.parse::<Reference>().map_err(|why| usage(format!("`{text}`: {why}")));
-    let (references, records) = stored(store, &arguments.image)?;
-    let destination = match (&arguments.destination, references.first()) {
-        (Some(destination), _) => parse(destination)?,
-        (None, Some(reference)) => reference.clone(),
-        (None, None) => return Err(usage("say what the image is called in the registry")),
-    };
-    let client = client(&arguments.transfer.insecure_registries);
-    let reporter = reporter(arguments.transfer.progress.as_deref(), arguments.transfer.quiet)?;
-    let package = Package::stored(store, &records)?;
-    let title = format!("[push] {}", destination.familiar());
-    let pushed = Meter::show(&*reporter, Numbers::default().next(), &title, |meter| {
-        registry::push(&client, store, &package, &destination, meter)
-    });
-    if pushed.is_ok() {
-        reporter.report(Event::Ended);
-    }
-    reporter.close();
-    pushed?;
-    print(&format!("{}\n", package.root().digest));
-    Ok(ExitCode::SUCCESS)
+    let packing = packing::of_options(&arguments.packing)?;
+    transfer(root, &arguments.transfer, |store, client, audience| {
+        let (references, records) = stored(store, &arguments.image)?;
+        let destination = match (&arguments.destination, references.first()) {
+            (Some(destination), _) => parse(destination)?,
+            (None, Some(reference)) => reference.clone(),
+            (None, None) => return Err(usage("say what the image is called in the registry")),
+        };
+        let package = Package::stored(store, &records, packing, audience)?;
+        let title = format!("[push] {}", destination.familiar());
+        audience.show(&title, |meter| registry::push(client, store, &package, &destination, meter))?;
+        Ok(format!("{}\n", package.root().digest))
+    })
 }
 
 /// Prints the names.
@@ -147,7 +172,9 @@ fn plain(store: &Store, input: Option<&Path>) -> Result<Option<tempfile::TempPat
     Ok(Some(file.into_temp_path()))
 }
 
-pub fn save(store: &Store, names: &[String], output: Option<PathBuf>) -> Result<ExitCode, Failure> {
+pub fn save(store: &Store, arguments: &Save) -> Result<ExitCode, Failure> {
+    let packing = packing::of_options(&arguments.packing)?.unwrap_or(Packing::DEFAULT);
+    let names = &arguments.names;
     let mut references = Vec::new();
     let mut saved: Option<ImageRecord> = None;
     for name in names {
@@ -161,13 +188,15 @@ pub fn save(store: &Store, names: &[String], output: Option<PathBuf>) -> Result<
         references.extend(of_image.into_iter().take(1));
     }
     let Some(record) = saved else { return Err(usage("name an image")) };
+    let audience = Audience::nobody();
     let contents = Contents {
-        images: vec![registry::contents(store, &record)?],
+        images: registry::contents(store, std::slice::from_ref(&record), packing, audience)?,
         names: references,
         created: record.created.clone(),
+        media_types: packing.media_types,
     };
-    match output {
-        Some(path) => archive::write_file(&contents, Format::Docker, &path)?,
+    match &arguments.output {
+        Some(path) => archive::write_file(&contents, Format::Docker, path)?,
         None if std::io::stdout().is_terminal() => {
             return Err(usage("a tar is not written to a terminal: give `-o FILE` or redirect standard output"));
         }

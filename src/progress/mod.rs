@@ -13,6 +13,7 @@
 //! Showing never fails a build: when nobody reads any more, a reporter falls silent.
 
 mod json;
+mod meter;
 mod plain;
 mod screen;
 mod table;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 use crate::diag::Diagnostic;
 
 pub use json::Json;
+pub use meter::{Audience, Meter, Metered};
 pub use plain::Plain;
 pub use screen::Size;
 pub use terminal::Terminal;

@@ -8,9 +8,10 @@ use ureq::http::{Method, header};
 
 use super::auth::Asked;
 use super::http::Call;
-use super::{Client, Meter, Scope, complaint};
+use super::{Client, Scope, complaint};
 use crate::diag::{Diagnostic, Result};
 use crate::image::manifest::Descriptor;
+use crate::progress::Meter;
 
 /// In a row, without [`PROGRESS_BYTES`] between them.
 const MAX_CUTS: u32 = 5;

@@ -7,12 +7,11 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 use ureq::http::{Method, Uri, header};
 
+use super::Client;
 use super::http::{Answer, Call};
-use super::meter::Metered;
-use super::{Client, Meter};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::{Digest, HashingReader};
-use crate::progress::{Numbers, Reporter};
+use crate::progress::{Audience, Meter, Metered};
 use crate::store::Store;
 
 const DIRECTORY: &str = "files/url";
@@ -57,13 +56,7 @@ impl Known {
 impl Client {
     /// Downloads the file into the store, unless the store has it and the server says that it is still
     /// the same. Only what is transferred is shown. Nothing is kept that has another checksum.
-    pub fn download(
-        &self,
-        store: &Store,
-        wanted: &Wanted<'_>,
-        reporter: &dyn Reporter,
-        numbers: &Numbers,
-    ) -> Result<Download> {
+    pub fn download(&self, store: &Store, wanted: &Wanted<'_>, audience: Audience<'_>) -> Result<Download> {
         let name = Digest::of(wanted.url.as_bytes()).hex();
         let known = store.read_record(DIRECTORY, &name)?;
         let known = known.and_then(|bytes| serde_json::from_slice::<Known>(&bytes).ok());
@@ -83,7 +76,7 @@ impl Client {
             return Ok(known.download());
         }
         let title = format!("[download] {}", wanted.url);
-        let fetched = Meter::show(reporter, numbers.next(), &title, |meter| self.fetch(store, wanted, answer, meter))?;
+        let fetched = audience.show(&title, |meter| self.fetch(store, wanted, answer, meter))?;
         // Our own types always serialise.
         store.write_record(DIRECTORY, &name, &serde_json::to_vec(&fetched).unwrap_or_default())?;
         Ok(fetched.download())

@@ -17,10 +17,8 @@ mod blob;
 mod credentials;
 mod download;
 pub mod http;
-mod meter;
 mod origin;
 mod package;
-mod parallel;
 mod pull;
 mod push;
 
@@ -36,7 +34,6 @@ use crate::image::Reference;
 
 pub use credentials::CredentialFile;
 pub use download::{Download, Wanted};
-pub use meter::Meter;
 pub use package::{Package, contents};
 pub use pull::pull;
 pub use push::push;

@@ -7,13 +7,15 @@ use ureq::http::{Method, header};
 use super::auth::Asked;
 use super::blob::BlobReader;
 use super::http::Call;
-use super::{Client, Meter, Scope, complaint, origin, parallel};
+use super::{Client, Scope, complaint, origin};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::{DiffId, Digest};
 use crate::image::manifest::{
     Descriptor, Document, Index, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Manifest, media_type, read_bounded,
 };
 use crate::image::{ImageConfig, Platform, Reference, validate};
+use crate::parallel;
+use crate::progress::Meter;
 use crate::store::{ImageLayer, ImageRecord, Store};
 
 const MAX_INDEX_DEPTH: usize = 4;
@@ -235,7 +237,7 @@ impl Puller<'_> {
             }
         }
         let name = self.reference.name();
-        parallel::each(&missing, |(index, descriptor, diff_id)| {
+        parallel::each(&missing, parallel::TRANSFERS, |(index, descriptor, diff_id)| {
             let mut blob = BlobReader::new(self.client, &self.scope, descriptor, self.meter);
             self.store.import_layer(&mut blob, descriptor, diff_id).map_err(|error| Diagnostic {
                 message: self.error(format!("layer {} of {}: {}", index + 1, layers.len(), error.message)).message,

@@ -7,13 +7,14 @@ use ureq::http::{Method, header};
 
 use super::auth::Asked;
 use super::http::{Answer, Body, Call};
-use super::meter::Metered;
-use super::{Access, Client, Meter, Package, Scope, complaint, origin, parallel};
+use super::{Access, Client, Package, Scope, complaint, origin};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::Digest;
 use crate::image::Reference;
 use crate::image::archive::{LayerBlob, VerifyingReader};
 use crate::image::manifest::{Descriptor, media_type};
+use crate::parallel;
+use crate::progress::{Meter, Metered};
 use crate::store::Store;
 
 /// How often one blob is tried.
@@ -49,7 +50,7 @@ pub fn push(
         blobs.extend(image.layers.iter().map(|layer| (layer.descriptor.digest, Blob::Layer(layer))));
     }
     let blobs: Vec<Blob<'_>> = blobs.into_values().collect();
-    parallel::each(&blobs, |blob| pusher.blob(blob)).map_err(wrong)?;
+    parallel::each(&blobs, parallel::TRANSFERS, |blob| pusher.blob(blob)).map_err(wrong)?;
     if let Some((index, bytes)) = &package.index {
         for PushedImage { manifest: (descriptor, bytes), .. } in &package.images {
             pusher.manifest(&descriptor.digest.to_string(), descriptor, bytes).map_err(wrong)?;

@@ -53,7 +53,7 @@ impl Solver<'_> {
         let host = self.host;
         let file = host
             .registry
-            .download(host.store, &wanted, host.reporter, &host.numbers)
+            .download(host.store, &wanted, host.audience())
             .map_err(|error| error.at(&url.source, url.span, ""))?;
         downloads.insert(key, file.clone());
         Ok(Downloaded { name, file })

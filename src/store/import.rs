@@ -3,8 +3,6 @@
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use super::blobs::Tee;
 use super::{Form, ImageLayer, ImageRecord, Layer, LayerMeta, Store};
@@ -14,6 +12,7 @@ use crate::image::archive::{Archive, ArchivedImage, ArchivedLayer};
 use crate::image::manifest::Descriptor;
 use crate::image::{ImageConfig, Platform, validate};
 use crate::layer;
+use crate::parallel;
 
 /// What may follow the end of a layer's tar: tars are padded, by default to 10 KiB.
 const MAX_TRAILER_BYTES: u64 = 64 << 20;
@@ -50,31 +49,13 @@ impl Store {
             let mut blob = archive.open_layer(layer)?;
             self.import_layer(&mut blob, &layer.descriptor, diff_id).map(drop)
         };
-        let next = AtomicUsize::new(0);
-        let failed = Mutex::new(None::<(usize, Diagnostic)>);
-        let work = || {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let (Some(layer), Some(diff_id)) = (layers.get(index), diff_ids.get(index)) else { return };
-                if let Err(error) = import(layer, diff_id) {
-                    // The others finish what they began, and begin nothing more.
-                    next.store(layers.len(), Ordering::Relaxed);
-                    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    if failed.as_ref().is_none_or(|(other, _)| index < *other) {
-                        *failed = Some((index, error));
-                    }
-                }
-            }
-        };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len());
-        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            None => Ok(()),
-            Some((index, error)) => Err(Diagnostic {
+        let numbered: Vec<_> = layers.iter().zip(diff_ids).enumerate().collect();
+        parallel::each(&numbered, parallel::processors(), |(index, (layer, diff_id))| {
+            import(layer, diff_id).map_err(|error| Diagnostic {
                 message: format!("cannot import layer {} of {}: {}", index + 1, layers.len(), error.message),
                 ..error
-            }),
-        }
+            })
+        })
     }
 
     /// Whether this blob is in the store and known to hold this layer.
@@ -103,7 +84,7 @@ impl Store {
         let verified = blob.verified(&descriptor.digest, descriptor.size_bytes)?;
         check_diff_id(&descriptor.digest, &plain_digest?, diff_id)?;
         verified.publish()?;
-        let form = self.pulled_form(descriptor.media_type.clone(), descriptor.digest, descriptor.size_bytes);
+        let form = self.new_form(descriptor.media_type.clone(), descriptor.digest, descriptor.size_bytes, None);
         self.record_form(diff_id, &form)?;
         Ok(form)
     }
@@ -165,7 +146,7 @@ impl Store {
                 .hint("run the same build again: it fetches the layer anew"));
             }
         };
-        let form = self.pulled_form(descriptor.media_type.clone(), descriptor.digest, descriptor.size_bytes);
+        let form = self.new_form(descriptor.media_type.clone(), descriptor.digest, descriptor.size_bytes, None);
         self.record_form(diff_id, &form)?;
         let meta = LayerMeta {
             diff_id: *diff_id,

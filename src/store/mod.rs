@@ -28,6 +28,7 @@ mod import;
 mod layers;
 mod locks;
 mod mounts;
+mod packing;
 mod records;
 mod sealed;
 mod trash;
@@ -51,6 +52,7 @@ pub use images::{ImageLayer, ImageLookup, ImageRecord};
 pub use layers::{Draft, Layer, LayerMeta};
 pub use locks::KeyLock;
 pub use mounts::{CacheMount, MountLock};
+pub use packing::Packing;
 
 /// The number in `version`. It changes when an older program could misread what a newer one wrote.
 const FORMAT: u32 = 1;

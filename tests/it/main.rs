@@ -10,6 +10,7 @@ mod dockerfile;
 mod image;
 mod layer;
 mod overlay;
+mod packing;
 mod plan;
 mod progress;
 mod registry;

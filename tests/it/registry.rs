@@ -14,8 +14,8 @@ use wythe::diag::Diagnostic;
 use wythe::digest::{DiffId, Digest};
 use wythe::image::manifest::{Descriptor, Manifest, media_type};
 use wythe::image::{Platform, Reference};
-use wythe::progress::{Number, Silent};
-use wythe::registry::{self, Client, CredentialFile, Meter, Options, Package};
+use wythe::progress::Audience;
+use wythe::registry::{self, Client, CredentialFile, Options, Package};
 use wythe::store::{ImageRecord, Store};
 
 use super::sandbox::Sandbox;
@@ -304,9 +304,7 @@ impl Puller {
     fn pull(&self, server: &Server) -> Result<ImageRecord, Diagnostic> {
         let client = Client::new(self.options.clone());
         let reference: Reference = format!("{}/app", server.host()).parse().unwrap();
-        Meter::show(&Silent, Number(1), "", |meter| {
-            registry::pull(&client, &self.store, &reference, &Platform::host(), meter)
-        })
+        Audience::nobody().show("", |meter| registry::pull(&client, &self.store, &reference, &Platform::host(), meter))
     }
 
     /// Pulling fails, says `text`, and leaves no name and no layer.
@@ -419,9 +417,8 @@ fn a_pinned_manifest_is_the_one_that_was_named() {
     let puller = Puller::new();
     let reference: Reference = format!("{}/app@{}", server.host(), Digest::of(b"other")).parse().unwrap();
     let client = Client::new(puller.options.clone());
-    let pulled = Meter::show(&Silent, Number(1), "", |meter| {
-        registry::pull(&client, &puller.store, &reference, &Platform::host(), meter)
-    });
+    let pulled = Audience::nobody()
+        .show("", |meter| registry::pull(&client, &puller.store, &reference, &Platform::host(), meter));
     let message = pulled.unwrap_err().message;
     assert!(message.contains("instead of"), "{message}");
 }
@@ -501,12 +498,11 @@ fn a_failed_upload_is_begun_again() {
         ("PUT", _) => Reply::new(201, ""),
         _ => Reply::new(400, ""),
     });
-    let package = Package::stored(&puller.store, &[record]).unwrap();
+    let package = Package::stored(&puller.store, &[record], None, Audience::nobody()).unwrap();
     assert_eq!(package.root().digest, Digest::of(&fixture.manifest));
     let reference: Reference = format!("{}/app:9", server.host()).parse().unwrap();
     let client = Client::new(puller.options.clone());
-    Meter::show(&Silent, Number(1), "", |meter| registry::push(&client, &puller.store, &package, &reference, meter))
-        .unwrap();
+    Audience::nobody().show("", |meter| registry::push(&client, &puller.store, &package, &reference, meter)).unwrap();
     let uploads = server.seen_at("PUT", "/upload/1");
     assert_eq!(uploads.len(), 4, "both blobs twice");
     for upload in &uploads {

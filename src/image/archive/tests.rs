@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::digest::{DiffId, Digest};
-use crate::image::manifest::annotation;
+use crate::image::manifest::{annotation, media_type};
 use crate::image::{ImageConfig, Platform};
 
 /// An image whose layers are these bytes, uncompressed.
@@ -32,7 +32,7 @@ fn image(platform: &str, layers: &[&'static [u8]]) -> ImageContents<'static> {
 
 fn contents(images: Vec<ImageContents<'static>>, names: &[&str]) -> Contents<'static> {
     let names = names.iter().map(|name| name.parse().unwrap()).collect();
-    Contents { images, names, created: Some("1970-01-01T00:00:00Z".into()) }
+    Contents { images, names, created: Some("1970-01-01T00:00:00Z".into()), media_types: MediaTypes::Oci }
 }
 
 fn tar_of(contents: &Contents<'_>, format: Format) -> Vec<u8> {

@@ -124,7 +124,7 @@ pub fn write_directory(contents: &Contents<'_>, path: &Path) -> Result<Assembled
 }
 
 fn plan<'a>(contents: &'a Contents<'a>, format: Format) -> Result<Plan<'a>> {
-    let assembled = assemble(&contents.images)?;
+    let assembled = assemble(&contents.images, contents.media_types)?;
     if format == Format::Docker && contents.images.len() > 1 {
         return Err(Diagnostic::error("a docker archive holds an image for one platform only")
             .hint("write several platforms with `type=oci`"));
