@@ -11,11 +11,12 @@ use crate::copy::{self, Landing};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::Digest;
 use crate::host::Host;
-use crate::image::archive::{self, Contents, Format, ImageContents};
+use crate::image::archive::{self, Assembled, Contents, Format, ImageContents};
 use crate::image::manifest::Descriptor;
 use crate::image::{ImageConfig, Platform, Reference};
 use crate::layer;
-use crate::registry::{self, Package};
+use crate::progress::{Meter, Metered};
+use crate::registry::{self, Package, Whereabouts};
 use crate::solve::{Layers, Stack};
 use crate::store::{ImageLayer, ImageRecord, Packing};
 
@@ -57,6 +58,16 @@ pub enum Output {
 pub enum Destination {
     Path(PathBuf),
     Stdout,
+}
+
+impl Destination {
+    /// For whoever looks.
+    fn name(&self) -> String {
+        match self {
+            Self::Path(path) => path.display().to_string(),
+            Self::Stdout => "standard output".into(),
+        }
+    }
 }
 
 impl Output {
@@ -121,22 +132,36 @@ pub fn export(
     for output in outputs {
         match output {
             Output::Oci { destination, packing } => {
-                exported.manifest = Some(archive(images, names, host, *packing, Format::Oci, destination)?);
+                let contents = contents(images, names, layers, *packing, Whereabouts::Here)?;
+                exported.manifest = Some(archive(contents, Format::Oci, destination, host)?);
             }
             Output::Docker { destination, packing } => {
-                exported.manifest = Some(archive(images, names, host, *packing, Format::Docker, destination)?);
+                let contents = contents(images, names, layers, *packing, Whereabouts::Here)?;
+                exported.manifest = Some(archive(contents, Format::Docker, destination, host)?);
             }
             Output::OciDirectory { directory, packing } => {
-                let contents = contents(images, names, host, *packing)?;
-                let assembled = archive::write_directory(&contents, directory);
-                exported.manifest = Some(assembled.map_err(|error| blame(error, &contents, host))?.root().clone());
+                let contents = contents(images, names, layers, *packing, Whereabouts::Here)?;
+                let write = |contents: &Contents<'_>, meter: &Meter<'_>| {
+                    archive::write_directory(contents, directory, Some(meter))
+                };
+                exported.manifest = Some(write_image(contents, &directory.display().to_string(), host, write)?);
             }
             Output::Tar { destination } => {
-                let mut file = OutputFile::create(destination)?;
-                layer::pack(rootfs(&images[0], layers)?.root(), &mut file)?;
-                file.finish()?;
+                let title = format!("[export] {}", destination.name());
+                host.audience().show(&title, |meter| {
+                    let rootfs = rootfs(&images[0], layers)?;
+                    let mut file = OutputFile::create(destination)?;
+                    layer::pack(rootfs.root(), &mut Metered { inner: &mut file, meter })?;
+                    file.finish()
+                })?;
             }
-            Output::Local { directory } => local(&rootfs(&images[0], layers)?, directory, host)?,
+            Output::Local { directory } => {
+                let title = format!("[export] {}", directory.display());
+                host.audience().show(&title, |meter| {
+                    meter.work();
+                    local(&rootfs(&images[0], layers)?, directory, host)
+                })?;
+            }
             // When the image has its names, so that a push can be repeated.
             Output::Registry { .. } | Output::Store => {}
         }
@@ -150,7 +175,7 @@ pub fn export(
                 .stack
                 .layers()
                 .iter()
-                .map(|layer| ImageLayer { diff_id: layer.diff_id, blob: None })
+                .map(|layer| ImageLayer { diff_id: layer.diff_id, blob: layers.remote.blob_of(&layer.diff_id) })
                 .collect(),
             created: image.config.created.clone(),
         };
@@ -161,17 +186,18 @@ pub fn export(
     for output in outputs {
         if let Output::Registry { names: own, packing } = output {
             let names = if own.is_empty() { names } else { own };
-            exported.manifest = Some(push(images, names, host, *packing)?);
+            let contents = contents(images, names, layers, *packing, Whereabouts::Anywhere)?;
+            exported.manifest = Some(push(contents, names, host)?);
         }
     }
     Ok(exported)
 }
 
-fn push(images: &[Built], names: &[Reference], host: &Host<'_>, packing: Packing) -> Result<Descriptor> {
+fn push(contents: Contents<'_>, names: &[Reference], host: &Host<'_>) -> Result<Descriptor> {
     if names.is_empty() {
         return Err(Diagnostic::error("an image without a name cannot be pushed").hint("name it with `-t`"));
     }
-    let package = Package::assembled(contents(images, names, host, packing)?.images, packing.media_types)?;
+    let package = Package::assembled(contents.images, contents.media_types)?;
     let root = package.root().clone();
     for name in names {
         let title = format!("[push] {}", name.familiar());
@@ -184,20 +210,28 @@ fn push(images: &[Built], names: &[Reference], host: &Host<'_>, packing: Packing
     Ok(root)
 }
 
-fn archive(
-    images: &[Built],
-    names: &[Reference],
+fn archive(contents: Contents<'_>, format: Format, destination: &Destination, host: &Host<'_>) -> Result<Descriptor> {
+    write_image(contents, &destination.name(), host, |contents, meter| match destination {
+        Destination::Path(path) => archive::write_file(contents, format, path, Some(meter)),
+        Destination::Stdout => archive::write_tar(contents, format, &mut io::stdout().lock(), Some(meter)),
+    })
+}
+
+/// Writes the image, shown as a step.
+fn write_image(
+    contents: Contents<'_>,
+    name: &str,
     host: &Host<'_>,
-    packing: Packing,
-    format: Format,
-    destination: &Destination,
+    write: impl FnOnce(&Contents<'_>, &Meter<'_>) -> Result<Assembled>,
 ) -> Result<Descriptor> {
-    let contents = contents(images, names, host, packing)?;
-    let assembled = match destination {
-        Destination::Path(path) => archive::write_file(&contents, format, path),
-        Destination::Stdout => archive::write_tar(&contents, format, &mut io::stdout().lock()),
-    };
-    assembled.map(|assembled| assembled.root().clone()).map_err(|error| blame(error, &contents, host))
+    host.audience().show(&format!("[export] {name}"), |meter| {
+        meter.work();
+        let layers = contents.images.iter().flat_map(|image| &image.layers);
+        meter.expect(layers.map(|layer| layer.descriptor.size_bytes).sum());
+        write(&contents, meter)
+            .map(|assembled| assembled.root().clone())
+            .map_err(|error| if host.is_canceled() { error } else { blame(error, &contents, host) })
+    })
 }
 
 /// Blobs are checked as they are written out. One that is damaged is taken out of the store, so that
@@ -214,10 +248,16 @@ fn blame(error: Diagnostic, contents: &Contents<'_>, host: &Host<'_>) -> Diagnos
 
 /// What an archive of the images holds. Layers that have no blob of this compression are packed and
 /// compressed now, and the blob is remembered.
-fn contents(images: &[Built], names: &[Reference], host: &Host<'_>, packing: Packing) -> Result<Contents<'static>> {
+fn contents<'a>(
+    images: &[Built],
+    names: &[Reference],
+    layers: &'a Layers<'_>,
+    packing: Packing,
+    wanted: Whereabouts,
+) -> Result<Contents<'a>> {
     let created = images.first().and_then(|image| image.config.created.clone());
     let stacks: Vec<_> = images.iter().map(|image| image.config.rootfs.diff_ids.as_slice()).collect();
-    let blobs = host.store.packed(&stacks, packing, host.audience())?;
+    let blobs = layers.remote.packed(&stacks, packing, wanted)?;
     let images = images.iter().zip(blobs).map(|(image, layers)| ImageContents {
         platform: image.platform.clone(),
         config: image.config.to_json(),

@@ -48,11 +48,14 @@ fn of_name(name: &str, wanted: &Wanted, host: &Host<'_>) -> Result<Resolved> {
     if host.pulls == Pulls::Never {
         return Err(not_stored(name, &reference, wanted, host)?);
     }
-    let title = format!("[pull] {}", reference.familiar());
-    let pulled =
-        host.audience().show(&title, |meter| registry::pull(host.registry, host.store, &reference, platform, meter));
-    match pulled {
-        Ok(record) => finish(record, host),
+    let title = format!("[resolve] {}", reference.familiar());
+    let resolved =
+        host.audience().show(&title, |meter| registry::resolve(host.registry, host.store, &reference, platform, meter));
+    match resolved {
+        Ok(record) => {
+            host.store.put_image(&reference, &record)?;
+            finish(record, host)
+        }
         // What is in the store may be what was meant.
         Err(error) => Err(match nearest(&reference, host)? {
             Some(nearest) if nearest != reference.familiar() => error.hint(format!("did you mean `{nearest}`?")),

@@ -149,6 +149,9 @@ pub struct Save {
 
     #[command(flatten)]
     pub packing: Packing,
+
+    #[command(flatten)]
+    pub transfer: Transfer,
 }
 
 #[derive(Debug, Args)]

@@ -89,7 +89,7 @@ fn run(arguments: args::Arguments) -> std::result::Result<ExitCode, Failure> {
         args::Command::Pull(pull) => registry::pull(&root, &pull),
         args::Command::Push(push) => registry::push(&root, &push),
         args::Command::Load { input } => registry::load(&open(&root)?, input.as_deref()),
-        args::Command::Save(save) => registry::save(&open(&root)?, &save),
+        args::Command::Save(save) => registry::save(&root, &save),
         args::Command::Images(images) => images::list(&open(&root)?, &images),
         args::Command::Tag { image, name } => images::tag(&open(&root)?, &image, &name),
         args::Command::Rmi { images } => images::remove(&open(&root)?, &images),

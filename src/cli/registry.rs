@@ -14,7 +14,7 @@ use crate::image::archive::{self, Archive, Contents, Format, Selector};
 use crate::image::{Platform, Reference};
 use crate::layer;
 use crate::progress::{Audience, Event, Numbers};
-use crate::registry::{self, Client, CredentialFile, Options, Package, Proxies};
+use crate::registry::{self, Client, CredentialFile, Options, Package, Proxies, Remote, Whereabouts};
 use crate::store::{ImageRecord, Packing, Store};
 
 /// Speaks to registries as the user's environment says.
@@ -91,8 +91,7 @@ pub fn pull(root: &Path, arguments: &Pull) -> Result<ExitCode, Failure> {
         None => Platform::host(),
     };
     transfer(root, &arguments.transfer, |store, client, audience| {
-        let title = format!("[pull] {}", reference.familiar());
-        let record = audience.show(&title, |meter| registry::pull(client, store, &reference, &platform, meter))?;
+        let record = registry::pull(&Remote::of(client, store, audience), &reference, &platform)?;
         Ok(format!("{}\n", record.config))
     })
 }
@@ -108,7 +107,10 @@ pub fn push(root: &Path, arguments: &Push) -> Result<ExitCode, Failure> {
             (None, Some(reference)) => reference.clone(),
             (None, None) => return Err(usage("say what the image is called in the registry")),
         };
-        let package = Package::stored(store, &records, packing, audience)?;
+        let remote = Remote::of(client, store, audience);
+        let name = references.first().unwrap_or(&destination).familiar();
+        records.iter().for_each(|record| remote.know(record, &name));
+        let package = Package::stored(&remote, &records, packing)?;
         let title = format!("[push] {}", destination.familiar());
         audience.show(&title, |meter| registry::push(client, store, &package, &destination, meter))?;
         Ok(format!("{}\n", package.root().digest))
@@ -172,37 +174,41 @@ fn plain(store: &Store, input: Option<&Path>) -> Result<Option<tempfile::TempPat
     Ok(Some(file.into_temp_path()))
 }
 
-pub fn save(store: &Store, arguments: &Save) -> Result<ExitCode, Failure> {
+/// Prints nothing but, without a file, the archive.
+pub fn save(root: &Path, arguments: &Save) -> Result<ExitCode, Failure> {
     let packing = packing::of_options(&arguments.packing)?.unwrap_or(Packing::DEFAULT);
-    let names = &arguments.names;
-    let mut references = Vec::new();
-    let mut saved: Option<ImageRecord> = None;
-    for name in names {
-        let (of_image, mut records) = stored(store, name)?;
-        let here = records.iter().position(|record| record.platform == Platform::host()).unwrap_or(0);
-        let record = records.swap_remove(here);
-        if saved.as_ref().is_some_and(|saved| saved.config != record.config) {
-            return Err(usage(format!("`{name}` is another image than `{}`: save them one by one", names[0])));
-        }
-        saved = Some(record);
-        references.extend(of_image.into_iter().take(1));
+    if arguments.output.is_none() && std::io::stdout().is_terminal() {
+        return Err(usage("a tar is not written to a terminal: give `-o FILE` or redirect standard output"));
     }
-    let Some(record) = saved else { return Err(usage("name an image")) };
-    let audience = Audience::nobody();
-    let contents = Contents {
-        images: registry::contents(store, std::slice::from_ref(&record), packing, audience)?,
-        names: references,
-        created: record.created.clone(),
-        media_types: packing.media_types,
-    };
-    match &arguments.output {
-        Some(path) => archive::write_file(&contents, Format::Docker, path)?,
-        None if std::io::stdout().is_terminal() => {
-            return Err(usage("a tar is not written to a terminal: give `-o FILE` or redirect standard output"));
+    transfer(root, &arguments.transfer, |store, client, audience| {
+        let names = &arguments.names;
+        let remote = Remote::of(client, store, audience);
+        let mut references = Vec::new();
+        let mut saved: Option<ImageRecord> = None;
+        for name in names {
+            let (of_image, mut records) = stored(store, name)?;
+            let here = records.iter().position(|record| record.platform == Platform::host()).unwrap_or(0);
+            let record = records.swap_remove(here);
+            if saved.as_ref().is_some_and(|saved| saved.config != record.config) {
+                return Err(usage(format!("`{name}` is another image than `{}`: save them one by one", names[0])));
+            }
+            remote.know(&record, name);
+            saved = Some(record);
+            references.extend(of_image.into_iter().take(1));
         }
-        None => archive::write_tar(&contents, Format::Docker, &mut std::io::stdout().lock())?,
-    };
-    Ok(ExitCode::SUCCESS)
+        let Some(record) = saved else { return Err(usage("name an image")) };
+        let contents = Contents {
+            images: registry::contents(&remote, std::slice::from_ref(&record), packing, Whereabouts::Here)?,
+            names: references,
+            created: record.created.clone(),
+            media_types: packing.media_types,
+        };
+        match &arguments.output {
+            Some(path) => archive::write_file(&contents, Format::Docker, path, None)?,
+            None => archive::write_tar(&contents, Format::Docker, &mut std::io::stdout().lock(), None)?,
+        };
+        Ok(String::new())
+    })
 }
 
 /// The names and, for each platform, the image that a name or the beginning of an ID stands for.

@@ -31,7 +31,9 @@ impl<'a> Audience<'a> {
         reporter.report(Event::Started { number, title });
         let zero = || AtomicU64::new(0);
         let (done_bytes, total_bytes, told_bytes) = (zero(), zero(), zero());
-        let meter = Meter { reporter, canceled: self.canceled, number, done_bytes, total_bytes, told_bytes };
+        let has_worked = AtomicBool::new(false);
+        let meter =
+            Meter { reporter, canceled: self.canceled, number, done_bytes, total_bytes, told_bytes, has_worked };
         let result = work(&meter);
         let outcome = match &result {
             Err(_) if self.canceled.load(Ordering::Relaxed) => Outcome::Canceled,
@@ -39,7 +41,7 @@ impl<'a> Audience<'a> {
                 reporter.report(Event::Fault { number, message: &error.message });
                 Outcome::Failed
             }
-            Ok(_) if meter.done_bytes.load(Ordering::Relaxed) == 0 => Outcome::Cached,
+            Ok(_) if meter.is_idle() => Outcome::Cached,
             Ok(_) => Outcome::Done,
         };
         reporter.report(Event::Finished { number, outcome, elapsed: begun.elapsed(), added_bytes: None });
@@ -56,12 +58,22 @@ pub struct Meter<'a> {
     /// 0 while it is not known.
     total_bytes: AtomicU64,
     told_bytes: AtomicU64,
+    has_worked: AtomicBool,
 }
 
 impl Meter<'_> {
     /// A line about what is done.
     pub fn say(&self, line: &str) {
         self.reporter.report(Event::Output { number: self.number, bytes: format!("{line}\n").as_bytes() });
+    }
+
+    /// Something is done, even if nothing is transferred.
+    pub fn work(&self) {
+        self.has_worked.store(true, Ordering::Relaxed);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.done_bytes.load(Ordering::Relaxed) == 0 && !self.has_worked.load(Ordering::Relaxed)
     }
 
     /// So much more is to be transferred.

@@ -21,6 +21,7 @@ mod origin;
 mod package;
 mod pull;
 mod push;
+mod remote;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,8 +36,9 @@ use crate::image::Reference;
 pub use credentials::CredentialFile;
 pub use download::{Download, Wanted};
 pub use package::{Package, contents};
-pub use pull::pull;
+pub use pull::{pull, resolve};
 pub use push::push;
+pub use remote::{Incoming, Remote, Whereabouts};
 
 /// What the user's machine says about registries.
 #[derive(Clone, Debug)]

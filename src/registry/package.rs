@@ -1,13 +1,13 @@
 //! What is pushed under one name.
 
 use super::push::PushedImage;
+use super::remote::{Remote, Whereabouts};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::Digest;
 use crate::image::MediaTypes;
 use crate::image::archive::{ImageContents, LayerBlob, assemble};
 use crate::image::manifest::{Descriptor, Document, Index, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES};
-use crate::progress::Audience;
-use crate::store::{ImageRecord, Packing, Store};
+use crate::store::{ImageLayer, ImageRecord, Packing, Store};
 
 /// An image, or several for different platforms.
 pub struct Package<'a> {
@@ -29,33 +29,29 @@ impl<'a> Package<'a> {
     }
 
     /// Of images of the store. When nothing is said of their packing, one that came with a manifest keeps
-    /// it, and so its digest, as long as its blobs are there.
+    /// it, and so its digest. Layers that are elsewhere are fetched only if they have to be sent.
     ///
     /// # Panics
     /// When there is no image.
-    pub fn stored(
-        store: &Store,
-        records: &[ImageRecord],
-        packing: Option<Packing>,
-        audience: Audience<'_>,
-    ) -> Result<Package<'static>> {
+    pub fn stored(remote: &'a Remote<'_>, records: &[ImageRecord], packing: Option<Packing>) -> Result<Self> {
         let (mut images, mut anew) = (Vec::new(), Vec::new());
         for record in records {
-            match if packing.is_none() { as_it_came(store, record)? } else { None } {
+            match if packing.is_none() { as_it_came(remote, record)? } else { None } {
                 Some(image) => images.push(image),
                 None => anew.push(record.clone()),
             }
         }
         let packing = packing.unwrap_or(Packing::DEFAULT);
         if !anew.is_empty() {
-            images.extend(Package::assembled(contents(store, &anew, packing, audience)?, packing.media_types)?.images);
+            let contents = contents(remote, &anew, packing, Whereabouts::Anywhere)?;
+            images.extend(Package::assembled(contents, packing.media_types)?.images);
         }
         let place = |image: &PushedImage<'_>| {
             let config = Digest::of(&image.config);
             records.iter().position(|record| record.config == config)
         };
         images.sort_by_key(place);
-        Ok(Package::of(images, packing.media_types))
+        Ok(Self::of(images, packing.media_types))
     }
 
     fn of(images: Vec<PushedImage<'a>>, media_types: MediaTypes) -> Self {
@@ -78,33 +74,39 @@ impl<'a> Package<'a> {
 }
 
 /// Images of the store with their own configs, layers as blobs of this packing or as they came.
-pub fn contents(
-    store: &Store,
+pub fn contents<'a>(
+    remote: &'a Remote<'_>,
     records: &[ImageRecord],
     packing: Packing,
-    audience: Audience<'_>,
-) -> Result<Vec<ImageContents<'static>>> {
+    wanted: Whereabouts,
+) -> Result<Vec<ImageContents<'a>>> {
     let stacks: Vec<Vec<_>> =
         records.iter().map(|record| record.layers.iter().map(|layer| layer.diff_id).collect()).collect();
     let stacks: Vec<_> = stacks.iter().map(Vec::as_slice).collect();
-    let blobs = store.packed(&stacks, packing, audience)?;
-    let contents = records.iter().zip(blobs).map(|(record, layers)| {
+    let contents = records.iter().zip(remote.packed(&stacks, packing, wanted)?).map(|(record, layers)| {
         let (platform, annotations) = (record.platform.clone(), std::collections::BTreeMap::new());
-        Ok(ImageContents { platform, config: config(store, record)?, layers, annotations })
+        Ok(ImageContents { platform, config: config(remote.store, record)?, layers, annotations })
     });
     contents.collect()
 }
 
-fn as_it_came(store: &Store, record: &ImageRecord) -> Result<Option<PushedImage<'static>>> {
+fn as_it_came<'a>(remote: &'a Remote<'_>, record: &ImageRecord) -> Result<Option<PushedImage<'a>>> {
+    let store = remote.store;
     let Some(digest) = &record.manifest else { return Ok(None) };
     let Some(bytes) = store.read_blob(digest, MAX_MANIFEST_BYTES)? else { return Ok(None) };
     let Ok(Document::Manifest(manifest)) = Document::from_json(&bytes) else { return Ok(None) };
     let mut layers = Vec::new();
-    for descriptor in manifest.layers {
-        if !store.has_blob(&descriptor.digest) {
-            return Ok(None);
+    for (descriptor, ImageLayer { diff_id, .. }) in manifest.layers.into_iter().zip(&record.layers) {
+        if store.has_blob(&descriptor.digest) {
+            layers.push(layer(store, descriptor));
+            continue;
         }
-        layers.push(layer(store, descriptor));
+        match remote.layer(diff_id)? {
+            Some(layer) if layer.descriptor.digest == descriptor.digest => {
+                layers.push(LayerBlob { descriptor, ..layer })
+            }
+            _ => return Ok(None),
+        }
     }
     let mut descriptor = Descriptor::of(manifest.media_type, &bytes);
     descriptor.platform = Some(record.platform.clone());

@@ -91,14 +91,14 @@ impl Pusher<'_> {
         let url = || self.client.url(&self.scope, &format!("blobs/{digest}"));
         let there = self.answer(self.client.ask(&self.scope, || Ok(Call::new(Method::HEAD, url()?)))?)?;
         if there.status == 200 || self.mount(digest)? {
-            return origin::note(self.store, digest, &name);
+            return origin::note(self.store, blob.descriptor(), &name);
         }
         self.meter.expect(*size_bytes);
         let mut uploads = 0;
         loop {
             uploads += 1;
             match self.upload(blob) {
-                Ok(()) => return origin::note(self.store, digest, &name),
+                Ok(()) => return origin::note(self.store, blob.descriptor(), &name),
                 Err(error) if uploads == MAX_UPLOADS || self.client.is_canceled() => return Err(error),
                 Err(_) => self.client.http.wait(self.client.http.pause() * uploads),
             }
@@ -108,8 +108,8 @@ impl Pusher<'_> {
     /// Has the registry take the blob from another repository that had it. Whether it did.
     fn mount(&self, digest: &Digest) -> Result<bool> {
         let prefix = format!("{}/", self.reference.registry);
-        let origins = origin::of(self.store, digest)?;
-        let mut others = origins.iter().filter_map(|origin| origin.strip_prefix(&prefix));
+        let origin = origin::of(self.store, digest)?.unwrap_or_default();
+        let mut others = origin.repositories.iter().filter_map(|origin| origin.strip_prefix(&prefix));
         let Some(from) = others.rfind(|other| *other != self.reference.repository) else { return Ok(false) };
         let scope = Scope { from: Some(from.to_owned()), ..self.scope.clone() };
         let path = format!("blobs/uploads/?mount={digest}&from={from}");

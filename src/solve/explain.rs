@@ -32,7 +32,8 @@ pub fn explain(
     settings: &Settings,
     bases: &BTreeMap<BaseKey, ImageRecord>,
 ) -> Result<Vec<Explained>> {
-    let layers = Layers::of(host.store);
+    let layers = Layers::of(host);
+    bases.iter().for_each(|(key, record)| layers.remote.know(record, &key.name));
     let solver = Solver::new(plan, host, settings, bases, &layers);
     let mut explained = Vec::new();
     for index in 0..plan.steps.len() {

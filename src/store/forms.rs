@@ -32,6 +32,11 @@ impl Store {
             .map_err(|error| self.inner.error(format_args!("read the forms of `{diff_id}`"), error))
     }
 
+    /// Whether some blob is there that holds this layer.
+    pub fn has_any_form(&self, diff_id: &DiffId) -> Result<bool> {
+        Ok(self.usable_form(diff_id, |_| true)?.is_some())
+    }
+
     /// A blob that is there and holds this layer, of those that are `wanted`.
     pub(super) fn usable_form(&self, diff_id: &DiffId, wanted: impl Fn(&Form) -> bool) -> Result<Option<Form>> {
         for form in self.forms(diff_id)?.into_iter().filter(wanted) {

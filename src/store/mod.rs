@@ -5,6 +5,7 @@
 //! <root>/                         mode 0700
 //!   version                       format number
 //!   blobs/sha256/<hex>            manifests, configs, compressed layers
+//!   partial/<hex>                 blobs on their way
 //!   layers/<chain id hex>/{fs/, layer.json}
 //!   forms/<diff id hex>           blobs known to hold this layer (verified here)
 //!   images/<percent-encoded reference>
@@ -20,6 +21,7 @@
 //! carry their own digest (`sealed`). Nothing is synced on the way: what another boot
 //! wrote and never synced is hashed again before its first use.
 
+mod arrival;
 mod blobs;
 mod forms;
 mod gc;
@@ -45,6 +47,7 @@ use rustix::io::Errno;
 
 use crate::diag::{Context, Diagnostic, Result};
 
+pub use arrival::{Arrival, Follower};
 pub use blobs::{Blob, BlobWriter};
 pub use forms::Form;
 pub use gc::{Action, Keep, Pruned, Total, Usage};
@@ -68,6 +71,7 @@ struct Inner {
     root: OwnedFd,
     blobs: OwnedFd,
     layers: OwnedFd,
+    partial: OwnedFd,
     forms: OwnedFd,
     images: OwnedFd,
     locks: OwnedFd,
@@ -95,6 +99,7 @@ impl Store {
             blobs: open_or_make(blobs.as_fd(), "sha256")
                 .context(|| format!("cannot open `blobs/sha256` in the store `{}`", path.display()))?,
             layers: dir("layers")?,
+            partial: dir("partial")?,
             forms: dir("forms")?,
             images: dir("images")?,
             locks: dir("locks")?,

@@ -63,17 +63,21 @@ impl Store {
     }
 
     /// The blobs of stacks of layers, each bottom first, for whoever writes or pushes images. Those that are
-    /// not there are made, several at once, which is shown as a step.
-    pub fn packed(
+    /// not there are made, several at once, which is shown as a step; or they are as `elsewhere` knows them.
+    pub fn packed<'a>(
         &self,
         stacks: &[&[DiffId]],
         packing: Packing,
         audience: Audience<'_>,
-    ) -> Result<Vec<Vec<LayerBlob<'static>>>> {
+        elsewhere: &dyn Fn(&DiffId) -> Result<Option<LayerBlob<'a>>>,
+    ) -> Result<Vec<Vec<LayerBlob<'a>>>> {
         let mut missing = Vec::new();
         for (diff_id, id) in stacks.iter().flat_map(|diff_ids| chain(diff_ids)) {
             if self.form(&diff_id, packing)?.is_none() {
-                missing.push((diff_id, id, self.made_layer(&diff_id, &id)?));
+                let made = self.made_layer(&diff_id, &id)?;
+                if made.is_some() || self.has_any_form(&diff_id)? || elsewhere(&diff_id)?.is_none() {
+                    missing.push((diff_id, id, made));
+                }
             }
         }
         // Layers that several platforms share are packed once.
@@ -95,20 +99,33 @@ impl Store {
                 })
             })?;
         }
-        stacks.iter().map(|diff_ids| diff_ids.iter().map(|diff_id| self.blob_of(diff_id, packing)).collect()).collect()
+        let blob = |diff_id: &DiffId| match self.form(diff_id, packing)? {
+            Some(form) => Ok(self.blob_of(form)),
+            None => elsewhere(diff_id)?.ok_or_else(|| gone(diff_id)),
+        };
+        stacks.iter().map(|diff_ids| diff_ids.iter().map(blob).collect()).collect()
     }
 
-    /// The blob of a layer that has one, and how to read it.
-    fn blob_of(&self, diff_id: &DiffId, packing: Packing) -> Result<LayerBlob<'static>> {
-        let Some(form) = self.form(diff_id, packing)? else { return Err(gone(diff_id)) };
+    fn blob_of(&self, form: Form) -> LayerBlob<'static> {
         let store = self.clone();
-        Ok(LayerBlob {
+        LayerBlob {
             descriptor: Descriptor::new(form.media_type, form.digest, form.size_bytes),
             open: Box::new(move || match store.open_blob(&form.digest)? {
                 Some(blob) => Ok(Box::new(blob)),
                 None => Err(Diagnostic::error(format!("blob `{}` is no longer in the store", form.digest))),
             }),
-        })
+        }
+    }
+
+    /// The layers of these stacks, each bottom first, that there is nothing of here to make a blob of.
+    pub fn absent(&self, stacks: &[&[DiffId]]) -> Result<Vec<DiffId>> {
+        let mut absent = Vec::new();
+        for (diff_id, id) in stacks.iter().flat_map(|diff_ids| chain(diff_ids)) {
+            if !self.has_any_form(&diff_id)? && self.made_layer(&diff_id, &id)?.is_none() {
+                absent.push(diff_id);
+            }
+        }
+        Ok(absent)
     }
 
     /// The unpacked layer, if it was made here. One that was made on nothing is named by its diff ID,

@@ -15,7 +15,7 @@ use wythe::digest::{DiffId, Digest};
 use wythe::image::manifest::{Descriptor, Manifest, media_type};
 use wythe::image::{Platform, Reference};
 use wythe::progress::Audience;
-use wythe::registry::{self, Client, CredentialFile, Options, Package};
+use wythe::registry::{self, Client, CredentialFile, Options, Package, Remote};
 use wythe::store::{ImageRecord, Store};
 
 use super::sandbox::Sandbox;
@@ -136,8 +136,8 @@ fn what_was_pushed_is_pulled() {
     for (pull, is_asked) in [("--pull=missing", false), ("--pull", true), ("--pull=never", false)] {
         let again = third.wythe(&["build", "--progress", "plain", pull, "context"]);
         assert_eq!(again.code, Some(0), "{}", again.stderr);
-        assert_eq!(again.stderr.contains("[pull]"), is_asked, "{pull}: {}", again.stderr);
-        assert!(again.ran().iter().all(|title| title.contains("[pull]")), "{pull}: {}", again.stderr);
+        assert_eq!(again.stderr.contains("[resolve]"), is_asked, "{pull}: {}", again.stderr);
+        assert!(again.ran().iter().all(|title| title.contains("[resolve]")), "{pull}: {}", again.stderr);
     }
     let pinned = sandbox(&format!("{host}/team/app@{digest}"));
     assert_eq!(pinned.wythe(&["build", "context"]).code, Some(0));
@@ -304,7 +304,7 @@ impl Puller {
     fn pull(&self, server: &Server) -> Result<ImageRecord, Diagnostic> {
         let client = Client::new(self.options.clone());
         let reference: Reference = format!("{}/app", server.host()).parse().unwrap();
-        Audience::nobody().show("", |meter| registry::pull(&client, &self.store, &reference, &Platform::host(), meter))
+        registry::pull(&Remote::of(&client, &self.store, Audience::nobody()), &reference, &Platform::host())
     }
 
     /// Pulling fails, says `text`, and leaves no name and no layer.
@@ -417,8 +417,7 @@ fn a_pinned_manifest_is_the_one_that_was_named() {
     let puller = Puller::new();
     let reference: Reference = format!("{}/app@{}", server.host(), Digest::of(b"other")).parse().unwrap();
     let client = Client::new(puller.options.clone());
-    let pulled = Audience::nobody()
-        .show("", |meter| registry::pull(&client, &puller.store, &reference, &Platform::host(), meter));
+    let pulled = registry::pull(&Remote::of(&client, &puller.store, Audience::nobody()), &reference, &Platform::host());
     let message = pulled.unwrap_err().message;
     assert!(message.contains("instead of"), "{message}");
 }
@@ -498,7 +497,9 @@ fn a_failed_upload_is_begun_again() {
         ("PUT", _) => Reply::new(201, ""),
         _ => Reply::new(400, ""),
     });
-    let package = Package::stored(&puller.store, &[record], None, Audience::nobody()).unwrap();
+    let client = Client::new(puller.options.clone());
+    let remote = Remote::of(&client, &puller.store, Audience::nobody());
+    let package = Package::stored(&remote, &[record], None).unwrap();
     assert_eq!(package.root().digest, Digest::of(&fixture.manifest));
     let reference: Reference = format!("{}/app:9", server.host()).parse().unwrap();
     let client = Client::new(puller.options.clone());

@@ -247,7 +247,11 @@ impl Sample {
         let image = ImageContents {
             platform: amd64(),
             config: config.to_json(),
-            layers: self.store.packed(&[&diff_ids], compression.into(), Audience::nobody()).unwrap().remove(0),
+            layers: self
+                .store
+                .packed(&[&diff_ids], compression.into(), Audience::nobody(), &|_| Ok(None))
+                .unwrap()
+                .remove(0),
             annotations: BTreeMap::new(),
         };
         let names = names.iter().map(|name| name.parse().unwrap()).collect();
@@ -275,9 +279,9 @@ fn other_tools_read_what_is_written() {
         let contents = sample.contents(&sample.config(), compression, &["app:v1", "registry.example/app:v2"]);
         let text = |name: &str| sample.path(&format!("{kind}-{name}")).to_str().unwrap().to_owned();
         let (layout, oci, docker) = (text("layout"), text("oci.tar"), text("docker.tar"));
-        write_directory(&contents, Path::new(&layout)).unwrap();
-        write_file(&contents, Format::Oci, Path::new(&oci)).unwrap();
-        write_file(&contents, Format::Docker, Path::new(&docker)).unwrap();
+        write_directory(&contents, Path::new(&layout), None).unwrap();
+        write_file(&contents, Format::Oci, Path::new(&oci), None).unwrap();
+        write_file(&contents, Format::Docker, Path::new(&docker), None).unwrap();
         for source in [
             format!("oci:{layout}:v1"),
             format!("oci-archive:{oci}:v2"),
@@ -338,7 +342,7 @@ fn what_other_tools_write_is_imported() {
     let sample = sample();
     let contents = sample.contents(&sample.config(), Compression::DEFAULT, &["app:v1"]);
     let ours = sample.path("ours");
-    write_directory(&contents, &ours).unwrap();
+    write_directory(&contents, &ours, None).unwrap();
     let source = format!("oci:{}:v1", ours.display());
     let path = |name: &str| sample.path(name).to_str().unwrap().to_owned();
     for (number, (target, more)) in [
@@ -370,7 +374,7 @@ fn an_image_is_imported_once() {
     let sample = sample();
     let contents = sample.contents(&sample.config(), Compression::DEFAULT, &["app"]);
     let (layout, root) = (sample.path("layout"), sample.path("imported"));
-    write_directory(&contents, &layout).unwrap();
+    write_directory(&contents, &layout, None).unwrap();
     let (store, layers) = import(&layout, &root).unwrap();
     // Now the archive's layers could not be read again, and need not be.
     for layer in &contents.images[0].layers {
@@ -380,7 +384,8 @@ fn an_image_is_imported_once() {
     assert_eq!(again.last().unwrap().id, layers.last().unwrap().id);
     // A blob that was pulled is what an export gets, whatever it asks for.
     for compression in [Compression::None, Compression::Gzip { level: 9 }] {
-        let packed = store.packed(&[&[layers[0].meta.diff_id]], compression.into(), Audience::nobody()).unwrap();
+        let packed =
+            store.packed(&[&[layers[0].meta.diff_id]], compression.into(), Audience::nobody(), &|_| Ok(None)).unwrap();
         assert_eq!(packed[0][0].descriptor.digest, contents.images[0].layers[0].descriptor.digest);
         assert_eq!(packed[0][0].descriptor.media_type, media_type::LAYER_GZIP);
     }
@@ -404,13 +409,13 @@ fn an_image_that_claims_anothers_layers_is_refused() {
     let honest = sample.config();
     let root = sample.path("victim");
     let layout = sample.path("honest");
-    write_directory(&sample.contents(&honest, Compression::DEFAULT, &["app"]), &layout).unwrap();
+    write_directory(&sample.contents(&honest, Compression::DEFAULT, &["app"]), &layout, None).unwrap();
     let (store, _) = import(&layout, &root).unwrap();
     // The second layer's blob, said to be the first's content, which the store knows.
     let mut claiming = honest.clone();
     claiming.rootfs.diff_ids[1] = honest.rootfs.diff_ids[0];
     let layout = sample.path("claiming");
-    write_directory(&sample.contents(&claiming, Compression::DEFAULT, &["app"]), &layout).unwrap();
+    write_directory(&sample.contents(&claiming, Compression::DEFAULT, &["app"]), &layout, None).unwrap();
     let before = store.forms(&honest.rootfs.diff_ids[0]).unwrap();
     let message = import(&layout, &root).unwrap_err_message();
     let (actual, claimed) = (honest.rootfs.diff_ids[1], honest.rootfs.diff_ids[0]);
@@ -426,7 +431,7 @@ fn an_image_that_claims_anothers_layers_is_refused() {
 fn a_blob_that_was_damaged_in_the_store_is_removed() {
     let sample = sample();
     let layout = sample.path("layout");
-    write_directory(&sample.contents(&sample.config(), Compression::DEFAULT, &["app"]), &layout).unwrap();
+    write_directory(&sample.contents(&sample.config(), Compression::DEFAULT, &["app"]), &layout, None).unwrap();
     let root = sample.path("imported");
     let store = Store::open(&root).unwrap();
     let archive = Archive::open(&layout).unwrap();
