@@ -35,6 +35,7 @@ use crate::image::Reference;
 
 pub use credentials::CredentialFile;
 pub use download::{Download, Wanted};
+pub use origin::size_of;
 pub use package::{Package, contents};
 pub use pull::{pull, resolve};
 pub use push::push;

@@ -38,6 +38,11 @@ pub(super) fn note(store: &Store, blob: &Descriptor, name: &str) -> Result<()> {
     store.write_record(DIRECTORY, &blob.digest.hex(), &serde_json::to_vec(&origin).unwrap_or_default())
 }
 
+/// How large the blob is, by what was last heard of it.
+pub fn size_of(store: &Store, blob: &Digest) -> Option<u64> {
+    of(store, blob).ok().flatten().map(|origin| origin.size_bytes)
+}
+
 pub(super) fn of(store: &Store, blob: &Digest) -> Result<Option<Origin>> {
     let bytes = store.read_record(DIRECTORY, &blob.hex())?;
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))

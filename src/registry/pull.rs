@@ -38,7 +38,10 @@ pub fn resolve(
     let (digest, bytes, document) = puller.root()?;
     let (bytes, manifest) = match document {
         Document::Manifest(manifest) => (bytes, manifest),
-        Document::Index(index) => puller.choose(&digest, index, platform)?,
+        Document::Index(index) => {
+            store.put_blob(&bytes)?;
+            puller.choose(&digest, index, platform)?
+        }
     };
     puller.image(&bytes, &manifest, platform)
 }
@@ -74,9 +77,26 @@ impl Puller<'_> {
             return Ok((digest, bytes, document));
         }
         let tag = self.reference.tag.as_deref().unwrap_or("latest");
-        let bytes = self.fetch(tag)?;
+        let bytes = match self.unchanged(tag)? {
+            Some(bytes) => bytes,
+            None => self.fetch(tag)?,
+        };
         let document = self.parse(&bytes)?;
         Ok((Digest::of(&bytes), bytes, document))
+    }
+
+    /// What the tag stands for, if the store has it. Asking for its digest alone counts little or nothing
+    /// where pulls are counted.
+    fn unchanged(&self, tag: &str) -> Result<Option<Vec<u8>>> {
+        if self.store.images_named(self.reference)?.is_empty() {
+            return Ok(None);
+        }
+        let Ok(Asked::Answered(answer)) = self.ask(Method::HEAD, tag) else { return Ok(None) };
+        let digest = answer.header("docker-content-digest").and_then(|digest| digest.parse().ok());
+        match digest.filter(|_| answer.status == 200) {
+            Some(digest) => self.store.read_blob(&digest, MAX_MANIFEST_BYTES),
+            None => Ok(None),
+        }
     }
 
     /// The manifest or index with this digest.
@@ -97,12 +117,16 @@ impl Puller<'_> {
         Document::from_json(bytes).map_err(|why| self.error(format!("its manifest cannot be read: {why}")))
     }
 
-    fn fetch(&self, tag_or_digest: &str) -> Result<Vec<u8>> {
+    fn ask(&self, method: Method, tag_or_digest: &str) -> Result<Asked> {
         let scope = &self.scopes[0];
-        let asked = self.client.ask(scope, || {
-            let call = Call::new(Method::GET, self.client.url(scope, &format!("manifests/{tag_or_digest}"))?);
+        self.client.ask(scope, || {
+            let call = Call::new(method.clone(), self.client.url(scope, &format!("manifests/{tag_or_digest}"))?);
             Ok(call.with(header::ACCEPT, ACCEPT.join(", ")))
-        });
+        })
+    }
+
+    fn fetch(&self, tag_or_digest: &str) -> Result<Vec<u8>> {
+        let asked = self.ask(Method::GET, tag_or_digest);
         let registry = &self.reference.registry;
         let answer = match asked.map_err(|error| self.unreachable(error))? {
             Asked::Answered(answer) => answer,

@@ -2,6 +2,8 @@
 //! port of its own, and a server that does what registries do on bad days. Nothing here leaves this
 //! machine.
 
+mod lazy;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
