@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use crate::context::{self, Form, Tree};
-use crate::copy::{self, Landing};
+use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::Digest;
 use crate::host::Host;
@@ -126,6 +126,9 @@ pub fn export(
     layers: &Layers<'_>,
 ) -> Result<Exported> {
     let mut exported = Exported::default();
+    if reads_layers(images, outputs, host, layers)? {
+        host.store.enter()?;
+    }
     for image in images {
         exported.image_ids.push(host.store.put_blob(&image.config.to_json())?);
     }
@@ -191,6 +194,28 @@ pub fn export(
         }
     }
     Ok(exported)
+}
+
+/// Whether files of layers are read for an output: always for those that are files themselves, else for
+/// layers that have no blob yet.
+fn reads_layers(images: &[Built], outputs: &[Output], host: &Host<'_>, layers: &Layers<'_>) -> Result<bool> {
+    for output in outputs {
+        let packing = match output {
+            Output::Tar { .. } | Output::Local { .. } => return Ok(true),
+            Output::Store => continue,
+            Output::Oci { packing, .. }
+            | Output::Docker { packing, .. }
+            | Output::OciDirectory { packing, .. }
+            | Output::Registry { packing, .. } => *packing,
+        };
+        for layer in images.iter().flat_map(|image| image.stack.layers()) {
+            // A layer that is elsewhere is fetched as it is, and no files are made of it.
+            if host.store.form(&layer.diff_id, packing)?.is_none() && layers.remote.layer(&layer.diff_id)?.is_none() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 fn push(contents: Contents<'_>, names: &[Reference], host: &Host<'_>) -> Result<Descriptor> {
@@ -273,7 +298,8 @@ fn rootfs(image: &Built, layers: &Layers<'_>) -> Result<Tree> {
     Ok(Tree::of_root(crate::container::overlay_detached(&paths, None)?, "the image"))
 }
 
-/// The rootfs as files of `directory`, over what is there.
+/// The rootfs as files of `directory`, over what is there. They are the user's who builds, as docker's
+/// are: files of others would be nothing that a user could use, or delete.
 fn local(tree: &Tree, directory: &Path, host: &Host<'_>) -> Result<()> {
     std::fs::create_dir_all(directory).context(|| format!("cannot make `{}`", directory.display()))?;
     let root = rustix::fs::open(
@@ -286,7 +312,7 @@ fn local(tree: &Tree, directory: &Path, host: &Host<'_>) -> Result<()> {
     let listing = context::select(tree, &everything, None).map_err(|error| *error.diagnostic)?;
     let landing = Landing {
         destination: "/",
-        owner: None,
+        owner: Some(Owner::ROOT),
         chmod: None,
         is_link: false,
         has_parents: false,

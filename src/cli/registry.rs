@@ -3,17 +3,19 @@
 use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::{Pull, Push, Save, Transfer};
 use super::build::reporter;
+use super::entrance::Entrance;
 use super::interrupt::{self, Interrupts};
 use super::{Failure, images, packing, print, usage};
 use crate::diag::{Context as _, Diagnostic};
 use crate::image::archive::{self, Archive, Contents, Format, Selector};
 use crate::image::{Platform, Reference};
 use crate::layer;
-use crate::progress::{Audience, Event, Numbers};
+use crate::progress::{Audience, Event, Numbers, Reporter};
 use crate::registry::{self, Client, CredentialFile, Options, Package, Proxies, Remote, Whereabouts};
 use crate::store::{ImageRecord, Packing, Store};
 
@@ -50,15 +52,25 @@ pub fn client(insecure: &[String]) -> Client {
 /// it.
 fn transfer(
     root: &Path,
+    entrance: &Entrance,
     arguments: &Transfer,
     work: impl FnOnce(&Store, &Client, Audience<'_>) -> Result<String, Failure>,
 ) -> Result<ExitCode, Failure> {
     // Before the store starts a thread.
     let (interrupts, stop) = Interrupts::block()?;
-    let store = Store::open(root)?;
+    let reporter: Arc<dyn Reporter> = Arc::from(reporter(arguments.progress.as_deref(), arguments.quiet)?);
+    let canceled = Arc::new(AtomicBool::new(false));
+    let (is_canceled, leaving) = (Arc::clone(&canceled), Arc::clone(&reporter));
+    // Only layers that are packed now take entering.
+    let store = entrance.open(root, move || {
+        if is_canceled.load(Ordering::Relaxed) {
+            return Err(Diagnostic::error("the transfer was canceled"));
+        }
+        leaving.close();
+        Ok(())
+    })?;
     let client = client(&arguments.insecure_registries);
-    let reporter = reporter(arguments.progress.as_deref(), arguments.quiet)?;
-    let (canceled, numbers) = (AtomicBool::new(false), Numbers::default());
+    let numbers = Numbers::default();
     let audience = Audience { reporter: &*reporter, numbers: &numbers, canceled: &canceled };
     let done = std::thread::scope(|scope| {
         let watch = interrupts.watch(scope, stop, |_| {
@@ -84,23 +96,23 @@ fn transfer(
 }
 
 /// Prints the image's ID.
-pub fn pull(root: &Path, arguments: &Pull) -> Result<ExitCode, Failure> {
+pub fn pull(root: &Path, entrance: &Entrance, arguments: &Pull) -> Result<ExitCode, Failure> {
     let reference: Reference = arguments.image.parse().map_err(|why| usage(format!("`{}`: {why}", arguments.image)))?;
     let platform = match &arguments.platform {
         Some(platform) => platform.parse().map_err(usage)?,
         None => Platform::host(),
     };
-    transfer(root, &arguments.transfer, |store, client, audience| {
+    transfer(root, entrance, &arguments.transfer, |store, client, audience| {
         let record = registry::pull(&Remote::of(client, store, audience), &reference, &platform)?;
         Ok(format!("{}\n", record.config))
     })
 }
 
 /// Prints the digest of what the name now stands for in the registry.
-pub fn push(root: &Path, arguments: &Push) -> Result<ExitCode, Failure> {
+pub fn push(root: &Path, entrance: &Entrance, arguments: &Push) -> Result<ExitCode, Failure> {
     let parse = |text: &str| text.parse::<Reference>().map_err(|why| usage(format!("`{text}`: {why}")));
     let packing = packing::of_options(&arguments.packing)?;
-    transfer(root, &arguments.transfer, |store, client, audience| {
+    transfer(root, entrance, &arguments.transfer, |store, client, audience| {
         let (references, records) = stored(store, &arguments.image)?;
         let destination = match (&arguments.destination, references.first()) {
             (Some(destination), _) => parse(destination)?,
@@ -175,12 +187,12 @@ fn plain(store: &Store, input: Option<&Path>) -> Result<Option<tempfile::TempPat
 }
 
 /// Prints nothing but, without a file, the archive.
-pub fn save(root: &Path, arguments: &Save) -> Result<ExitCode, Failure> {
+pub fn save(root: &Path, entrance: &Entrance, arguments: &Save) -> Result<ExitCode, Failure> {
     let packing = packing::of_options(&arguments.packing)?.unwrap_or(Packing::DEFAULT);
     if arguments.output.is_none() && std::io::stdout().is_terminal() {
         return Err(usage("a tar is not written to a terminal: give `-o FILE` or redirect standard output"));
     }
-    transfer(root, &arguments.transfer, |store, client, audience| {
+    transfer(root, entrance, &arguments.transfer, |store, client, audience| {
         let names = &arguments.names;
         let remote = Remote::of(client, store, audience);
         let mut references = Vec::new();

@@ -13,10 +13,11 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::Signal;
 use rustix::thread::CapabilitiesSecureBits;
 
+use super::Container;
 use super::mount_point::Stub;
-use super::protocol::{self, Answer, Failure, KILL, REQUEST, Report};
+use super::protocol::{self, Answer, Failure, KILL, REQUEST, Report, TERMINAL};
+use super::step::{self, Streams};
 use super::template::{Prepared, Template};
-use super::{Container, step};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys::{self, Child};
 
@@ -104,7 +105,11 @@ fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<Even
 
 fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
     match (packet, <[OwnedFd; 3]>::try_from(fds)) {
-        ([REQUEST], Ok([container, output, reply])) => match begin(&container, &output, state) {
+        ([kind @ (REQUEST | TERMINAL)], Ok([container, output, reply])) => match begin(
+            &container,
+            if *kind == TERMINAL { Streams::Terminal(output) } else { Streams::Output(output) },
+            state,
+        ) {
             Ok((child, reports, prepared)) => state.running.push(Running {
                 child,
                 _prepared: prepared,
@@ -128,7 +133,7 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
 }
 
 /// Forks the step's process.
-fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Child, OwnedFd, Prepared)> {
+fn begin(container: &OwnedFd, streams: Streams, state: &mut State) -> Result<(Child, OwnedFd, Prepared)> {
     state.settled.clone()?;
     let container: Container = protocol::decode_from_memory(container)?;
     let template = &mut state.template;
@@ -145,7 +150,7 @@ fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Ch
         }
         None => {
             drop(reports);
-            step::run(&container, template, &prepared, output, &reporting)
+            step::run(&container, template, &prepared, &streams, &reporting)
         }
     }
 }

@@ -34,7 +34,7 @@ use crate::diag::{Diagnostic, Result};
 use crate::image::Reference;
 
 pub use credentials::CredentialFile;
-pub use download::{Download, Wanted};
+pub use download::{Download, Wanted, last_download};
 pub use origin::size_of;
 pub use package::{Package, contents};
 pub use pull::{pull, resolve};

@@ -48,6 +48,9 @@ impl<'a> Layers<'a> {
                 packed.push(wanted.diff_id);
             }
         }
+        if !packed.is_empty() {
+            self.store.enter()?;
+        }
         let missing = self.remote.missing(&packed)?;
         self.remote.during(&missing, || self.unpack(stack, &missing))
     }

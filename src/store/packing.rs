@@ -84,6 +84,10 @@ impl Store {
         missing.sort_by_key(|(diff_id, ..)| *diff_id);
         missing.dedup_by_key(|(diff_id, ..)| *diff_id);
         if !missing.is_empty() {
+            // Not shown twice.
+            if missing.iter().any(|(.., made)| made.is_some()) {
+                self.enter()?;
+            }
             let plural = if missing.len() == 1 { "" } else { "s" };
             let title = format!("[export] pack {} layer{plural} ({})", missing.len(), packing.compression);
             audience.show(&title, |meter| {
@@ -145,6 +149,7 @@ impl Store {
         if layer.meta.tree.is_none() {
             return self.repack(&layer.meta.diff_id, compression, meter);
         }
+        self.enter()?;
         self.made(&layer.meta.diff_id, compression, |blob| {
             if compression == Compression::None {
                 return self.pack_dir(layer, meter, blob).map(drop);
