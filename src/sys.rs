@@ -249,6 +249,14 @@ pub fn bring_loopback_up() -> io::Result<()> {
     Ok(())
 }
 
+/// Has the program that `command` starts killed when the thread that starts it ends.
+pub fn die_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt as _;
+    let set = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?);
+    // SAFETY: between fork and exec this makes one system call, and touches no memory.
+    unsafe { command.pre_exec(set) };
+}
+
 /// Blocks `signals` for this thread and those it starts, and gives a descriptor from which they can
 /// be read instead.
 pub fn signal_fd(signals: &[c_int]) -> io::Result<OwnedFd> {

@@ -207,11 +207,11 @@ pub struct Images {
 
 #[derive(Debug, Args)]
 pub struct Build {
-    /// The build context: a directory
+    /// The build context: a directory, a git repository, the URL of a tar or a Dockerfile, or `-` for one on standard input
     #[arg(value_name = "CONTEXT")]
     pub context: String,
 
-    /// The Dockerfile [default: CONTEXT/Dockerfile]; `-` reads it from standard input
+    /// The Dockerfile [default: CONTEXT/Dockerfile]: a path (in a context that is no directory, one there), a URL, or `-` for standard input
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<String>,
 
@@ -231,7 +231,7 @@ pub struct Build {
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub build_args: Vec<String>,
 
-    /// Another context: a directory, oci-layout://DIR[:TAG], or docker-image://NAME
+    /// Another context: a directory, a git repository, the URL of a tar, oci-layout://DIR[:TAG], or docker-image://NAME
     #[arg(long = "build-context", value_name = "NAME=PATH")]
     pub build_contexts: Vec<String>,
 
@@ -279,6 +279,10 @@ pub struct Build {
     #[arg(long = "secret", value_name = "SPEC")]
     pub secrets: Vec<String>,
 
+    /// Lend an ssh agent, or keys, to RUN --mount=type=ssh and to git: default, ID[=SOCKET|KEY[,KEY]]
+    #[arg(long, value_name = "SPEC")]
+    pub ssh: Vec<String>,
+
     /// Network of RUN steps
     #[arg(long, value_name = "MODE", value_parser = ["default", "none", "host"])]
     pub network: Option<String>,
@@ -324,8 +328,6 @@ pub struct Build {
     // Known to users of docker, not to be had here: refused with a reason.
     #[arg(long, hide = true)]
     pub load: bool,
-    #[arg(long, hide = true)]
-    pub ssh: Vec<String>,
     #[arg(long, hide = true)]
     pub cache_from: Vec<String>,
     #[arg(long, hide = true)]

@@ -123,6 +123,14 @@ pub enum MountKind {
         uid: u32,
         gid: u32,
     },
+    /// A socket of the store that somebody listens at, given to this owner. Nosuid, nodev, noexec.
+    Socket {
+        #[serde(with = "protocol::path")]
+        path: PathBuf,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    },
 }
 
 /// How a payload ended.

@@ -33,7 +33,7 @@ use self::http::{Answer, Http};
 use crate::diag::{Diagnostic, Result};
 use crate::image::Reference;
 
-pub use credentials::CredentialFile;
+pub use credentials::{CredentialFile, decode_base64, encode_base64};
 pub use download::{Download, Wanted, last_download};
 pub use origin::size_of;
 pub use package::{Package, contents};

@@ -1,6 +1,5 @@
 //! From an upper dir to a layer in the store, and from layers in the store to lower dirs.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -9,8 +8,6 @@ use std::time::Instant;
 use super::{Keyed, Solved, Solver, Stack, Standing};
 use crate::cache::{Facts, LayerResult, Record};
 use crate::diag::{Diagnostic, Result};
-use crate::digest::{DiffId, HashingWriter};
-use crate::layer;
 use crate::plan::StepId;
 use crate::progress::Outcome;
 use crate::store::{Draft, Layer, LayerMeta};
@@ -112,26 +109,8 @@ fn identify(
     skeleton: Option<BorrowedFd<'_>>,
 ) -> Result<Option<(LayerResult, LayerMeta)>> {
     let lowers: Vec<_> = lowers.iter().map(|layer| layer.dir.as_fd()).collect();
-    let summary = layer::canonicalize(draft.upper(), &lowers, skeleton)?;
-    if summary.entries == 0 {
-        return Ok(None);
-    }
-    let mut writer = HashingWriter::new(io::sink());
-    let packed = layer::pack(draft.upper(), &mut writer)?;
-    let (_, digest, tar_size_bytes) = writer.finish();
-    let diff_id = DiffId::new(digest);
-    let result = LayerResult { diff_id, tree: packed.tree, size_bytes: summary.size_bytes };
-    let meta = LayerMeta {
-        diff_id,
-        tree: Some(packed.tree),
-        tar_size_bytes,
-        size_bytes: summary.size_bytes,
-        entries: summary.entries,
-        // The store knows these.
-        boot_id: String::new(),
-        is_synced: false,
-    };
-    Ok(Some((result, meta)))
+    let identified = draft.identify(&lowers, skeleton)?;
+    Ok(identified.map(|(tree, meta)| (LayerResult { diff_id: meta.diff_id, tree, size_bytes: meta.size_bytes }, meta)))
 }
 
 fn milliseconds(begun: Instant) -> u64 {

@@ -1,11 +1,11 @@
 //! Doing what the cache does not know: run a container, copy files, make a directory.
 
-use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::held::Held;
 use super::input::Read;
 use super::wreck::Wreck;
 use super::{Keyed, Solved, Solver, Stack, Standing};
@@ -13,15 +13,17 @@ use crate::container::{self, Container, Mount, MountKind, Status, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
 use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
-use crate::host::Secret;
 use crate::plan::{
     Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
 };
 use crate::progress::{self, Event, Number};
-use crate::store::{CacheMount, Draft, MountLock};
+use crate::store::{Draft, MountLock};
 
 /// The most of a secret that is handed to a step (BuildKit's limit).
 const SECRET_LIMIT_BYTES: u64 = 500 * 1024;
+
+/// Where ssh looks for its agent.
+const AGENT_VARIABLE: &str = "SSH_AUTH_SOCK";
 
 impl Solver<'_> {
     pub(super) fn execute(&self, id: StepId, number: Number, key: Keyed) -> Result<Solved> {
@@ -70,7 +72,7 @@ impl Solver<'_> {
     ) -> Result<(Draft, OwnedFd)> {
         let lowers = self.lowers(below)?;
         let user = self.user(below, run.user.as_ref())?;
-        let mut held = Vec::new();
+        let mut held = Held::default();
         let mut env = environment(run);
         let mut mounts = Vec::new();
         for (place, mount) in run.mounts.iter().enumerate() {
@@ -84,6 +86,9 @@ impl Solver<'_> {
                 }
             }
             if let Some(kind) = self.mount(place, mount, key, &mut held)? {
+                if matches!(kind, MountKind::Socket { .. }) && !env.iter().any(|(name, _)| name == AGENT_VARIABLE) {
+                    env.push((AGENT_VARIABLE.into(), mount.target.clone()));
+                }
                 mounts.push(Mount { target: mount.target.clone(), kind });
             }
         }
@@ -165,14 +170,8 @@ impl Solver<'_> {
     }
 
     /// The container's mount for one `--mount`; `None` where there is nothing to mount (an absent
-    /// optional secret). Locks on cache mounts go to `held`.
-    fn mount(
-        &self,
-        place: usize,
-        mount: &RunMount,
-        key: &Keyed,
-        held: &mut Vec<CacheMount>,
-    ) -> Result<Option<MountKind>> {
+    /// optional secret). What lasts as long as the step goes to `held`.
+    fn mount(&self, place: usize, mount: &RunMount, key: &Keyed, held: &mut Held) -> Result<Option<MountKind>> {
         Ok(Some(match &mount.kind {
             RunMountKind::Bind { from, source, is_writable } => {
                 self.bind(from, source, !is_writable, key.reads.mounts.get(&place))?
@@ -186,7 +185,7 @@ impl Solver<'_> {
                 };
                 let cache = self.host.store.cache_mount(&name, lock, |dir| self.seed(mount, dir))?;
                 let root = cache.path.clone();
-                held.push(cache);
+                held.caches.push(cache);
                 MountKind::Bind { root, path: "/".into(), is_readonly: *is_readonly }
             }
             RunMountKind::Tmpfs { size_bytes } => MountKind::Tmpfs { size_bytes: *size_bytes },
@@ -196,15 +195,17 @@ impl Solver<'_> {
                     None => return Ok(None),
                 }
             }
-            RunMountKind::Ssh { is_required, .. } => {
-                if *is_required {
-                    return Err(Diagnostic::error("no ssh agent was given to this build").at(
-                        &mount.source,
-                        mount.span,
-                        "required here",
-                    ));
-                }
-                return Ok(None);
+            RunMountKind::Ssh { id, is_required, mode, uid, gid } => {
+                let Some(agent) = self.host.agents.get(id) else {
+                    if !*is_required {
+                        return Ok(None);
+                    }
+                    return Err(Diagnostic::error(format!("the ssh agent `{id}` was not given to this build"))
+                        .at(&mount.source, mount.span, "required here")
+                        .hint(format!("add `--ssh {id}`")));
+                };
+                let path = held.forward(agent, self.host.store)?;
+                MountKind::Socket { path, mode: *mode, uid: *uid, gid: *gid }
             }
         }))
     }
@@ -226,7 +227,7 @@ impl Solver<'_> {
             let tree = self.rootfs_tree(from, &stack)?;
             let at = Located { text: source.to_owned(), source: Arc::clone(&mount.source), span: mount.span };
             let listing = self.select(&tree, &at, Form::Literal, &[], None)?;
-            copy::land(&tree, &listing, dir.as_fd(), &landing("/", self.host.now))?;
+            copy::land(&tree, &listing, dir.as_fd(), &landing("/", self.host.now()))?;
         }
         crate::layer::node::set_owner_of(dir, *uid, *gid)
             .and_then(|()| rustix::fs::fchmod(dir, rustix::fs::Mode::from_raw_mode(*mode)))
@@ -234,23 +235,11 @@ impl Solver<'_> {
     }
 
     fn secret(&self, id: &str, is_required: bool, mount: &RunMount) -> Result<Option<Vec<u8>>> {
-        let too_large = || {
-            Diagnostic::error(format!("the secret `{id}` is larger than {} KiB", SECRET_LIMIT_BYTES / 1024)).at(
-                &mount.source,
-                mount.span,
-                "",
-            )
-        };
         match self.host.secrets.get(id) {
-            Some(Secret::Value(value)) if value.len() as u64 > SECRET_LIMIT_BYTES => Err(too_large()),
-            Some(Secret::Value(value)) => Ok(Some(value.clone())),
-            Some(Secret::File(path)) => {
-                let doing = || format!("cannot read the secret `{id}` from `{}`", path.display());
-                let mut value = Vec::new();
-                let file = std::fs::File::open(path).context(doing)?;
-                file.take(SECRET_LIMIT_BYTES + 1).read_to_end(&mut value).context(doing)?;
-                if value.len() as u64 > SECRET_LIMIT_BYTES { Err(too_large()) } else { Ok(Some(value)) }
-            }
+            Some(secret) => match secret.read(id, SECRET_LIMIT_BYTES) {
+                Ok(value) => Ok(Some(value)),
+                Err(error) => Err(error.at(&mount.source, mount.span, "")),
+            },
             None if is_required => Err(Diagnostic::error(format!("the secret `{id}` was not given to this build"))
                 .at(&mount.source, mount.span, "required here")
                 .hint(format!("add `--secret id={id},src=FILE`"))),
@@ -298,7 +287,7 @@ impl Solver<'_> {
             is_link: copy.is_link,
             has_parents: copy.has_parents,
             unpacks: copy.kind == CopyKind::Add && copy.unpack != Some(false),
-            now: self.host.now,
+            now: self.host.now(),
         };
         // Read only when a source is no context: opened once for all of them.
         let mut rootfs = None;
@@ -309,7 +298,7 @@ impl Solver<'_> {
                         name: &file.name,
                         content: file.content.as_bytes(),
                         mode: 0o644,
-                        mtime: self.host.now,
+                        mtime: self.host.now(),
                     };
                     copy::land_blob(&blob, root.as_fd(), &landing)?;
                 }
@@ -332,7 +321,17 @@ impl Solver<'_> {
                     let landing = Landing { unpacks: copy.unpack == Some(true), ..landing.clone() };
                     self.land_download(download, root.as_fd(), &landing).map_err(|error| locate(error, Some(url)))?;
                 }
-                // Refused when the key was made.
+                (CopySource::Git(git), Read::Git(commit)) => {
+                    let landing = Landing { unpacks: false, ..landing.clone() };
+                    let landed = self.list_git(copy, git, commit).and_then(|(directory, opened, listing)| {
+                        let landed = copy::land(&opened.tree, &listing, root.as_fd(), &landing);
+                        // Held until here, so that no prune takes it.
+                        drop(directory);
+                        landed
+                    });
+                    landed.map_err(|error| locate(error, Some(&git.at)))?;
+                }
+                // A source and what was read of it are of one kind.
                 (CopySource::Url(_) | CopySource::Git(_), _) => unreachable!("it has no key"),
             }
         }
@@ -360,7 +359,7 @@ impl Solver<'_> {
         };
         let root = container::overlay_detached(&lowers, Some(&draft.path))?;
         let owner = Owner { uid: owner.0, gid: owner.1 };
-        copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now)?;
+        copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now())?;
         Ok(())
     }
 
@@ -368,7 +367,7 @@ impl Solver<'_> {
     fn land_all(&self, key: &Keyed, draft: &Draft) -> Result<()> {
         for read in &key.reads.sources {
             if let Read::Listed { opened, listing } = read {
-                copy::land(&opened.tree, listing, draft.upper(), &landing("/", self.host.now))?;
+                copy::land(&opened.tree, listing, draft.upper(), &landing("/", self.host.now()))?;
             }
         }
         Ok(())
@@ -394,7 +393,7 @@ impl Solver<'_> {
             return Ok((vec![layer.path.clone()], path));
         }
         let draft = self.host.store.draft()?;
-        copy::land(tree, listing, draft.upper(), &landing("/", self.host.now))?;
+        copy::land(tree, listing, draft.upper(), &landing("/", self.host.now()))?;
         let Some(layer) = self.commit_alone(draft, facts, "files of a bind mount", begun)? else {
             return Ok((Vec::new(), path));
         };

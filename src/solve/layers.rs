@@ -55,6 +55,16 @@ impl<'a> Layers<'a> {
         self.remote.during(&missing, || self.unpack(stack, &missing))
     }
 
+    /// Whether nothing of the stack would have to be fetched.
+    pub fn are_here(&self, stack: &Stack) -> Result<bool> {
+        for wanted in stack.layers() {
+            if self.unpacked(wanted)?.is_none() && !self.store.has_any_form(&wanted.diff_id)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Bottom first: a layer is unpacked onto those below it.
     fn unpack(&self, stack: &Stack, missing: &[Incoming]) -> Result<Vec<Arc<Layer>>> {
         let mut layers: Vec<Arc<Layer>> = Vec::with_capacity(stack.layers().len());

@@ -11,6 +11,7 @@ mod download;
 mod execute;
 mod explain;
 mod facts;
+mod held;
 mod input;
 mod layers;
 mod schedule;
@@ -19,6 +20,7 @@ mod wreck;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -30,7 +32,6 @@ use crate::progress::{Event, Number, Outcome};
 use crate::store::ImageRecord;
 
 pub use explain::{Explained, explain};
-pub use input::ignore_file;
 pub use layers::Layers;
 pub use stack::{Stack, StackLayer, Standing};
 
@@ -42,8 +43,6 @@ pub struct Settings {
     pub slot: String,
     /// How many steps may run at once.
     pub jobs: usize,
-    /// `SOURCE_DATE_EPOCH`: the time of what copies make.
-    pub epoch: Option<i64>,
     /// How many threads may read files for one copy.
     pub hash_threads: usize,
     pub hostname: String,
@@ -93,8 +92,8 @@ pub struct Solver<'a> {
     layers: &'a Layers<'a>,
     inputs: input::Inputs,
     wreck: Mutex<Option<wreck::Wreck>>,
-    /// Not so while explaining.
-    asks_servers: bool,
+    /// Not so while looking: what must be fetched is fetched by the threads that run steps.
+    may_fetch: AtomicBool,
 }
 
 /// Results by step, for all steps of the plan.
@@ -122,6 +121,7 @@ pub fn solve(
             solver.inputs.save();
             host.store.enter()?;
         }
+        solver.may_fetch.store(true, Ordering::Relaxed);
         schedule::run(&solver)
     });
     if let Err(failure) = done {
@@ -166,7 +166,7 @@ impl<'a> Solver<'a> {
             layers,
             inputs: input::Inputs::default(),
             wreck: Mutex::default(),
-            asks_servers: true,
+            may_fetch: AtomicBool::new(false),
         }
     }
 
@@ -382,7 +382,7 @@ impl<'a> Solver<'a> {
     }
 
     fn created(&self) -> String {
-        host::rfc3339(self.host.now)
+        host::rfc3339(self.host.now())
     }
 }
 
