@@ -302,6 +302,7 @@ fn tree(facts: Facts, shown: &str, host: &Host<'_>, fill: impl FnOnce(&Draft) ->
         layer: Some(result),
         created: rfc3339(host.now()),
         elapsed_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+        usage: None,
     };
     records.put(&record, &record.title)?;
     Ok(of_layer(layer, shown.to_owned()))

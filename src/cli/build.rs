@@ -12,7 +12,7 @@ use super::context::Sources;
 use super::entrance::Entrance;
 use super::interrupt::{Interrupts, Urgency};
 use super::shell::Shell;
-use super::{Failure, has_color, output, print, stdin, usage, values};
+use super::{Failure, has_color, limits, output, print, stdin, usage, values};
 use rustix::process::Signal;
 
 use crate::build::{self, Request};
@@ -36,6 +36,7 @@ const HOSTNAME: &str = "buildkitsandbox";
 pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
     let (mut request, mut world) = request(&arguments)?;
+    super::room::check_cap()?;
     let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
     let spawner = if entrance.is_outside() { None } else { Some(Spawner::fork()?) };
@@ -122,6 +123,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         built
     });
     recorder.close();
+    super::room::collect_in_background(&store);
     let outcome = match built {
         Ok(outcome) => outcome,
         Err(diagnostics) => {
@@ -286,9 +288,6 @@ fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     if arguments.provenance.as_deref().is_some_and(|provenance| provenance != "false") {
         return refuse("--provenance", "attestations are not made");
     }
-    if arguments.cgroup_parent.is_some() {
-        return refuse("--cgroup-parent", "steps are not limited by cgroups yet");
-    }
     if !arguments.annotation.is_empty() {
         return refuse("--annotation", "annotations are not written yet; use `--label`");
     }
@@ -383,6 +382,8 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
             None => SHM_SIZE_BYTES,
         },
         ulimits: arguments.ulimits.iter().map(|text| values::ulimit(text)).collect::<Result<_, _>>()?,
+        limits: limits::limits(&arguments.limits)?,
+        timeout: arguments.limits.timeout.as_deref().map(limits::timeout).transpose()?,
         cache_mount_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
         explains: arguments.explain,
     };

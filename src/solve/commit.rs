@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::execute::Ran;
 use super::{Keyed, Solved, Solver, Stack, Standing};
 use crate::cache::{Facts, LayerResult, Record};
 use crate::diag::{Diagnostic, Result};
@@ -23,7 +24,7 @@ impl Solver<'_> {
         &self,
         id: StepId,
         draft: Draft,
-        skeleton: Option<BorrowedFd<'_>>,
+        ran: Option<&Ran>,
         key: Keyed,
         begun: Instant,
     ) -> Result<Solved> {
@@ -34,7 +35,7 @@ impl Solver<'_> {
             Standing::OnStack => self.layers.lowers(&below)?,
             Standing::Alone => Vec::new(),
         };
-        let layer = match identify(&draft, &lowers, skeleton)? {
+        let layer = match identify(&draft, &lowers, ran.map(|ran| ran.skeleton.as_fd()))? {
             None => None,
             Some((result, meta)) => Some(match self.same_tree(&key, &result, &below, standing)? {
                 // The step ran again and made the same files at another time: what stands on the
@@ -52,6 +53,7 @@ impl Solver<'_> {
             layer,
             created: self.created(),
             elapsed_ms: milliseconds(begun),
+            usage: ran.map(|ran| ran.usage),
         };
         self.records.put(&record, &self.slot(id))?;
         let solved = self.adopt(id, &record, Outcome::Done)?;
@@ -76,7 +78,8 @@ impl Solver<'_> {
             None => None,
         };
         let title = title.to_owned();
-        let record = Record { facts, title, layer, created: self.created(), elapsed_ms: milliseconds(begun) };
+        let (created, elapsed_ms) = (self.created(), milliseconds(begun));
+        let record = Record { facts, title, layer, created, elapsed_ms, usage: None };
         self.records.put(&record, &record.title)?;
         Ok(committed)
     }

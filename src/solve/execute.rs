@@ -9,15 +9,22 @@ use super::held::Held;
 use super::input::Read;
 use super::wreck::Wreck;
 use super::{Keyed, Solved, Solver, Stack, Standing};
-use crate::container::{self, Container, Mount, MountKind, Status, passwd};
+use crate::container::{self, Container, Exit, Mount, MountKind, Status, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
 use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::plan::{
     Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
 };
-use crate::progress::{self, Event, Number};
+use crate::progress::{self, Event, Number, Usage, units};
 use crate::store::{Draft, MountLock};
+
+/// What a container left besides its draft.
+pub(super) struct Ran {
+    /// What stood below all layers to offer mount points.
+    pub skeleton: OwnedFd,
+    pub usage: Usage,
+}
 
 /// The most of a secret that is handed to a step (BuildKit's limit).
 const SECRET_LIMIT_BYTES: u64 = 500 * 1024;
@@ -33,8 +40,8 @@ impl Solver<'_> {
         let draft = self.host.store.draft()?;
         match &step.op {
             Op::Run(run) => {
-                let (draft, skeleton) = self.run(id, number, run, &below, draft, &key)?;
-                self.commit(id, draft, Some(skeleton.as_fd()), key, begun)
+                let (draft, ran) = self.run(id, number, run, &below, draft, &key)?;
+                self.commit(id, draft, Some(&ran), key, begun)
             }
             Op::Copy(copy) => {
                 self.copy(copy, &below, &draft, &key)?;
@@ -59,8 +66,7 @@ impl Solver<'_> {
 
     // ---- RUN
 
-    /// Runs the container over `below` into `draft`. Returns that and what stood below all layers to
-    /// offer mount points.
+    /// Runs the container over `below` into `draft`. Returns that and what else the container left.
     fn run(
         &self,
         id: StepId,
@@ -69,7 +75,7 @@ impl Solver<'_> {
         below: &Stack,
         draft: Draft,
         key: &Keyed,
-    ) -> Result<(Draft, OwnedFd)> {
+    ) -> Result<(Draft, Ran)> {
         let lowers = self.lowers(below)?;
         let user = self.user(below, run.user.as_ref())?;
         let mut held = Held::default();
@@ -115,11 +121,15 @@ impl Solver<'_> {
             mounts,
             shm_size_bytes: self.settings.shm_size_bytes,
             ulimits: self.settings.ulimits.clone(),
+            limits: self.settings.limits.clone(),
+            timeout: self.settings.timeout,
         };
         let step = self.plan.step(id);
         let mut output = progress::Output::new(self.host.reporter, number);
         let failed = |failure: Diagnostic, held, draft| {
-            self.keep_wreck(Wreck { failure: failure.clone(), container: container.clone(), draft, mounts: held });
+            // Whoever looks at it has all the time.
+            let container = Container { timeout: None, ..container.clone() };
+            self.keep_wreck(Wreck { failure: failure.clone(), container, draft, mounts: held });
             failure
         };
         let exit = match self.host.executor.execute(&container, &mut output) {
@@ -133,26 +143,43 @@ impl Solver<'_> {
             Status::Exited(code) => (Some(code), None),
             Status::Signaled(signal) => (None, Some(signal)),
         };
-        let cpu_ms = u64::try_from(exit.cpu.as_millis()).unwrap_or(u64::MAX);
-        let exited = progress::Exit { code, signal, cpu_ms, peak_bytes: exit.peak_bytes };
+        let exited = progress::Exit { code, signal, usage: exit.usage };
         self.host.reporter.report(Event::Exited { number, exit: exited });
-        match exit.status {
-            Status::Exited(0) => Ok((draft, exit.skeleton)),
-            status => Err(failed(self.run_failed(id, run, status, &output.tail().lines()), held, draft)),
+        if self.host.is_canceled() {
+            // Also one that ended well: it may have been asked to end, and cut something short.
+            return Err(Diagnostic::error("the step was canceled").at(&step.source, step.span, ""));
         }
+        if exit.status != Status::Exited(0) {
+            return Err(failed(self.run_failed(id, run, &exit, &output.tail().lines()), held, draft));
+        }
+        if let Some(out_of_memory) = exit.out_of_memory {
+            let count = out_of_memory.kills;
+            let killed = format!("processes of this step were killed ({count}), but it went on: {out_of_memory}");
+            self.host.reporter.report(Event::Warning(&Diagnostic::warning("OutOfMemory", killed).at(
+                &step.source,
+                step.span,
+                "",
+            )));
+        }
+        Ok((draft, Ran { skeleton: exit.skeleton, usage: exit.usage }))
     }
 
-    fn run_failed(&self, id: StepId, run: &Run, status: Status, tail: &[String]) -> Diagnostic {
+    fn run_failed(&self, id: StepId, run: &Run, exit: &Exit, tail: &[String]) -> Diagnostic {
         let step = self.plan.step(id);
-        if self.host.is_canceled() {
-            return Diagnostic::error("the step was canceled").at(&step.source, step.span, "");
-        }
         let command = run.argv.join(" ");
         let first_line = command.lines().next().unwrap_or_default().trim_end();
         let command = if first_line.len() < command.trim_end().len() { format!("{first_line} …") } else { command };
-        let how = match status {
+        let how = match exit.status {
+            _ if exit.is_late => {
+                let timeout = self.settings.timeout.unwrap_or_default();
+                format!("it took longer than {} and was killed", units::exactly(timeout))
+            }
             Status::Exited(code) => format!("exit code {code}"),
             Status::Signaled(signal) => format!("killed by {}", container::signal::name(signal)),
+        };
+        let how = match exit.out_of_memory {
+            Some(out_of_memory) => format!("{how}, {out_of_memory}"),
+            None => how,
         };
         let mut error =
             Diagnostic::error(format!("`{command}` did not complete: {how}")).at(&step.source, step.span, "");
@@ -162,7 +189,11 @@ impl Solver<'_> {
         if self.host.store.is_full() {
             error = error.hint("the filesystem of the store is full: make room there, or use another with `--root`");
         }
-        match status {
+        match exit.status {
+            _ if exit.is_late => error.hint("give it more time with `--timeout`"),
+            _ if exit.out_of_memory.is_some_and(|memory| memory.limit_bytes.is_some()) => {
+                error.hint("give it more with `--memory`")
+            }
             Status::Exited(127) => error.hint("exit code 127 means that the command was not found in the image"),
             Status::Exited(126) => error.hint("exit code 126 means that the file cannot be executed"),
             _ => error,

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::cache::{Facts, Record, Records};
+use crate::container::Limits;
 use crate::diag::Result;
 use crate::host::{self, Host};
 use crate::plan::{BaseKey, Op, Plan, Root, StepId};
@@ -51,6 +52,11 @@ pub struct Settings {
     pub shm_size_bytes: u64,
     /// `(name, soft, hard)`.
     pub ulimits: Vec<(String, u64, u64)>,
+    /// Of all processes of a RUN together. They decide whether it ends well, not what it makes: no part of
+    /// a key.
+    pub limits: Limits,
+    /// How long a RUN may take.
+    pub timeout: Option<Duration>,
     /// `BUILDKIT_CACHE_MOUNT_NS`.
     pub cache_mount_namespace: String,
     /// `--explain`: whether to say of each step that runs what changed.
