@@ -265,12 +265,27 @@ pub fn bring_loopback_up() -> io::Result<()> {
     Ok(())
 }
 
-/// Has the program that `command` starts killed when the thread that starts it ends.
-pub fn die_with_parent(command: &mut std::process::Command) {
+/// Has the program that `command` starts, and all that this starts, killed when the other end of the pipe
+/// `life` is closed: by who holds it, or by its death, however that comes. The program leads a process
+/// group of its own, in which somebody waits for that.
+pub fn die_with(command: &mut std::process::Command, life: OwnedFd) {
     use std::os::unix::process::CommandExt as _;
-    let set = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?);
-    // SAFETY: between fork and exec this makes one system call, and touches no memory.
-    unsafe { command.pre_exec(set) };
+    let watch = move || {
+        rustix::process::setpgid(None, None)?;
+        if clone(0)?.is_none() {
+            // Nobody is to wait for the end of a stream because it is open here.
+            let _ = rustix::stdio::dup2_stdin(&life);
+            let _ = rustix::stdio::dup2_stdout(&life);
+            let _ = rustix::stdio::dup2_stderr(&life);
+            let _ = close_all_but(life.as_fd());
+            let _ = rustix::io::retry_on_intr(|| rustix::io::read(&life, &mut [0]));
+            let _ = rustix::process::kill_current_process_group(rustix::process::Signal::KILL);
+            exit(0);
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec there are system calls only, and no memory is allocated.
+    unsafe { command.pre_exec(watch) };
 }
 
 /// Blocks `signals` for this thread and those it starts, and gives a descriptor from which they can

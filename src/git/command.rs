@@ -3,11 +3,11 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal};
 
 use super::{Client, Site};
@@ -126,9 +126,7 @@ impl Client {
             .current_dir("/")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0);
-        sys::die_with_parent(&mut command);
+            .stderr(Stdio::piped());
         let settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         Git { client: self, command, settings, shown: shown.to_owned() }
     }
@@ -192,6 +190,9 @@ impl Git<'_> {
         for (index, (name, value)) in self.settings.iter().enumerate() {
             self.command.env(format!("GIT_CONFIG_KEY_{index}"), name).env(format!("GIT_CONFIG_VALUE_{index}"), value);
         }
+        // Git's helpers would outlive it, as long as a server keeps them waiting.
+        let (life, _alive) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(|| "cannot run `git`")?;
+        sys::die_with(&mut self.command, life);
         let mut child = match self.command.spawn() {
             Ok(child) => child,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -4,9 +4,14 @@
 mod repositories;
 
 use std::fs;
+use std::io::{ErrorKind, Read as _};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::process::Stdio;
+use std::time::Duration;
 
 use repositories::{Repositories, git};
+use rustix::process::{Pid, Signal};
 
 use super::sandbox::{Ended, Sandbox, holds};
 use super::server::{Reply, Server};
@@ -489,5 +494,29 @@ fn git_over_ssh_uses_the_agent_that_was_given() {
         sandbox.write("Dockerfile", &format!("FROM scratch\nADD {url} /\n"));
         assert!(!build("context", &[], Some("socket")).contains("agent there"));
         assert!(build("context", &["--ssh", "default"], Some("socket")).contains("agent there"));
+    }
+}
+
+#[test]
+fn git_ends_with_the_build() {
+    let sandbox = Sandbox::new();
+    for signal in [Signal::KILL, Signal::INT] {
+        // A server that takes the question and never answers.
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/app.git", listener.local_addr().unwrap());
+        let mut build = sandbox.command(&["build", &url]).stderr(Stdio::null()).spawn().unwrap();
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut [0; 16]).unwrap();
+        rustix::process::kill_process(Pid::from_child(&build), signal).unwrap();
+        let status = build.wait().unwrap();
+        assert_eq!(status.code(), (signal == Signal::INT).then_some(130));
+        // Whoever asked is gone, and its end of the connection with it.
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut rest = Vec::new();
+        let ended = stream.read_to_end(&mut rest);
+        assert!(
+            ended.is_ok() || ended.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionReset),
+            "{ended:?}"
+        );
     }
 }
