@@ -54,18 +54,12 @@ impl<'a> Records<'a> {
 
     /// The record of `key`; marks it as hit now.
     pub fn hit(self, key: &CacheKey) -> Result<Option<Record>> {
-        let record = self.peek(key)?;
-        if record.is_some() {
-            self.store.touch_record("cache", &key.hex());
-        }
-        Ok(record)
+        Ok(parse(key, self.store.use_record("cache", &key.hex())?))
     }
 
     /// The record of `key`, without a trace.
     pub fn peek(self, key: &CacheKey) -> Result<Option<Record>> {
-        let bytes = self.store.read_record("cache", &key.hex())?;
-        let record = bytes.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
-        Ok(record.filter(|record| record.facts.key() == *key))
+        Ok(parse(key, self.store.read_record("cache", &key.hex())?))
     }
 
     /// Publishes a record and makes it the nearest one for its op and its slot.
@@ -129,4 +123,9 @@ impl<'a> Records<'a> {
         }
         Ok(records)
     }
+}
+
+fn parse(key: &CacheKey, bytes: Option<Vec<u8>>) -> Option<Record> {
+    let record = serde_json::from_slice::<Record>(&bytes?).ok()?;
+    (record.facts.key() == *key).then_some(record)
 }

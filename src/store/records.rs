@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use super::{Store, sealed};
 use crate::diag::Result;
 
-/// For `utimensat`: both times are set to the present.
+/// For `futimens`: both times are set to the present.
 const NOW: Timestamps = Timestamps {
     last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
     last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
@@ -23,13 +23,20 @@ impl Store {
     /// # Panics
     /// When `dir` or `name` is not of that form: they come from this program, never from a user.
     pub fn read_record(&self, dir: &str, name: &str) -> Result<Option<Vec<u8>>> {
-        let shard = shard(dir, name);
-        let fd = match super::open_dir(self.inner.root.as_fd(), &shard) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-            Err(errno) => return Err(self.inner.error(format_args!("read `{shard}/{name}`"), errno)),
+        let path = path(dir, name);
+        sealed::read(self.inner.root.as_fd(), &path)
+            .map_err(|error| self.inner.error(format_args!("read `{path}`"), error))
+    }
+
+    /// As [`Store::read_record`], and notes that the record was used now: its mtime is when. That a store cannot be
+    /// written to is no reason to fail.
+    pub fn use_record(&self, dir: &str, name: &str) -> Result<Option<Vec<u8>>> {
+        let path = path(dir, name);
+        let touch = |file: &std::fs::File| {
+            let _ = rustix::fs::futimens(file, &NOW);
         };
-        sealed::read(fd.as_fd(), name).map_err(|error| self.inner.error(format_args!("read `{shard}/{name}`"), error))
+        sealed::read_and(self.inner.root.as_fd(), &path, touch)
+            .map_err(|error| self.inner.error(format_args!("read `{path}`"), error))
     }
 
     /// Writes the record beside and renames it into place; the last writer wins. Not synced.
@@ -37,14 +44,6 @@ impl Store {
         let shard = shard(dir, name);
         let fd = self.make_dirs(&shard).map_err(|errno| self.inner.error(format_args!("make `{shard}`"), errno))?;
         sealed::write(&self.inner, fd.as_fd(), name, bytes)
-    }
-
-    /// Notes that the record was used now: its mtime is when. A record that is gone by then, or a
-    /// store that cannot be written to, is no reason to fail.
-    pub fn touch_record(&self, dir: &str, name: &str) {
-        if let Ok(fd) = super::open_dir(self.inner.root.as_fd(), &shard(dir, name)) {
-            let _ = rustix::fs::utimensat(&fd, name, &NOW, AtFlags::SYMLINK_NOFOLLOW);
-        }
     }
 
     /// When the record was last written or touched, in seconds since the epoch; `None` if it is not
@@ -126,6 +125,12 @@ impl Store {
 fn shard(dir: &str, name: &str) -> String {
     check(dir, name);
     format!("{dir}/{}", &name[..2])
+}
+
+/// Of the record's file, in the store.
+fn path(dir: &str, name: &str) -> String {
+    check(dir, name);
+    format!("{dir}/{}/{name}", &name[..2])
 }
 
 /// Two hex digits. `cache/op`, a record directory below another one, is none.
