@@ -1,7 +1,7 @@
 //! Records of results on disk.
 //!
 //! ```text
-//! cache/<2 hex>/<key>          Record, JSON; its mtime is the last hit
+//! cache/<2 hex>/<key>          Record, JSON; its mtime is the last hit, to within the hour
 //! cache/op/<2 hex>/<hash>      the newest key of this op, whatever its parent
 //! cache/slot/<2 hex>/<hash>    the newest key at this place of this Dockerfile
 //! ```
@@ -54,12 +54,12 @@ impl<'a> Records<'a> {
 
     /// The record of `key`; marks it as hit now.
     pub fn hit(self, key: &CacheKey) -> Result<Option<Record>> {
-        Ok(parse(key, self.store.use_record("cache", &key.hex())?))
+        Ok(parse(self.store.use_record("cache", &key.hex())?, key))
     }
 
     /// The record of `key`, without a trace.
     pub fn peek(self, key: &CacheKey) -> Result<Option<Record>> {
-        Ok(parse(key, self.store.read_record("cache", &key.hex())?))
+        Ok(parse(self.store.read_record("cache", &key.hex())?, key))
     }
 
     /// Publishes a record and makes it the nearest one for its op and its slot.
@@ -125,7 +125,8 @@ impl<'a> Records<'a> {
     }
 }
 
-fn parse(key: &CacheKey, bytes: Option<Vec<u8>>) -> Option<Record> {
+/// The record in these bytes, if it is that of `key`.
+fn parse(bytes: Option<Vec<u8>>, key: &CacheKey) -> Option<Record> {
     let record = serde_json::from_slice::<Record>(&bytes?).ok()?;
     (record.facts.key() == *key).then_some(record)
 }

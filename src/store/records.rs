@@ -1,19 +1,17 @@
 //! Records: small files below `cache/` and `files/`, spread over directories named by
 //! their first two characters. What they say is their writers' business.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 
-use rustix::fs::{AtFlags, Mode, Timespec, Timestamps, UTIME_NOW};
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::{Store, sealed};
 use crate::diag::Result;
 
-/// For `futimens`: both times are set to the present.
-const NOW: Timestamps = Timestamps {
-    last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-    last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-};
+/// When a record was last used is known no better than this: most uses then write nothing.
+const TOUCH_PERIOD_SECONDS: i64 = 3_600;
 
 impl Store {
     /// The record, or nothing if it is not there or not whole. `dir` is a path in the store such as
@@ -23,19 +21,26 @@ impl Store {
     /// # Panics
     /// When `dir` or `name` is not of that form: they come from this program, never from a user.
     pub fn read_record(&self, dir: &str, name: &str) -> Result<Option<Vec<u8>>> {
-        let path = path(dir, name);
-        sealed::read(self.inner.root.as_fd(), &path)
-            .map_err(|error| self.inner.error(format_args!("read `{path}`"), error))
+        self.read_record_file(dir, name, |_| {})
     }
 
-    /// As [`Store::read_record`], and notes that the record was used now: its mtime is when. That a store cannot be
-    /// written to is no reason to fail.
+    /// The same, and notes that it was used now: its mtime is when, to within the hour. In a store that
+    /// cannot be written to it looks older than it is.
     pub fn use_record(&self, dir: &str, name: &str) -> Result<Option<Vec<u8>>> {
+        self.read_record_file(dir, name, |file| {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse).tv_sec;
+            // One from the future would look unused for as long.
+            let is_fresh =
+                rustix::fs::fstat(file).is_ok_and(|stat| (now - TOUCH_PERIOD_SECONDS..=now).contains(&stat.st_mtime));
+            if !is_fresh {
+                let _ = rustix::fs::futimens(file, &super::NOW);
+            }
+        })
+    }
+
+    fn read_record_file(&self, dir: &str, name: &str, found: impl FnOnce(&File)) -> Result<Option<Vec<u8>>> {
         let path = path(dir, name);
-        let touch = |file: &std::fs::File| {
-            let _ = rustix::fs::futimens(file, &NOW);
-        };
-        sealed::read_and(self.inner.root.as_fd(), &path, touch)
+        sealed::read_file(self.inner.root.as_fd(), &path, found)
             .map_err(|error| self.inner.error(format_args!("read `{path}`"), error))
     }
 
@@ -46,7 +51,7 @@ impl Store {
         sealed::write(&self.inner, fd.as_fd(), name, bytes)
     }
 
-    /// When the record was last written or touched, in seconds since the epoch; `None` if it is not
+    /// When the record was last written or used, in seconds since the epoch; `None` if it is not
     /// there.
     pub fn record_time(&self, dir: &str, name: &str) -> Result<Option<i64>> {
         let shard = shard(dir, name);
@@ -57,6 +62,13 @@ impl Store {
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(self.inner.error(format_args!("read `{shard}/{name}`"), errno)),
         }
+    }
+
+    /// Bytes of the record's file.
+    pub fn record_size(&self, dir: &str, name: &str) -> Option<u64> {
+        let fd = super::open_dir(self.inner.root.as_fd(), &shard(dir, name)).ok()?;
+        let stat = rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        u64::try_from(stat.st_size).ok()
     }
 
     /// The file that remembers the hashes of the files of the context `path`; its directory is made.

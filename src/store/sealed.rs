@@ -28,14 +28,14 @@ const SEAL_SIZE_BYTES: usize = 73;
 
 /// The content of `name` in `dir`, or nothing if it is not there or not whole.
 pub(super) fn read(dir: BorrowedFd<'_>, name: &str) -> std::io::Result<Option<Vec<u8>>> {
-    read_and(dir, name, |_| ())
+    read_file(dir, name, |_| {})
 }
 
-/// As [`read`], and does something with the open file if it is whole.
-pub(super) fn read_and(
+/// The same; `found` gets the file when there is one.
+pub(super) fn read_file(
     dir: BorrowedFd<'_>,
     name: &str,
-    finally: impl FnOnce(&File),
+    found: impl FnOnce(&File),
 ) -> std::io::Result<Option<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
@@ -43,14 +43,9 @@ pub(super) fn read_and(
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
-    match read_file(&mut file) {
-        Ok(bytes) => {
-            let content = unseal(bytes);
-            if content.is_some() {
-                finally(&file);
-            }
-            Ok(content)
-        }
+    found(&file);
+    match read_bytes(&mut file) {
+        Ok(bytes) => Ok(unseal(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => Ok(None),
         Err(error) => Err(error),
     }
@@ -58,7 +53,7 @@ pub(super) fn read_and(
 
 /// Most are a few hundred bytes: one read. One that fills less than there is room for was the last; were it
 /// not, the seal would tell.
-fn read_file(file: &mut File) -> std::io::Result<Vec<u8>> {
+fn read_bytes(file: &mut File) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; USUAL_SIZE_BYTES];
     let count = loop {
         match file.read(&mut bytes) {
