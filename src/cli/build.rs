@@ -13,7 +13,7 @@ use super::{Failure, has_color, output, print, usage, values};
 use rustix::process::Signal;
 
 use crate::build::{self, Request};
-use crate::container::Spawner;
+use crate::container::{Dns, Spawner};
 use crate::diag::{Context as _, Diagnostic, Source};
 use crate::export::{Destination, Output};
 use crate::host::{Host, LocalContext, Pulls};
@@ -266,6 +266,11 @@ fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure>
         hash_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
         hostname: build_args.get("BUILDKIT_SANDBOX_HOSTNAME").cloned().unwrap_or_else(|| HOSTNAME.to_owned()),
         extra_hosts: arguments.add_hosts.iter().map(|text| values::host(text)).collect::<Result<_, _>>()?,
+        dns: Dns {
+            servers: arguments.dns.clone(),
+            search: arguments.dns_search.clone(),
+            options: arguments.dns_options.clone(),
+        },
         shm_size_bytes: match &arguments.shm_size {
             Some(text) => values::size("--shm-size", text)?,
             None => SHM_SIZE_BYTES,

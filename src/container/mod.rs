@@ -34,14 +34,15 @@ mod step;
 mod template;
 mod userns;
 
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::diag::Diagnostic;
 use crate::plan::{Network, Security};
 
+pub use hosts::{Dns, HostAddress};
 pub use overlay::overlay_detached;
 pub use spawner::Spawner;
 
@@ -56,7 +57,8 @@ pub struct Container {
     pub user: passwd::User,
     pub hostname: String,
     /// `--add-host`.
-    pub extra_hosts: Vec<(String, IpAddr)>,
+    pub extra_hosts: Vec<(String, HostAddress)>,
+    pub dns: Dns,
     #[serde(with = "protocol::NetworkDef")]
     pub network: Network,
     #[serde(with = "protocol::SecurityDef")]
@@ -137,4 +139,6 @@ pub struct Exit {
     /// The directory that stood below all layers to offer mount points, for
     /// [`crate::layer::canonicalize`].
     pub skeleton: OwnedFd,
+    /// Why the step was on the host's network though it was to have one of its own.
+    pub exposed: Option<Diagnostic>,
 }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! builder → spawner   [REQUEST] + fds: memfd of the Container as JSON, output, reply socket
+//!                     [EXPECT, lanes, NameServers as JSON]
 //!                     [KILL, signal]
 //! step    → spawner   Report as JSON + fds: overlay, skeleton, stub parents and stubs
 //!                     (end of file: the payload runs)
@@ -31,6 +32,8 @@ use crate::diag::{Context, Diagnostic, Result};
 pub const REQUEST: u8 = b'R';
 /// First byte of a packet that sends the signal of its second byte to every payload.
 pub const KILL: u8 = b'K';
+/// First byte of a packet that says that steps are to come, so many of them at once with a network.
+pub const EXPECT: u8 = b'E';
 
 /// A packet is at most this long; what may be longer goes through a memfd.
 const PACKET_BYTES: usize = 64 * 1024;
@@ -38,7 +41,7 @@ const PACKET_BYTES: usize = 64 * 1024;
 const MAX_FDS: usize = 253;
 
 /// A diagnostic on its way between processes.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Failure {
     message: String,
     hints: Vec<String>,
@@ -82,7 +85,13 @@ pub enum Report {
 /// How a request ended. With an exit comes the step's skeleton.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    Ended { status: i32, cpu_us: u64, peak_bytes: u64 },
+    Ended {
+        status: i32,
+        cpu_us: u64,
+        peak_bytes: u64,
+        /// Why it was on the host's network without having asked for that.
+        exposed: Option<Failure>,
+    },
     Failed(Failure),
 }
 
@@ -90,7 +99,7 @@ impl Answer {
     pub fn into_result(self, fds: Vec<OwnedFd>) -> Result<Exit> {
         match self {
             Self::Failed(failure) => Err(failure.into()),
-            Self::Ended { status, cpu_us, peak_bytes } => {
+            Self::Ended { status, cpu_us, peak_bytes, exposed } => {
                 let skeleton =
                     fds.into_iter().next().ok_or_else(|| Diagnostic::error("an answer lacks its skeleton"))?;
                 let status = if libc::WIFSIGNALED(status) {
@@ -98,7 +107,8 @@ impl Answer {
                 } else {
                     super::Status::Exited(libc::WEXITSTATUS(status))
                 };
-                Ok(Exit { status, cpu: std::time::Duration::from_micros(cpu_us), peak_bytes, skeleton })
+                let cpu = std::time::Duration::from_micros(cpu_us);
+                Ok(Exit { status, cpu, peak_bytes, skeleton, exposed: exposed.map(Diagnostic::from) })
             }
         }
     }

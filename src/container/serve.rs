@@ -1,9 +1,11 @@
 //! The spawner's life: takes requests, starts steps, waits for their ends. One thread and one poll;
-//! everything slow is done in the steps' own processes, so that any number runs at once.
+//! everything slow is done in the steps' own processes or in that which makes networks, so that any
+//! number runs at once.
 //!
 //! It ends when the builder closes its socket, and every step with it, as it is PID 1 of their pid
 //! namespace. It never changes its ids: the kernel would forget the parent-death signal.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
@@ -13,18 +15,33 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::Signal;
 use rustix::thread::CapabilitiesSecureBits;
 
+use super::hosts::NameServers;
 use super::mount_point::Stub;
-use super::protocol::{self, Answer, Failure, KILL, REQUEST, Report};
-use super::template::{Prepared, Template};
+use super::network::{self, Found, Kind, Lane, Networks};
+use super::protocol::{self, Answer, EXPECT, Failure, KILL, REQUEST, Report};
+use super::template::{self, Prepared, Template};
 use super::{Container, step};
 use crate::diag::{Context, Diagnostic, Result};
+use crate::plan::{Network, Security};
 use crate::sys::{self, Child};
+
+/// A step that was asked for and has no network yet.
+struct Waiting {
+    container: Container,
+    output: OwnedFd,
+    reply: OwnedFd,
+}
 
 /// A step from its fork to its answer.
 struct Running {
     child: Child,
     /// What the step mounts: the last descriptors of these are closed after its answer.
     _prepared: Prepared,
+    /// Given back at its end.
+    lane: Option<Lane>,
+    may_change_lane: bool,
+    /// Why it is on the host's network without having asked for that.
+    exposed: Option<Diagnostic>,
     /// Open until exec.
     reports: Option<OwnedFd>,
     reply: OwnedFd,
@@ -44,7 +61,13 @@ struct Mounted {
 /// Turns a fresh fork of the builder into the spawner, until the builder is gone.
 pub fn serve(requests: &OwnedFd) {
     // Where this fails no container can be; who asks for one is told.
-    let mut state = State { settled: settle(requests), template: None, running: Vec::new() };
+    let mut state = State {
+        settled: settle(requests),
+        template: None,
+        networks: None,
+        waiting: VecDeque::new(),
+        running: Vec::new(),
+    };
     // The only other end is that the kernel refuses to wait, which closes the socket.
     while let Ok(true) = turn(requests, &mut state) {}
 }
@@ -52,20 +75,27 @@ pub fn serve(requests: &OwnedFd) {
 struct State {
     settled: Result<()>,
     template: Option<Template>,
+    networks: Option<Networks>,
+    /// In the order of their requests.
+    waiting: VecDeque<Waiting>,
     running: Vec<Running>,
 }
 
 /// Waits once and does what there is to do; whether there is a builder still.
 fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
-    let (requested, ready) = wait(requests.as_fd(), &state.running)?;
+    let (requested, has_news, ready) = wait(requests.as_fd(), state)?;
     for (step, events) in state.running.iter_mut().zip(ready) {
         if events.has_report {
             read_reports(step);
         }
         step.has_ended = events.has_ended;
     }
-    for step in state.running.extract_if(.., |step| step.has_ended) {
-        finish(step);
+    let ended: Vec<_> = state.running.extract_if(.., |step| step.has_ended).collect();
+    for step in ended {
+        finish(step, &mut state.networks);
+    }
+    if has_news {
+        read_news(state);
     }
     if requested {
         match protocol::receive(requests.as_fd()).context(|| "cannot receive a request")? {
@@ -73,6 +103,7 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
             Some((packet, fds)) => handle(&packet, fds, state),
         }
     }
+    begin_waiting(state);
     Ok(true)
 }
 
@@ -81,10 +112,15 @@ struct Events {
     has_report: bool,
 }
 
-/// Sleeps until something happens: whether there is a request, and what of each step.
-fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<Events>)> {
-    let mut polled = vec![PollFd::from_borrowed_fd(requests, PollFlags::IN)];
-    for step in running {
+/// Sleeps until something happens: whether there is a request, news of networks, and what of each step.
+fn wait(requests: BorrowedFd<'_>, state: &State) -> Result<(bool, bool, Vec<Events>)> {
+    let networks = state.networks.as_ref().map(Networks::socket);
+    let interest = if networks.is_some() { PollFlags::IN } else { PollFlags::empty() };
+    let mut polled = vec![
+        PollFd::from_borrowed_fd(requests, PollFlags::IN),
+        PollFd::from_borrowed_fd(networks.unwrap_or(requests), interest),
+    ];
+    for step in &state.running {
         let pidfd = step.child.pidfd.as_fd();
         // A closed channel would be reported again and again: the pidfd, with no interest in it,
         // keeps its place.
@@ -98,26 +134,28 @@ fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<Even
     rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None)).context(|| "cannot wait for steps")?;
     let happened = |polled: &PollFd<'_>| !polled.revents().is_empty();
     let events =
-        polled[1..].chunks(2).map(|step| Events { has_ended: happened(&step[0]), has_report: happened(&step[1]) });
-    Ok((happened(&polled[0]), events.collect()))
+        polled[2..].chunks(2).map(|step| Events { has_ended: happened(&step[0]), has_report: happened(&step[1]) });
+    Ok((happened(&polled[0]), networks.is_some() && happened(&polled[1]), events.collect()))
 }
 
 fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
     match (packet, <[OwnedFd; 3]>::try_from(fds)) {
-        ([REQUEST], Ok([container, output, reply])) => match begin(&container, &output, state) {
-            Ok((child, reports, prepared)) => state.running.push(Running {
-                child,
-                _prepared: prepared,
-                reports: Some(reports),
-                reply,
-                mounted: None,
-                failure: None,
-                has_ended: false,
-            }),
+        ([REQUEST], Ok([container, output, reply])) => match protocol::decode_from_memory(&container) {
+            Ok(container) => state.waiting.push_back(Waiting { container, output, reply }),
             Err(failure) => answer(&reply, &Answer::Failed(failure.into()), None),
         },
+        ([EXPECT, lanes, names @ ..], _) => {
+            // What goes wrong now goes wrong again when it is needed, and is told then.
+            if let (Ok(name_servers), Ok((_, networks))) = (protocol::decode(names), ready(state)) {
+                networks.expect(Kind::Connected, usize::from(*lanes), name_servers);
+            }
+        }
         ([KILL, signal], _) => {
             let Some(signal) = Signal::from_named_raw(i32::from(*signal)) else { return };
+            for waiting in state.waiting.drain(..) {
+                let failure = Diagnostic::error("the step was stopped before it began");
+                answer(&waiting.reply, &Answer::Failed(failure.into()), None);
+            }
             for step in &state.running {
                 let _ = rustix::process::pidfd_send_signal(&step.child.pidfd, signal);
             }
@@ -127,16 +165,94 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
     }
 }
 
-/// Forks the step's process.
-fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Child, OwnedFd, Prepared)> {
+/// What steps have in common, made when the first is near.
+fn ready(state: &mut State) -> Result<(&mut Template, &mut Networks)> {
     state.settled.clone()?;
-    let container: Container = protocol::decode_from_memory(container)?;
-    let template = &mut state.template;
-    let template = match template {
+    let template = match &mut state.template {
         Some(template) => template,
-        None => template.insert(Template::new()?),
+        none => none.insert(Template::new()?),
     };
-    let prepared = template.prepare(&container)?;
+    let networks = match &mut state.networks {
+        Some(networks) => networks,
+        none => none.insert(Networks::start(template.proc.as_fd(), template.user_namespace.as_fd())?),
+    };
+    Ok((template, networks))
+}
+
+/// Starts every step that can have its network now, the earliest first.
+fn begin_waiting(state: &mut State) {
+    for waiting in std::mem::take(&mut state.waiting) {
+        let (lane, exposed) = match lane_for(&waiting.container, state) {
+            Ok(Found::Lane(lane)) => (Some(lane), None),
+            Ok(Found::Never(network::Failure::Impossible(reason))) => (None, Some(reason)),
+            Ok(Found::Host) => (None, None),
+            Ok(Found::Later) => {
+                state.waiting.push_back(waiting);
+                continue;
+            }
+            Ok(Found::Never(network::Failure::Failed(failure))) | Err(failure) => {
+                answer(&waiting.reply, &Answer::Failed(failure.into()), None);
+                continue;
+            }
+        };
+        begin(waiting, lane, exposed, state);
+    }
+}
+
+fn lane_for(container: &Container, state: &mut State) -> Result<Found> {
+    let kind = match container.network {
+        Network::Host => return Ok(Found::Host),
+        Network::Default => Kind::Connected,
+        Network::None => Kind::Alone,
+    };
+    let (_, networks) = ready(state)?;
+    let found = networks.take(kind);
+    if matches!(found, Found::Later) {
+        let name_servers = NameServers::find(&template::host_resolv_conf()?, &container.dns);
+        let waiting = 1 + state.waiting.iter().filter(|other| other.container.network == container.network).count();
+        let (_, networks) = ready(state)?;
+        networks.expect(kind, waiting, name_servers);
+    }
+    Ok(found)
+}
+
+/// Forks the step's process.
+fn begin(waiting: Waiting, lane: Option<Lane>, exposed: Option<Diagnostic>, state: &mut State) {
+    let Waiting { container, output, reply } = waiting;
+    match fork(&container, lane.as_ref(), &output, state) {
+        Ok((child, reports, prepared)) => state.running.push(Running {
+            child,
+            _prepared: prepared,
+            lane,
+            may_change_lane: container.security == Security::Insecure,
+            exposed,
+            reports: Some(reports),
+            reply,
+            mounted: None,
+            failure: None,
+            has_ended: false,
+        }),
+        Err(failure) => {
+            if let (Some(networks), Some(lane)) = (&mut state.networks, lane) {
+                networks.give_back(lane, false);
+            }
+            answer(&reply, &Answer::Failed(failure.into()), None);
+        }
+    }
+}
+
+fn fork(
+    container: &Container,
+    lane: Option<&Lane>,
+    output: &OwnedFd,
+    state: &mut State,
+) -> Result<(Child, OwnedFd, Prepared)> {
+    state.settled.clone()?;
+    let template = match &mut state.template {
+        Some(template) => template,
+        none => none.insert(Template::new()?),
+    };
+    let prepared = template.prepare(container, lane)?;
     let (reports, reporting) = protocol::pair()?;
     match sys::clone(step::NAMESPACES).context(|| "cannot make the namespaces of a container")? {
         Some(child) => {
@@ -145,8 +261,21 @@ fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Ch
         }
         None => {
             drop(reports);
-            step::run(&container, template, &prepared, output, &reporting)
+            step::run(container, template, &prepared, lane, (output, &reporting))
         }
+    }
+}
+
+/// Takes in what was said of networks.
+fn read_news(state: &mut State) {
+    if state.networks.as_mut().is_none_or(Networks::read_news) {
+        return;
+    }
+    // With the process that makes networks, the ways out of those that there are have gone.
+    state.networks = None;
+    for waiting in state.waiting.drain(..) {
+        let failure = Diagnostic::error("the process that makes networks has ended");
+        answer(&waiting.reply, &Answer::Failed(failure.into()), None);
     }
 }
 
@@ -176,9 +305,12 @@ fn read_reports(step: &mut Running) {
 }
 
 /// Waits for a process that has ended, cleans up after it and answers.
-fn finish(mut step: Running) {
+fn finish(mut step: Running, networks: &mut Option<Networks>) {
     read_reports(&mut step);
     let waited = sys::wait(step.child.pid).context(|| "cannot wait for a container");
+    if let (Some(networks), Some(lane)) = (networks, step.lane.take()) {
+        networks.give_back(lane, step.may_change_lane);
+    }
     let mounted = step.mounted.as_mut();
     let skeleton = mounted.map(|mounted| {
         for stub in mounted.stubs.drain(..).rev() {
@@ -191,7 +323,8 @@ fn finish(mut step: Running) {
         (None, Err(failure), _) => answer(&step.reply, &Answer::Failed(failure.into()), None),
         (None, Ok(waited), Some(skeleton)) => {
             let cpu_us = u64::try_from(waited.cpu.as_micros()).unwrap_or(u64::MAX);
-            let ended = Answer::Ended { status: waited.status, cpu_us, peak_bytes: waited.peak_bytes };
+            let exposed = step.exposed.take().map(Failure::from);
+            let ended = Answer::Ended { status: waited.status, cpu_us, peak_bytes: waited.peak_bytes, exposed };
             answer(&step.reply, &ended, Some(skeleton));
         }
         (None, Ok(_), None) => {
@@ -215,7 +348,7 @@ fn settle(requests: &OwnedFd) -> Result<()> {
     // it has no handler for, and steps inherit the default actions.
     rustix::process::setsid().context(doing)?;
     sys::reset_signals();
-    sys::close_all_but(requests.as_fd()).context(doing)?;
+    sys::close_all_but(&[requests.as_fd()]).context(doing)?;
     // Whoever reads the builder's output must not have to wait for this process; standard error
     // is kept for our own bugs.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(doing)?;

@@ -9,8 +9,9 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 
+use super::hosts::NameServers;
 use super::protocol::{self, Answer};
-use super::{Container, Exit, serve};
+use super::{Container, Dns, Exit, serve, template};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys::{self, Child};
 
@@ -98,6 +99,15 @@ impl Spawner {
                 return finish(&reply);
             }
         }
+    }
+
+    /// Says that steps are to come, `lanes` of them at once with a network, so that what they need is made
+    /// meanwhile. `dns` is what they will say of it.
+    pub fn expect(&self, lanes: usize, dns: &Dns) -> Result<()> {
+        let name_servers = NameServers::find(&template::host_resolv_conf()?, dns);
+        let lanes = u8::try_from(lanes).unwrap_or(u8::MAX);
+        let packet = [vec![protocol::EXPECT, lanes], protocol::encode(&name_servers)].concat();
+        protocol::send(self.requests()?, &packet, &[]).context(|| "cannot announce a step")
     }
 
     /// Asks for a step; the answer comes to the socket.

@@ -11,6 +11,7 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
 
 use super::mount_point::make_directories;
+use super::network::Lane;
 use super::passwd::User;
 use super::protocol::{self, Failure, Report};
 use super::template::{Prepared, Template};
@@ -27,8 +28,14 @@ pub const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLON
 const NOT_STARTED: i32 = 125;
 
 /// Becomes the payload. What goes wrong before is reported on `reports`, which exec closes.
-pub fn run(container: &Container, template: &Template, prepared: &Prepared, output: &OwnedFd, reports: &OwnedFd) -> ! {
-    let Err(failure) = start(container, template, prepared, output, reports);
+pub fn run(
+    container: &Container,
+    template: &Template,
+    prepared: &Prepared,
+    lane: Option<&Lane>,
+    (output, reports): (&OwnedFd, &OwnedFd),
+) -> ! {
+    let Err(failure) = start(container, template, prepared, lane, (output, reports));
     let report = protocol::encode(&Report::Failed(Failure::from(failure)));
     let _ = protocol::send(reports.as_fd(), &report, &[]);
     sys::exit(NOT_STARTED)
@@ -38,16 +45,16 @@ fn start(
     container: &Container,
     template: &Template,
     prepared: &Prepared,
-    output: &OwnedFd,
-    reports: &OwnedFd,
+    lane: Option<&Lane>,
+    (output, reports): (&OwnedFd, &OwnedFd),
 ) -> Result<Infallible> {
     let user = &container.user;
     let owner = ids_outside(user)?;
     rustix::process::setsid().context(|| "cannot begin a session")?;
     // From here on what this process makes belongs to root inside.
     sys::set_filesystem_ids(userns::BASE, userns::BASE);
-    if let Some(network) = &prepared.network {
-        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+    if let Some(lane) = lane {
+        move_into_link_name_space(lane.namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .context(|| "cannot enter the network namespace")?;
     }
 

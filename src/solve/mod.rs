@@ -17,11 +17,12 @@ mod schedule;
 mod stack;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::cache::{Facts, Record, Records};
+use crate::container::{Dns, HostAddress};
 use crate::diag::Result;
 use crate::host::{self, Host};
 use crate::plan::{BaseKey, Op, Plan, Root, StepId};
@@ -47,7 +48,9 @@ pub struct Settings {
     pub hash_threads: usize,
     pub hostname: String,
     /// `--add-host`.
-    pub extra_hosts: Vec<(String, IpAddr)>,
+    pub extra_hosts: Vec<(String, HostAddress)>,
+    /// No fact of any key: how names are found decides no more than what answers.
+    pub dns: Dns,
     pub shm_size_bytes: u64,
     /// `(name, soft, hard)`.
     pub ulimits: Vec<(String, u64, u64)>,
@@ -89,6 +92,8 @@ pub struct Solver<'a> {
     solved: Vec<OnceLock<Arc<Solved>>>,
     layers: &'a Layers<'a>,
     inputs: input::Inputs,
+    /// Set once the user knows that steps are on the host's network.
+    is_exposure_told: AtomicBool,
 }
 
 /// Results by step, for all steps of the plan.
@@ -149,6 +154,7 @@ impl<'a> Solver<'a> {
             solved: plan.steps.iter().map(|_| OnceLock::new()).collect(),
             layers,
             inputs: input::Inputs::default(),
+            is_exposure_told: AtomicBool::new(false),
         }
     }
 

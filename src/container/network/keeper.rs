@@ -1,0 +1,338 @@
+//! The process that makes the networks of a build and holds them: a fork of the spawner, so that the
+//! spawner never waits for any of it.
+//!
+//! It makes a *lane* for each step that runs at once, and gives it a way out: through the host (`veth`),
+//! else through a program (`userspace`), whichever works first. What does not work is not tried again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddrV4};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketType};
+use serde::{Deserialize, Serialize};
+
+use super::super::hosts::NameServers;
+use super::super::protocol::{self, Failure};
+use super::netlink::Socket;
+use super::range;
+use super::userspace::{self, Place, Program, Started};
+use super::veth::Uplink;
+use super::{Kind, firewall, lane, link};
+use crate::diag::{Context, Diagnostic, Result};
+use crate::sys;
+
+/// What the spawner asks for.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Order {
+    Make {
+        kind: Kind,
+        name_servers: NameServers,
+    },
+    /// A lane that is not used any more.
+    Drop {
+        id: u32,
+    },
+}
+
+/// What the spawner is told.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum News {
+    /// With it comes the network namespace.
+    Made {
+        id: u32,
+        kind: Kind,
+        traits: Traits,
+    },
+    /// There is no way out but the host's own network, and why.
+    Impossible {
+        reasons: Vec<String>,
+    },
+    Failed {
+        kind: Kind,
+        failure: Failure,
+    },
+    /// A lane has lost its way out; it need not be dropped.
+    Lost {
+        id: u32,
+    },
+}
+
+/// What a step has to know of its network.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Traits {
+    /// Answers for the host's name servers.
+    pub name_server: Option<IpAddr>,
+    /// Where the host is reached.
+    pub host: Option<IpAddr>,
+}
+
+/// The ways out, in the order in which they are tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Veth,
+    Program(Program),
+    Nothing,
+}
+
+impl Way {
+    fn next(self) -> Self {
+        match self {
+            Self::Veth => Self::Program(Program::Pasta),
+            Self::Program(Program::Pasta) => Self::Program(Program::Slirp),
+            Self::Program(Program::Slirp) | Self::Nothing => Self::Nothing,
+        }
+    }
+}
+
+struct Keeper<'a> {
+    orders: &'a OwnedFd,
+    proc: BorrowedFd<'a>,
+    user_namespace: BorrowedFd<'a>,
+    /// The host's network namespace.
+    own: OwnedFd,
+    way: Way,
+    /// Why earlier ways are not taken.
+    reasons: Vec<String>,
+    uplink: Option<Uplink>,
+    lanes: BTreeMap<u32, Held>,
+    next: u32,
+    starting: Vec<Starting>,
+    name_servers: NameServers,
+}
+
+/// What a lane depends on.
+#[derive(Default)]
+struct Held {
+    wire: Option<u8>,
+    program: Option<Started>,
+}
+
+/// A lane whose program is not ready.
+struct Starting {
+    namespace: OwnedFd,
+    started: Started,
+}
+
+/// Takes orders until the spawner is gone. `proc` is a procfs of its pid namespace.
+pub fn keep(orders: &OwnedFd, proc: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> Result<()> {
+    let doing = || "cannot set up the process that makes networks";
+    sys::close_all_but(&[orders.as_fd(), proc, user_namespace]).context(doing)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let own = rustix::fs::openat(proc, "self/ns/net", flags, Mode::empty()).context(doing)?;
+    let mut keeper = Keeper {
+        orders,
+        proc,
+        user_namespace,
+        own,
+        way: Way::Veth,
+        reasons: Vec::new(),
+        uplink: None,
+        lanes: BTreeMap::new(),
+        next: 0,
+        starting: Vec::new(),
+        name_servers: NameServers::Reachable,
+    };
+    while keeper.turn()? {}
+    Ok(())
+}
+
+impl Keeper<'_> {
+    /// Waits once and does what there is to do; whether there is a spawner still.
+    fn turn(&mut self) -> Result<bool> {
+        let is_ordered = self.wait()?;
+        self.look_after_programs()?;
+        if is_ordered {
+            let Some((packet, _)) = protocol::receive(self.orders.as_fd()).context(|| "cannot receive an order")?
+            else {
+                return Ok(false);
+            };
+            match protocol::decode(&packet)? {
+                Order::Make { kind, name_servers } => {
+                    self.name_servers = name_servers;
+                    self.make(kind)?;
+                }
+                Order::Drop { id } => self.forget(id),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Sleeps until something happens; whether there is an order.
+    fn wait(&self) -> Result<bool> {
+        let mut polled = vec![PollFd::from_borrowed_fd(self.orders.as_fd(), PollFlags::IN)];
+        for Starting { started, .. } in &self.starting {
+            polled.push(PollFd::from_borrowed_fd(started.child.pidfd.as_fd(), PollFlags::IN));
+            polled.push(PollFd::from_borrowed_fd(started.events.as_fd(), PollFlags::IN));
+        }
+        let programs = self.lanes.values().filter_map(|held| held.program.as_ref());
+        polled.extend(programs.map(|program| PollFd::from_borrowed_fd(program.child.pidfd.as_fd(), PollFlags::IN)));
+        let deadline = self.starting.iter().map(|starting| starting.started.deadline).min();
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+        rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, left.as_ref()))
+            .context(|| "cannot wait for an order")?;
+        Ok(!polled[0].revents().is_empty())
+    }
+
+    /// Makes a lane and, where it is to be connected, gives it the first way out that works.
+    fn make(&mut self, kind: Kind) -> Result<()> {
+        loop {
+            if kind == Kind::Connected && self.way == Way::Nothing {
+                return self.tell(&News::Impossible { reasons: self.reasons.clone() }, None);
+            }
+            let namespace = match lane::create(self.proc, self.user_namespace) {
+                Ok(namespace) => namespace,
+                Err(failure) => return self.tell(&News::Failed { kind, failure: failure.into() }, None),
+            };
+            let refused = match (kind, self.way) {
+                (Kind::Alone, _) | (_, Way::Nothing) => {
+                    return self.hand_over(kind, &namespace, Traits::default(), Held::default());
+                }
+                (Kind::Connected, Way::Veth) => match self.wire(&namespace) {
+                    Ok((number, host)) => {
+                        let traits = Traits { name_server: None, host: Some(host) };
+                        let held = Held { wire: Some(number), program: None };
+                        return self.hand_over(kind, &namespace, traits, held);
+                    }
+                    Err(why) => format!("through the host: {why}"),
+                },
+                (Kind::Connected, Way::Program(program)) => match self.start(program, &namespace) {
+                    Ok(started) => {
+                        self.starting.push(Starting { namespace, started });
+                        return Ok(());
+                    }
+                    Err(why) => format!("through `{}`: {why}", program.name()),
+                },
+            };
+            // What was done to the namespace may be in the way of the next: it gets another.
+            self.refuse(self.way, refused);
+        }
+    }
+
+    /// Notes that a way is none.
+    fn refuse(&mut self, way: Way, why: String) {
+        if self.way == way {
+            self.reasons.push(why);
+            self.way = way.next();
+        }
+    }
+
+    fn wire(&mut self, namespace: &OwnedFd) -> Result<(u8, IpAddr), String> {
+        if self.name_servers == NameServers::OnLoopback
+            && [Program::Pasta, Program::Slirp].into_iter().any(|it| it.find().is_some())
+        {
+            return Err("the host's name servers are on its loopback".into());
+        }
+        let mut uplink = match self.uplink.take() {
+            Some(uplink) => uplink,
+            None => Uplink::open(self.proc)?,
+        };
+        let is_first = self.lanes.values().all(|held| held.wire.is_none());
+        let wire = uplink.connect(self.proc, namespace.as_fd(), self.own.as_fd())?;
+        if is_first {
+            uplink.prove(namespace.as_fd(), self.own.as_fd())?;
+        }
+        self.uplink = Some(uplink);
+        Ok((wire.number, wire.host))
+    }
+
+    fn start(&self, program: Program, namespace: &OwnedFd) -> Result<Started, String> {
+        let path = program.find().ok_or("it is not installed")?;
+        let routes = Socket::open(None).and_then(|socket| link::routes(&socket));
+        let routes =
+            routes.map_err(|errno| format!("cannot read the host's routes: {}", std::io::Error::from(errno)))?;
+        let range = range::free(&routes.own).next().ok_or("every range of private addresses is in use")?;
+        let place = Place {
+            lane: namespace.as_fd(),
+            own: self.own.as_fd(),
+            user_namespace: self.user_namespace,
+            range,
+            has_v4: routes.has_default,
+            forwards_names: self.name_servers != NameServers::Reachable,
+        };
+        userspace::start(program, &path, &place).map_err(|error| in_one_line(&error))
+    }
+
+    /// Hands over the lanes whose programs are ready; tries another way for those whose program is not.
+    fn look_after_programs(&mut self) -> Result<()> {
+        let mut waiting: VecDeque<_> = std::mem::take(&mut self.starting).into();
+        while let Some(Starting { namespace, started }) = waiting.pop_front() {
+            let has_ended = has_ended(&started);
+            if !has_ended && started.is_ready() {
+                let traits = Traits { name_server: started.name_server, host: address_of_host() };
+                let held = Held { wire: None, program: Some(started) };
+                self.hand_over(Kind::Connected, &namespace, traits, held)?;
+            } else if has_ended || Instant::now() >= started.deadline {
+                let why = match (started.last_words(), has_ended) {
+                    (Some(words), _) => words,
+                    (None, true) => "it ended at once".into(),
+                    (None, false) => format!("it was not ready within {} seconds", userspace::LIMIT.as_secs()),
+                };
+                started.stop();
+                let program = started.program;
+                self.refuse(Way::Program(program), format!("through `{}`: {why}", program.name()));
+                self.make(Kind::Connected)?;
+            } else {
+                self.starting.push(Starting { namespace, started });
+            }
+        }
+        let lost: Vec<u32> = self
+            .lanes
+            .iter()
+            .filter(|(_, held)| held.program.as_ref().is_some_and(has_ended))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in lost {
+            self.forget(id);
+            self.tell(&News::Lost { id }, None)?;
+        }
+        Ok(())
+    }
+
+    fn forget(&mut self, id: u32) {
+        let Some(held) = self.lanes.remove(&id) else { return };
+        if let Some(program) = held.program {
+            program.stop();
+        }
+        if let (Some(uplink), Some(number)) = (&mut self.uplink, held.wire) {
+            uplink.forget(number);
+        }
+    }
+
+    fn hand_over(&mut self, kind: Kind, namespace: &OwnedFd, traits: Traits, held: Held) -> Result<()> {
+        let id = self.next;
+        self.next += 1;
+        self.lanes.insert(id, held);
+        self.tell(&News::Made { id, kind, traits }, Some(namespace.as_fd()))
+    }
+
+    fn tell(&self, news: &News, namespace: Option<BorrowedFd<'_>>) -> Result<()> {
+        protocol::send(self.orders.as_fd(), &protocol::encode(news), namespace.as_slice())
+            .context(|| "cannot report to the spawner")
+    }
+}
+
+fn has_ended(started: &Started) -> bool {
+    let mut polled = [PollFd::from_borrowed_fd(started.child.pidfd.as_fd(), PollFlags::IN)];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// The address that the host would use towards the world.
+fn address_of_host() -> Option<IpAddr> {
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).ok()?;
+    // Sends nothing.
+    rustix::net::connect(&socket, &SocketAddrV4::new(firewall::PROBE, 9)).ok()?;
+    let address = std::net::SocketAddr::try_from(rustix::net::getsockname(&socket).ok()?).ok()?;
+    Some(address.ip())
+}
+
+fn in_one_line(error: &Diagnostic) -> String {
+    match &error.cause {
+        Some(cause) => format!("{}: {cause}", error.message),
+        None => error.message.clone(),
+    }
+}
