@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::container::{Container, Exit, Spawner};
+use crate::container::{Container, Exit, Expectation, Spawner};
 use crate::diag::Result;
 use crate::image::archive::Selector;
 use crate::progress::{Numbers, Reporter};
@@ -89,6 +89,9 @@ pub trait Executor: Send + Sync {
     /// quiescent.
     fn execute(&self, container: &Container, output: &mut dyn Write) -> Result<Exit>;
 
+    /// Says what is about to be executed, so that what it needs is made meanwhile.
+    fn expect(&self, expectation: &Expectation);
+
     /// Ends everything that runs.
     fn cancel(&self);
 }
@@ -96,6 +99,11 @@ pub trait Executor: Send + Sync {
 impl Executor for Spawner {
     fn execute(&self, container: &Container, output: &mut dyn Write) -> Result<Exit> {
         self.run_into(container, output)
+    }
+
+    fn expect(&self, expectation: &Expectation) {
+        // What goes wrong now goes wrong again when it is needed.
+        let _ = Spawner::expect(self, expectation);
     }
 
     fn cancel(&self) {

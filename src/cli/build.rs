@@ -146,6 +146,8 @@ impl crate::host::Executor for NothingRuns {
         Err(Diagnostic::error("nothing is executed while explaining"))
     }
 
+    fn expect(&self, _: &crate::container::Expectation) {}
+
     fn cancel(&self) {}
 }
 

@@ -43,6 +43,7 @@ use crate::diag::Diagnostic;
 use crate::plan::{Network, Security};
 
 pub use hosts::{Dns, HostAddress};
+pub use network::host as network_of_host;
 pub use overlay::overlay_detached;
 pub use spawner::Spawner;
 
@@ -139,6 +140,18 @@ pub struct Exit {
     /// The directory that stood below all layers to offer mount points, for
     /// [`crate::layer::canonicalize`].
     pub skeleton: OwnedFd,
-    /// Why the step was on the host's network though it was to have one of its own.
-    pub exposed: Option<Diagnostic>,
+    /// What the user is to know of the step's network: that it was the host's, above all.
+    pub warning: Option<Diagnostic>,
+    /// What was found out about the host's network; for [`Expectation::memory`] of another build.
+    pub learned: Option<Vec<u8>>,
+}
+
+/// What is about to be run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Expectation {
+    /// How many steps at once will have a network of their own.
+    pub lanes: usize,
+    pub dns: Dns,
+    /// What a build learned that was on the same [`network_of_host`].
+    pub memory: Option<Vec<u8>>,
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! builder → spawner   [REQUEST] + fds: memfd of the Container as JSON, output, reply socket
-//!                     [EXPECT, lanes, NameServers as JSON]
+//!                     [EXPECT] + Expectation as JSON
 //!                     [KILL, signal]
 //! step    → spawner   Report as JSON + fds: overlay, skeleton, stub parents and stubs
 //!                     (end of file: the payload runs)
@@ -26,13 +26,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Exit;
-use crate::diag::{Context, Diagnostic, Result};
+use crate::diag::{Context, Diagnostic, Result, Severity};
 
 /// First byte of a request to run a container.
 pub const REQUEST: u8 = b'R';
 /// First byte of a packet that sends the signal of its second byte to every payload.
 pub const KILL: u8 = b'K';
-/// First byte of a packet that says that steps are to come, so many of them at once with a network.
+/// First byte of a packet that says that steps are to come.
 pub const EXPECT: u8 = b'E';
 
 /// A packet is at most this long; what may be longer goes through a memfd.
@@ -89,8 +89,10 @@ pub enum Answer {
         status: i32,
         cpu_us: u64,
         peak_bytes: u64,
-        /// Why it was on the host's network without having asked for that.
-        exposed: Option<Failure>,
+        /// What its user is to know of its network.
+        warning: Option<Failure>,
+        /// What was found out about the host's network.
+        learned: Option<super::network::Memory>,
     },
     Failed(Failure),
 }
@@ -99,7 +101,7 @@ impl Answer {
     pub fn into_result(self, fds: Vec<OwnedFd>) -> Result<Exit> {
         match self {
             Self::Failed(failure) => Err(failure.into()),
-            Self::Ended { status, cpu_us, peak_bytes, exposed } => {
+            Self::Ended { status, cpu_us, peak_bytes, warning, learned } => {
                 let skeleton =
                     fds.into_iter().next().ok_or_else(|| Diagnostic::error("an answer lacks its skeleton"))?;
                 let status = if libc::WIFSIGNALED(status) {
@@ -108,7 +110,8 @@ impl Answer {
                     super::Status::Exited(libc::WEXITSTATUS(status))
                 };
                 let cpu = std::time::Duration::from_micros(cpu_us);
-                Ok(Exit { status, cpu, peak_bytes, skeleton, exposed: exposed.map(Diagnostic::from) })
+                let warning = warning.map(|warning| Diagnostic { severity: Severity::Warning, ..warning.into() });
+                Ok(Exit { status, cpu, peak_bytes, skeleton, warning, learned: learned.as_ref().map(encode) })
             }
         }
     }

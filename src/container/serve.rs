@@ -17,10 +17,10 @@ use rustix::thread::CapabilitiesSecureBits;
 
 use super::hosts::NameServers;
 use super::mount_point::Stub;
-use super::network::{self, Found, Kind, Lane, Networks};
+use super::network::{self, Found, Kind, Lane, Memory, Networks};
 use super::protocol::{self, Answer, EXPECT, Failure, KILL, REQUEST, Report};
 use super::template::{self, Prepared, Template};
-use super::{Container, step};
+use super::{Container, Expectation, step};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::{Network, Security};
 use crate::sys::{self, Child};
@@ -40,8 +40,8 @@ struct Running {
     /// Given back at its end.
     lane: Option<Lane>,
     may_change_lane: bool,
-    /// Why it is on the host's network without having asked for that.
-    exposed: Option<Diagnostic>,
+    /// What its user is to know of its network.
+    warning: Option<Diagnostic>,
     /// Open until exec.
     reports: Option<OwnedFd>,
     reply: OwnedFd,
@@ -144,11 +144,9 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
             Ok(container) => state.waiting.push_back(Waiting { container, output, reply }),
             Err(failure) => answer(&reply, &Answer::Failed(failure.into()), None),
         },
-        ([EXPECT, lanes, names @ ..], _) => {
+        ([EXPECT, expectation @ ..], _) => {
             // What goes wrong now goes wrong again when it is needed, and is told then.
-            if let (Ok(name_servers), Ok((_, networks))) = (protocol::decode(names), ready(state)) {
-                networks.expect(Kind::Connected, usize::from(*lanes), name_servers);
-            }
+            let _ = protocol::decode(expectation).and_then(|expectation| prepare(&expectation, state));
         }
         ([KILL, signal], _) => {
             let Some(signal) = Signal::from_named_raw(i32::from(*signal)) else { return };
@@ -163,6 +161,16 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
         // Not from our builder; whoever waits sees the reply socket close.
         _ => {}
     }
+}
+
+fn prepare(expectation: &Expectation, state: &mut State) -> Result<()> {
+    let (_, networks) = ready(state)?;
+    if let Some(memory) = &expectation.memory {
+        networks.remember(Memory::read(memory));
+    }
+    let name_servers = NameServers::find(&template::host_resolv_conf()?, &expectation.dns);
+    networks.expect(Kind::Connected, expectation.lanes, name_servers);
+    Ok(())
 }
 
 /// What steps have in common, made when the first is near.
@@ -182,7 +190,7 @@ fn ready(state: &mut State) -> Result<(&mut Template, &mut Networks)> {
 /// Starts every step that can have its network now, the earliest first.
 fn begin_waiting(state: &mut State) {
     for waiting in std::mem::take(&mut state.waiting) {
-        let (lane, exposed) = match lane_for(&waiting.container, state) {
+        let (lane, warning) = match lane_for(&waiting.container, state) {
             Ok(Found::Lane(lane)) => (Some(lane), None),
             Ok(Found::Never(network::Failure::Impossible(reason))) => (None, Some(reason)),
             Ok(Found::Host) => (None, None),
@@ -195,7 +203,7 @@ fn begin_waiting(state: &mut State) {
                 continue;
             }
         };
-        begin(waiting, lane, exposed, state);
+        begin(waiting, lane, warning, state);
     }
 }
 
@@ -217,7 +225,7 @@ fn lane_for(container: &Container, state: &mut State) -> Result<Found> {
 }
 
 /// Forks the step's process.
-fn begin(waiting: Waiting, lane: Option<Lane>, exposed: Option<Diagnostic>, state: &mut State) {
+fn begin(waiting: Waiting, lane: Option<Lane>, warning: Option<Diagnostic>, state: &mut State) {
     let Waiting { container, output, reply } = waiting;
     match fork(&container, lane.as_ref(), &output, state) {
         Ok((child, reports, prepared)) => state.running.push(Running {
@@ -225,7 +233,7 @@ fn begin(waiting: Waiting, lane: Option<Lane>, exposed: Option<Diagnostic>, stat
             _prepared: prepared,
             lane,
             may_change_lane: container.security == Security::Insecure,
-            exposed,
+            warning,
             reports: Some(reports),
             reply,
             mounted: None,
@@ -234,7 +242,7 @@ fn begin(waiting: Waiting, lane: Option<Lane>, exposed: Option<Diagnostic>, stat
         }),
         Err(failure) => {
             if let (Some(networks), Some(lane)) = (&mut state.networks, lane) {
-                networks.give_back(lane, false);
+                let _ = networks.give_back(lane, false);
             }
             answer(&reply, &Answer::Failed(failure.into()), None);
         }
@@ -308,8 +316,13 @@ fn read_reports(step: &mut Running) {
 fn finish(mut step: Running, networks: &mut Option<Networks>) {
     read_reports(&mut step);
     let waited = sys::wait(step.child.pid).context(|| "cannot wait for a container");
-    if let (Some(networks), Some(lane)) = (networks, step.lane.take()) {
-        networks.give_back(lane, step.may_change_lane);
+    let mut learned = None;
+    if let Some(networks) = networks {
+        if let Some(lane) = step.lane.take() {
+            let stuck = networks.give_back(lane, step.may_change_lane);
+            step.warning = stuck.or(step.warning);
+        }
+        learned = networks.learned();
     }
     let mounted = step.mounted.as_mut();
     let skeleton = mounted.map(|mounted| {
@@ -323,8 +336,13 @@ fn finish(mut step: Running, networks: &mut Option<Networks>) {
         (None, Err(failure), _) => answer(&step.reply, &Answer::Failed(failure.into()), None),
         (None, Ok(waited), Some(skeleton)) => {
             let cpu_us = u64::try_from(waited.cpu.as_micros()).unwrap_or(u64::MAX);
-            let exposed = step.exposed.take().map(Failure::from);
-            let ended = Answer::Ended { status: waited.status, cpu_us, peak_bytes: waited.peak_bytes, exposed };
+            let ended = Answer::Ended {
+                status: waited.status,
+                cpu_us,
+                peak_bytes: waited.peak_bytes,
+                warning: step.warning.map(Failure::from),
+                learned,
+            };
             answer(&step.reply, &ended, Some(skeleton));
         }
         (None, Ok(_), None) => {

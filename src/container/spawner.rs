@@ -9,9 +9,8 @@ use rustix::io::Errno;
 use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 
-use super::hosts::NameServers;
 use super::protocol::{self, Answer};
-use super::{Container, Dns, Exit, serve, template};
+use super::{Container, Exit, Expectation, serve};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys::{self, Child};
 
@@ -101,12 +100,9 @@ impl Spawner {
         }
     }
 
-    /// Says that steps are to come, `lanes` of them at once with a network, so that what they need is made
-    /// meanwhile. `dns` is what they will say of it.
-    pub fn expect(&self, lanes: usize, dns: &Dns) -> Result<()> {
-        let name_servers = NameServers::find(&template::host_resolv_conf()?, dns);
-        let lanes = u8::try_from(lanes).unwrap_or(u8::MAX);
-        let packet = [vec![protocol::EXPECT, lanes], protocol::encode(&name_servers)].concat();
+    /// Says that steps are to come, so that what they need is made meanwhile.
+    pub fn expect(&self, expectation: &Expectation) -> Result<()> {
+        let packet = [vec![protocol::EXPECT], protocol::encode(expectation)].concat();
         protocol::send(self.requests()?, &packet, &[]).context(|| "cannot announce a step")
     }
 

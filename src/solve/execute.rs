@@ -4,7 +4,6 @@ use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::input::Read;
@@ -12,12 +11,12 @@ use super::{Keyed, Solved, Solver, Stack, Standing};
 use crate::container::{self, Container, Mount, MountKind, Status, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
 use crate::copy::{self, Landing, Owner};
-use crate::diag::{Context as _, Diagnostic, Result, Severity};
+use crate::diag::{Context as _, Diagnostic, Result};
 use crate::host::Secret;
 use crate::plan::{
     Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
 };
-use crate::progress::{self, Event, Number};
+use crate::progress::{self, Number};
 use crate::store::{CacheMount, Draft, MountLock};
 
 /// The most of a secret that is handed to a step (BuildKit's limit).
@@ -113,12 +112,7 @@ impl Solver<'_> {
                 false => error,
             })?;
         drop(held);
-        if let Some(reason) = &exit.exposed
-            && !self.is_exposure_told.swap(true, Ordering::Relaxed)
-        {
-            let warning = Diagnostic { severity: Severity::Warning, ..reason.clone() };
-            self.host.reporter.report(Event::Warning(&warning));
-        }
+        self.note_network(&exit);
         match exit.status {
             Status::Exited(0) => Ok(exit.skeleton),
             status => Err(self.run_failed(id, run, status, &output.tail().lines())),

@@ -13,6 +13,7 @@ mod explain;
 mod facts;
 mod input;
 mod layers;
+mod network;
 mod schedule;
 mod stack;
 
@@ -92,8 +93,8 @@ pub struct Solver<'a> {
     solved: Vec<OnceLock<Arc<Solved>>>,
     layers: &'a Layers<'a>,
     inputs: input::Inputs,
-    /// Set once the user knows that steps are on the host's network.
-    is_exposure_told: AtomicBool,
+    /// Set once the user was told what is wrong with the network of steps.
+    is_network_told: AtomicBool,
 }
 
 /// Results by step, for all steps of the plan.
@@ -116,6 +117,7 @@ pub fn solve(
 ) -> Result<Solution> {
     let solver = Solver::new(plan, host, settings, bases, layers);
     solver.first_pass()?;
+    solver.expect_networks((0..plan.steps.len()).map(StepId));
     schedule::run(&solver)?;
     solver.inputs.save();
     let solved = solver.solved.into_iter().map(OnceLock::into_inner);
@@ -154,7 +156,7 @@ impl<'a> Solver<'a> {
             solved: plan.steps.iter().map(|_| OnceLock::new()).collect(),
             layers,
             inputs: input::Inputs::default(),
-            is_exposure_told: AtomicBool::new(false),
+            is_network_told: AtomicBool::new(false),
         }
     }
 
@@ -180,23 +182,29 @@ impl<'a> Solver<'a> {
 
     /// Solves, in order, every step the cache knows and every step that costs nothing.
     fn first_pass(&self) -> Result<()> {
+        let mut is_expecting = false;
         for index in 0..self.plan.steps.len() {
             let id = StepId(index);
             if self.host.is_canceled() {
                 return Err(canceled());
             }
-            if self.needs(id).iter().any(|need| self.get(*need).is_none()) {
-                continue;
-            }
-            if let Lookup::Hit(solved) = self.look_up(id)? {
-                let step = self.plan.step(id);
-                if is_shown(&step.op) {
-                    let number = self.number();
-                    self.host.reporter.report(Event::Started { number, title: &step.title });
-                    self.finished(number, &solved, Duration::ZERO);
+            let is_ready = self.needs(id).iter().all(|need| self.get(*need).is_some());
+            let found = if is_ready { Some(self.look_up(id)?) } else { None };
+            let Some(Lookup::Hit(solved)) = found else {
+                // What stands on a miss misses too, nearly always.
+                if !is_expecting && self.wants_network(id) {
+                    is_expecting = true;
+                    self.expect_networks(std::iter::once(id));
                 }
-                self.set(id, solved);
+                continue;
+            };
+            let step = self.plan.step(id);
+            if is_shown(&step.op) {
+                let number = self.number();
+                self.host.reporter.report(Event::Started { number, title: &step.title });
+                self.finished(number, &solved, Duration::ZERO);
             }
+            self.set(id, solved);
         }
         Ok(())
     }

@@ -7,4 +7,6 @@ mod bench;
 mod inside;
 mod lifetime;
 mod mounts;
+mod network;
 mod overlay;
+mod world;

@@ -1,7 +1,7 @@
 //! What the host's packet filter does with a build's private networks, through nf_tables.
 //!
 //! ```text
-//! table inet wytheN (owned by the socket that made it, and gone with it)
+//! table inet wytheN-… (owned by the socket that made it, and gone with it)
 //!   prerouting    from a lane and not with its range's address: drop
 //!                 probe: count
 //!   forward       from a lane of any build to a lane of any build: drop
@@ -13,6 +13,7 @@
 //! that the host's own rules have against forwarding.
 
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 
@@ -83,11 +84,14 @@ pub struct Table {
 }
 
 impl Table {
-    /// Makes the table for `range`. `EEXIST` where there is one already, somebody's who may be about to
-    /// end.
-    pub fn make(range: Range, has_v6: bool) -> Result<Self, Errno> {
-        let socket = Socket::open(Some(rustix::net::netlink::NETFILTER))?;
-        let name = format!("{LANES}{}", range.index);
+    /// Makes the table for `range`. `claim` is any descriptor that nobody else has: its number tells the
+    /// table from one whose owner is just ending.
+    pub fn make(range: Range, has_v6: bool, claim: &OwnedFd) -> Result<Self, Errno> {
+        // The kernel knows an owner by this number, and takes away what belongs to it a moment after
+        // it was given free; the numbers that it chooses itself are those of processes, small and often the same.
+        let number = rustix::fs::fstat(claim)?.st_ino as u32;
+        let socket = Socket::open_as(rustix::net::netlink::NETFILTER, number)?;
+        let name = format!("{LANES}{}-{number}", range.index);
         let mut requests = vec![
             message(libc::NFT_MSG_NEWTABLE, CREATE)
                 .with_text(TABLE_NAME, &name)
@@ -95,12 +99,8 @@ impl Table {
         ];
         requests.extend([PREROUTING, FORWARD, PROOF, POSTROUTING].map(|chain| base_chain(&name, chain)));
         requests.extend(rules(&name, range, has_v6));
-        match socket.batch(framed(libc::NFNL_MSG_BATCH_BEGIN), requests, framed(libc::NFNL_MSG_BATCH_END)) {
-            Ok(()) => Ok(Self { socket, name }),
-            // What another owns may be looked at and no more.
-            Err(Errno::PERM) if exists(&name) => Err(Errno::EXIST),
-            Err(errno) => Err(errno),
-        }
+        socket.batch(framed(libc::NFNL_MSG_BATCH_BEGIN), requests, framed(libc::NFNL_MSG_BATCH_END))?;
+        Ok(Self { socket, name })
     }
 
     /// How many probes have come in, and how many of them went all the way.
@@ -124,11 +124,6 @@ fn packets(expression: &[u8]) -> Option<u64> {
     }
     let counter = Attributes::within(expression.get(EXPRESSION_DATA)?);
     Some(u64::from_be_bytes(counter.get(COUNTER_PACKETS)?.try_into().ok()?))
-}
-
-fn exists(name: &str) -> bool {
-    let Ok(socket) = Socket::open(Some(rustix::net::netlink::NETFILTER)) else { return false };
-    socket.get(message(libc::NFT_MSG_GETTABLE, 0).with_text(TABLE_NAME, name)).is_ok()
 }
 
 /// `struct nfgenmsg`.

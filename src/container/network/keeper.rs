@@ -2,7 +2,8 @@
 //! spawner never waits for any of it.
 //!
 //! It makes a *lane* for each step that runs at once, and gives it a way out: through the host (`veth`),
-//! else through a program (`userspace`), whichever works first. What does not work is not tried again.
+//! else through a program (`userspace`), whichever works first. What does not work is not tried again. A way
+//! through the host that is known to work is opened when a step asks for it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddrV4};
@@ -16,10 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use super::super::hosts::NameServers;
 use super::super::protocol::{self, Failure};
+use super::memory::{Forwarding, Memory};
 use super::netlink::Socket;
 use super::range;
 use super::userspace::{self, Place, Program, Started};
-use super::veth::Uplink;
+use super::veth::{FORBIDDEN, Uplink, Wire};
 use super::{Kind, firewall, lane, link};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys;
@@ -27,6 +29,10 @@ use crate::sys;
 /// What the spawner asks for.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
+    /// What is known of this host.
+    Remember {
+        memory: Memory,
+    },
     Make {
         kind: Kind,
         name_servers: NameServers,
@@ -57,6 +63,15 @@ pub enum News {
     /// A lane has lost its way out; it need not be dropped.
     Lost {
         id: u32,
+    },
+    /// A step's packets go nowhere.
+    Stuck {
+        id: u32,
+        why: String,
+    },
+    /// What is now known of this host.
+    Learned {
+        memory: Memory,
     },
 }
 
@@ -96,6 +111,7 @@ struct Keeper<'a> {
     way: Way,
     /// Why earlier ways are not taken.
     reasons: Vec<String>,
+    memory: Memory,
     uplink: Option<Uplink>,
     lanes: BTreeMap<u32, Held>,
     next: u32,
@@ -106,7 +122,7 @@ struct Keeper<'a> {
 /// What a lane depends on.
 #[derive(Default)]
 struct Held {
-    wire: Option<u8>,
+    wire: Option<Wire>,
     program: Option<Started>,
 }
 
@@ -129,6 +145,7 @@ pub fn keep(orders: &OwnedFd, proc: BorrowedFd<'_>, user_namespace: BorrowedFd<'
         own,
         way: Way::Veth,
         reasons: Vec::new(),
+        memory: Memory::default(),
         uplink: None,
         lanes: BTreeMap::new(),
         next: 0,
@@ -143,6 +160,7 @@ impl Keeper<'_> {
     /// Waits once and does what there is to do; whether there is a spawner still.
     fn turn(&mut self) -> Result<bool> {
         let is_ordered = self.wait()?;
+        self.look_after_wires()?;
         self.look_after_programs()?;
         if is_ordered {
             let Some((packet, _)) = protocol::receive(self.orders.as_fd()).context(|| "cannot receive an order")?
@@ -155,6 +173,7 @@ impl Keeper<'_> {
                     self.make(kind)?;
                 }
                 Order::Drop { id } => self.forget(id),
+                Order::Remember { memory } => self.memory = memory,
             }
         }
         Ok(true)
@@ -167,6 +186,8 @@ impl Keeper<'_> {
             polled.push(PollFd::from_borrowed_fd(started.child.pidfd.as_fd(), PollFlags::IN));
             polled.push(PollFd::from_borrowed_fd(started.events.as_fd(), PollFlags::IN));
         }
+        let wires = self.lanes.values().filter_map(|held| held.wire.as_ref());
+        polled.extend(wires.map(|wire| PollFd::from_borrowed_fd(wire.events(), PollFlags::IN)));
         let programs = self.lanes.values().filter_map(|held| held.program.as_ref());
         polled.extend(programs.map(|program| PollFd::from_borrowed_fd(program.child.pidfd.as_fd(), PollFlags::IN)));
         let deadline = self.starting.iter().map(|starting| starting.started.deadline).min();
@@ -180,7 +201,8 @@ impl Keeper<'_> {
     /// Makes a lane and, where it is to be connected, gives it the first way out that works.
     fn make(&mut self, kind: Kind) -> Result<()> {
         loop {
-            if kind == Kind::Connected && self.way == Way::Nothing {
+            if kind == Kind::Connected && self.way == Way::Nothing && !self.begin_again() {
+                self.learned()?;
                 return self.tell(&News::Impossible { reasons: self.reasons.clone() }, None);
             }
             let namespace = match lane::create(self.proc, self.user_namespace) {
@@ -192,9 +214,9 @@ impl Keeper<'_> {
                     return self.hand_over(kind, &namespace, Traits::default(), Held::default());
                 }
                 (Kind::Connected, Way::Veth) => match self.wire(&namespace) {
-                    Ok((number, host)) => {
-                        let traits = Traits { name_server: None, host: Some(host) };
-                        let held = Held { wire: Some(number), program: None };
+                    Ok(wire) => {
+                        let traits = Traits { name_server: None, host: Some(wire.host) };
+                        let held = Held { wire: Some(wire), program: None };
                         return self.hand_over(kind, &namespace, traits, held);
                     }
                     Err(why) => format!("through the host: {why}"),
@@ -220,7 +242,23 @@ impl Keeper<'_> {
         }
     }
 
-    fn wire(&mut self, namespace: &OwnedFd) -> Result<(u8, IpAddr), String> {
+    /// Tries the host once more when it was left out for what an earlier build found: with no other
+    /// way it is worth it.
+    fn begin_again(&mut self) -> bool {
+        let is_worth_it = self.memory.forwarding == Forwarding::Forbidden;
+        if is_worth_it {
+            self.memory.forwarding = Forwarding::Unknown;
+            self.reasons.clear();
+            self.way = Way::Veth;
+        }
+        is_worth_it
+    }
+
+    /// Lays a wire; one that is not known to be of use is tried first.
+    fn wire(&mut self, namespace: &OwnedFd) -> Result<Wire, String> {
+        if self.memory.forwarding == Forwarding::Forbidden {
+            return Err(FORBIDDEN.into());
+        }
         if self.name_servers == NameServers::OnLoopback
             && [Program::Pasta, Program::Slirp].into_iter().any(|it| it.find().is_some())
         {
@@ -230,18 +268,48 @@ impl Keeper<'_> {
             Some(uplink) => uplink,
             None => Uplink::open(self.proc)?,
         };
-        let is_first = self.lanes.values().all(|held| held.wire.is_none());
-        let wire = uplink.connect(self.proc, namespace.as_fd(), self.own.as_fd())?;
-        if is_first {
-            uplink.prove(namespace.as_fd(), self.own.as_fd())?;
+        let mut wire = uplink.connect(self.proc, namespace.as_fd(), self.own.as_fd())?;
+        if self.memory.forwarding == Forwarding::Unknown {
+            uplink.let_through(&mut wire)?;
+            uplink.prove(&wire)?;
+            self.memory.forwarding = Forwarding::Proven;
+            // With nobody to tell, the next order ends this process.
+            let _ = self.learned();
         }
         self.uplink = Some(uplink);
-        Ok((wire.number, wire.host))
+        Ok(wire)
+    }
+
+    /// Opens the wires of steps that have something to send.
+    fn look_after_wires(&mut self) -> Result<()> {
+        let Some(uplink) = &mut self.uplink else { return Ok(()) };
+        let mut stuck = Vec::new();
+        for (id, held) in &mut self.lanes {
+            let Some(wire) = held.wire.as_mut().filter(|wire| wire.is_asked()) else { continue };
+            if let Err(why) = uplink.let_through(wire).and_then(|()| uplink.prove(wire)) {
+                stuck.push((*id, why));
+            }
+        }
+        for (id, why) in stuck {
+            // What was known of this host is so no more. Lanes to come go another way.
+            self.memory.forwarding = Forwarding::Forbidden;
+            self.learned()?;
+            self.refuse(Way::Veth, format!("through the host: {why}"));
+            self.tell(&News::Stuck { id, why }, None)?;
+        }
+        Ok(())
+    }
+
+    fn learned(&self) -> Result<()> {
+        self.tell(&News::Learned { memory: self.memory.clone() }, None)
     }
 
     fn start(&self, program: Program, namespace: &OwnedFd) -> Result<Started, String> {
         let path = program.find().ok_or("it is not installed")?;
-        let routes = Socket::open(None).and_then(|socket| link::routes(&socket));
+        if let Some(why) = self.memory.failure(&path) {
+            return Err(why.to_owned());
+        }
+        let routes = Socket::open().and_then(|socket| link::routes(&socket));
         let routes =
             routes.map_err(|errno| format!("cannot read the host's routes: {}", std::io::Error::from(errno)))?;
         let range = range::free(&routes.own).next().ok_or("every range of private addresses is in use")?;
@@ -265,6 +333,7 @@ impl Keeper<'_> {
                 let traits = Traits { name_server: started.name_server, host: address_of_host() };
                 let held = Held { wire: None, program: Some(started) };
                 self.hand_over(Kind::Connected, &namespace, traits, held)?;
+                self.learned()?;
             } else if has_ended || Instant::now() >= started.deadline {
                 let why = match (started.last_words(), has_ended) {
                     (Some(words), _) => words,
@@ -273,6 +342,7 @@ impl Keeper<'_> {
                 };
                 started.stop();
                 let program = started.program;
+                self.memory.note_failure(&started.path, &why);
                 self.refuse(Way::Program(program), format!("through `{}`: {why}", program.name()));
                 self.make(Kind::Connected)?;
             } else {
@@ -297,8 +367,8 @@ impl Keeper<'_> {
         if let Some(program) = held.program {
             program.stop();
         }
-        if let (Some(uplink), Some(number)) = (&mut self.uplink, held.wire) {
-            uplink.forget(number);
+        if let (Some(uplink), Some(wire)) = (&mut self.uplink, held.wire) {
+            uplink.forget(&wire);
         }
     }
 

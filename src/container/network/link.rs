@@ -14,6 +14,13 @@ const VETH_INFO_PEER: u16 = 1;
 const ADDRESS_MODE: u16 = 8;
 const ADDRESS_MODE_NONE: u8 = 1;
 
+/// From `linux/neighbour.h`.
+const TABLE_NAME: u16 = 1;
+const TABLE_PARAMETERS: u16 = 6;
+const PARAMETER_INTERFACE: u16 = 1;
+const PARAMETER_PROGRAMS: u16 = 9;
+
+const NEIGHBOUR_BYTES: usize = 12;
 const LINK_BYTES: usize = size_of::<libc::ifinfomsg>();
 const ADDRESS_BYTES: usize = 8;
 const ROUTE_BYTES: usize = 12;
@@ -105,6 +112,27 @@ pub fn add_address(socket: &Socket, index: u32, address: IpAddr, prefix: u8) -> 
     let bytes = octets(address);
     let message = Message::new(libc::RTM_NEWADDR, CREATE, &fixed);
     socket.request(message.with(libc::IFA_LOCAL, &bytes).with(libc::IFA_ADDRESS, &bytes))
+}
+
+/// Lets an interface's kernel ask its programs (`RTM_GETNEIGH`) for the hardware address of a neighbour, in
+/// the protocol of `address`, before it asks the wire a second later.
+pub fn ask_us_for_neighbours(socket: &Socket, index: u32, address: IpAddr) -> Result<(), Errno> {
+    let table = if address.is_ipv6() { "ndisc_cache" } else { "arp_cache" };
+    let message = Message::new(libc::RTM_SETNEIGHTBL, 0, &[family(address), 0, 0, 0]).with_text(TABLE_NAME, table);
+    socket.request(message.nest(TABLE_PARAMETERS, |parameters| {
+        parameters.with(PARAMETER_INTERFACE, &index.to_ne_bytes()).with(PARAMETER_PROGRAMS, &1_u32.to_ne_bytes())
+    }))
+}
+
+/// Gives a neighbour its hardware address, for good.
+pub fn add_neighbour(socket: &Socket, index: u32, address: IpAddr, hardware: [u8; 6]) -> Result<(), Errno> {
+    let mut fixed = [0; NEIGHBOUR_BYTES];
+    fixed[0] = family(address);
+    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+    fixed[8..10].copy_from_slice(&libc::NUD_PERMANENT.to_ne_bytes());
+    let flags = (libc::NLM_F_CREATE | libc::NLM_F_REPLACE) as u16;
+    let message = Message::new(libc::RTM_NEWNEIGH, flags, &fixed);
+    socket.request(message.with(libc::NDA_DST, &octets(address)).with(libc::NDA_LLADDR, &hardware))
 }
 
 /// Sends everything that has no other way through `gateway`.

@@ -13,6 +13,7 @@ mod firewall;
 mod keeper;
 mod lane;
 mod link;
+mod memory;
 mod netlink;
 mod range;
 mod userspace;
@@ -32,6 +33,7 @@ use crate::diag::{Context, Diagnostic, Result};
 use crate::sys::{self, Child};
 
 pub use self::keeper::Traits;
+pub use self::memory::{Memory, host};
 
 /// Which lanes a step can be in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -65,6 +67,10 @@ pub struct Networks {
     failures: BTreeMap<Kind, Failure>,
     /// Lanes that lost their way out while a step was in them.
     lost: Vec<u32>,
+    /// Lanes whose packets go nowhere, and what to say of that.
+    stuck: Vec<(u32, Diagnostic)>,
+    /// What is known of the host, until somebody is told.
+    learned: Option<Memory>,
 }
 
 /// Why a step is in no lane.
@@ -104,6 +110,8 @@ impl Networks {
             ordered: BTreeMap::new(),
             failures: BTreeMap::new(),
             lost: Vec::new(),
+            stuck: Vec::new(),
+            learned: None,
         })
     }
 
@@ -141,18 +149,32 @@ impl Networks {
 
     /// Takes back a lane whose step has ended. One that the step may have changed, or that has lost its
     /// way out, is given up.
-    pub fn give_back(&mut self, lane: Lane, may_be_changed: bool) {
+    ///
+    /// Returns what went wrong with it meanwhile.
+    pub fn give_back(&mut self, lane: Lane, may_be_changed: bool) -> Option<Diagnostic> {
         if lane.keeper != self.keeper.pid {
-            return;
+            return None;
         }
-        let is_lost = self.lost.contains(&lane.id);
-        self.lost.retain(|id| *id != lane.id);
-        if may_be_changed || is_lost {
+        let is_lost = self.lost.extract_if(.., |id| *id == lane.id).count() > 0;
+        let stuck = self.stuck.extract_if(.., |(id, _)| *id == lane.id).next();
+        if may_be_changed || is_lost || stuck.is_some() {
             self.alive -= 1;
             let _ = protocol::send(self.socket.as_fd(), &protocol::encode(&Order::Drop { id: lane.id }), &[]);
         } else {
             self.free.entry(lane.kind).or_default().push(lane);
         }
+        stuck.map(|(_, why)| why)
+    }
+
+    /// What is to be remembered of this host, if that is news.
+    pub fn learned(&mut self) -> Option<Memory> {
+        self.learned.take()
+    }
+
+    /// Has what an earlier build learned taken into account.
+    pub fn remember(&self, memory: Memory) {
+        // The news will be that the process is gone.
+        let _ = protocol::send(self.socket.as_fd(), &protocol::encode(&Order::Remember { memory }), &[]);
     }
 
     /// Takes in what the process has said so far; whether it is still there.
@@ -187,6 +209,8 @@ impl Networks {
                     self.arrived(kind);
                     self.failures.insert(kind, Failure::Failed(failure.into()));
                 }
+                News::Stuck { id, why } => self.stuck.push((id, stuck(&why))),
+                News::Learned { memory } => self.learned = Some(memory),
                 News::Lost { id } => {
                     let free = self.free.values_mut().flat_map(|lanes| lanes.extract_if(.., |lane| lane.id == id));
                     match free.count() {
@@ -215,6 +239,10 @@ impl Drop for Networks {
         let _ = rustix::process::pidfd_send_signal(&self.keeper.pidfd, rustix::process::Signal::KILL);
         let _ = sys::wait(self.keeper.pid);
     }
+}
+
+fn stuck(why: &str) -> Diagnostic {
+    Diagnostic::error("what a step sent did not get out of its network").caused_by(why).hint("run the build again")
 }
 
 fn impossible(reasons: &[String]) -> Diagnostic {

@@ -144,16 +144,24 @@ pub struct Socket {
 }
 
 impl Socket {
-    pub fn open(protocol: Option<Protocol>) -> Result<Self, Errno> {
-        let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
-        rustix::net::bind(&fd, &SocketAddrNetlink::new(0, 0))?;
-        Ok(Self { fd, sequence: Cell::new(0) })
+    /// For requests about links, addresses and routes.
+    pub fn open() -> Result<Self, Errno> {
+        Self::bind(None, SocketAddrNetlink::new(0, 0))
+    }
+
+    /// For requests to `protocol` from a socket of this number, which is different from all others'.
+    pub fn open_as(protocol: Protocol, number: u32) -> Result<Self, Errno> {
+        Self::bind(Some(protocol), SocketAddrNetlink::new(number, 0))
     }
 
     /// One that is told of what happens to the `RTMGRP_*` groups.
     pub fn listen(groups: i32) -> Result<Self, Errno> {
-        let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-        rustix::net::bind(&fd, &SocketAddrNetlink::new(0, groups as u32))?;
+        Self::bind(None, SocketAddrNetlink::new(0, groups as u32))
+    }
+
+    fn bind(protocol: Option<Protocol>, address: SocketAddrNetlink) -> Result<Self, Errno> {
+        let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+        rustix::net::bind(&fd, &address)?;
         Ok(Self { fd, sequence: Cell::new(0) })
     }
 

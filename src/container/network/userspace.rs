@@ -48,6 +48,7 @@ pub enum Program {
 /// One that was started and may not be ready yet.
 pub struct Started {
     pub program: Program,
+    pub path: PathBuf,
     pub child: Child,
     /// Told of the lane's routes.
     pub events: Socket,
@@ -135,7 +136,7 @@ pub fn start(program: Program, path: &Path, place: &Place<'_>) -> Result<Started
     let (events, route) = lane::within(place.lane, place.own, || {
         Ok::<_, rustix::io::Errno>((
             Socket::listen(libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE)?,
-            Socket::open(None)?,
+            Socket::open()?,
         ))
     })
     .context(doing)?
@@ -156,6 +157,7 @@ pub fn start(program: Program, path: &Path, place: &Place<'_>) -> Result<Started
     };
     Ok(Started {
         program,
+        path: path.to_owned(),
         child,
         events,
         deadline: Instant::now() + LIMIT,

@@ -6,11 +6,16 @@
 //!   eth0 10.119.N.2/30 ───────────────── wytheN-0 10.119.N.1/30 ── forward ── masquerade ──▶
 //! ```
 //!
+//! A wire is *closed* at first: the host's end is down and has no address, and there is no table. Most
+//! steps never send a packet, and to remove a table takes the kernel longer than such a step. What is sent
+//! to the gateway makes the lane's kernel ask for the hardware address, and that it asks us: then the
+//! wire is opened and the answer given, upon which the packet goes on its way.
+//!
 //! Nothing of it stays behind: an interface goes with the namespace that its other end is in, the table
 //! with its socket. No setting of the host is touched but that its ends of our pairs do not listen
 //! to routers, which are the steps' to play.
 
-use std::net::{IpAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -28,108 +33,138 @@ use super::range::{self, Ends, PREFIX, PREFIX_V6, Range};
 /// What the interface is called inside.
 pub const INSIDE: &str = "eth0";
 
+/// What is wrong with a host that forwards and yet does not.
+pub const FORBIDDEN: &str = "the host's packet filter does not let packets from new networks out";
+
 /// Where no default route says otherwise.
 const MTU: u32 = 1500;
-/// How often another range is tried when somebody else is quicker.
-const ATTEMPTS: usize = 16;
+/// The last byte of the ends' hardware addresses.
+const HOST: u8 = 0;
+const LANE: u8 = 1;
 /// The kernel is given this long to do what takes it some microseconds.
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// What all lanes of a build share.
 pub struct Uplink {
-    table: Table,
+    /// Made when the first wire is opened.
+    table: Option<Table>,
     /// Holds the range's name among the builds of this host.
-    _claim: OwnedFd,
+    claim: OwnedFd,
     range: Range,
     route: Socket,
     mtu: u32,
     has_default: bool,
     has_v6: bool,
-    /// Which lanes there are.
+    /// The numbers of the wires that there are.
     used: u64,
 }
 
-/// A lane that can reach what the host reaches.
+/// A lane's connection to the host.
 pub struct Wire {
-    pub number: u8,
+    number: u8,
     /// The host's address on it.
     pub host: IpAddr,
+    is_open: bool,
+    /// Of the host's end.
+    index: u32,
+    ends: Addresses,
+    inside: Inside,
+}
+
+struct Addresses {
+    v4: Ends<Ipv4Addr>,
+    v6: Option<Ends<Ipv6Addr>>,
+}
+
+/// The lane's side.
+struct Inside {
+    route: Socket,
+    /// Told of the interface, and of the addresses that are looked for.
+    events: Socket,
+    /// A socket to send probes with.
+    probe: OwnedFd,
+    index: u32,
 }
 
 impl Uplink {
-    /// Says why not where the host does not forward, or does not let us.
+    /// Says why not where the host does not forward.
     pub fn open(proc: BorrowedFd<'_>) -> Result<Self, String> {
         if read(proc, "sys/net/ipv4/ip_forward").as_deref() != Some("1") {
             return Err("the host does not forward packets (`net.ipv4.ip_forward` is 0)".into());
         }
-        let route = Socket::open(None).map_err(|errno| unable("ask for the host's routes", errno))?;
+        let route = Socket::open().map_err(|errno| unable("ask for the host's routes", errno))?;
         let routes = link::routes(&route).map_err(|errno| unable("read the host's routes", errno))?;
         let forwards_v6 = read(proc, "sys/net/ipv6/conf/all/forwarding").as_deref() == Some("1");
-        let has_v6 = forwards_v6 && routes.has_default_v6;
-        for range in range::free(&routes.own).take(ATTEMPTS) {
-            let Some(claim) = claim(range) else { continue };
-            let table = match Table::make(range, has_v6) {
-                Ok(table) => table,
-                // Of a build that is about to end.
-                Err(Errno::EXIST) => continue,
-                Err(errno) => return Err(unable("make a table of nf_tables", errno)),
-            };
-            let mtu = routes.mtu.unwrap_or(MTU);
-            return Ok(Self {
-                table,
-                _claim: claim,
-                range,
-                route,
-                mtu,
-                has_default: routes.has_default,
-                has_v6,
-                used: 0,
-            });
-        }
-        Err("every range of private addresses is in use".into())
+        let claimed = range::free(&routes.own).find_map(|range| claim(range).map(|claim| (range, claim)));
+        let (range, claim) = claimed.ok_or("every range of private addresses is in use")?;
+        Ok(Self {
+            table: None,
+            claim,
+            range,
+            route,
+            mtu: routes.mtu.unwrap_or(MTU),
+            has_default: routes.has_default,
+            has_v6: forwards_v6 && routes.has_default_v6,
+            used: 0,
+        })
     }
 
-    /// Connects the network namespace `lane`, seen from the host's, `own`.
+    /// Lays a wire, closed, between the host's network namespace, `own`, and `lane`.
     pub fn connect(&mut self, proc: BorrowedFd<'_>, lane: BorrowedFd<'_>, own: BorrowedFd<'_>) -> Result<Wire, String> {
         let (number, name) = self.make_pair(lane).map_err(|errno| unable("make a pair of interfaces", errno))?;
-        let (ends, ends_v6) = (self.range.ends(number), self.range.ends_v6(number));
-        let events = Socket::listen(libc::RTMGRP_LINK).map_err(|errno| unable("watch an interface", errno))?;
-        let index = link::index(&self.route, &name).map_err(|errno| unable("find an interface", errno))?;
-        self.raise_host(proc, &name, index, ends, ends_v6)
-            .map_err(|errno| unable("set up the host's end of a pair of interfaces", errno))?;
-        lane::within(lane, own, || raise_inside(ends, self.has_v6.then_some(ends_v6)))
+        let v6 = self.has_v6.then(|| self.range.ends_v6(number));
+        let ends = Addresses { v4: self.range.ends(number), v6 };
+        let index = self.settle_host(proc, &name).map_err(|errno| unable("set up an interface", errno))?;
+        let inside = lane::within(lane, own, || raise_inside(&ends))
             .map_err(|error| format!("cannot enter a network namespace: {error}"))?
             .map_err(|errno| unable("set up a network namespace", errno))?;
-        self.await_running(index, &events)?;
         self.used |= 1 << number;
-        Ok(Wire { number, host: ends.host.into() })
+        Ok(Wire { number, host: ends.v4.host.into(), is_open: false, index, ends, inside })
     }
 
-    /// For a lane that is no more; its number is free again once its interface has gone.
-    pub fn forget(&mut self, number: u8) {
-        self.used &= !(1 << number);
-    }
-
-    /// Whether packets from a connected lane leave the host: its own rules may forbid it.
-    pub fn prove(&self, lane: BorrowedFd<'_>, own: BorrowedFd<'_>) -> Result<(), String> {
-        if !self.has_default {
-            // Nothing is beyond this host.
+    /// Lets packets through; nothing to do if they are.
+    pub fn let_through(&mut self, wire: &mut Wire) -> Result<(), String> {
+        if wire.is_open {
             return Ok(());
         }
-        let socket = lane::within(lane, own, || rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None));
-        let socket = socket.map_err(|error| format!("cannot enter a network namespace: {error}"))?;
+        if self.table.is_none() {
+            let table = Table::make(self.range, self.has_v6, &self.claim);
+            self.table = Some(table.map_err(|errno| unable("make a table of nf_tables", errno))?);
+        }
+        self.raise_host(wire).map_err(|errno| unable("set up the host's end of a pair of interfaces", errno))?;
+        wire.await_running()?;
+        wire.inside
+            .answer(&wire.ends, self.hardware_address(wire.number, HOST))
+            .map_err(|errno| unable("set up a network namespace", errno))?;
+        wire.is_open = true;
+        Ok(())
+    }
+
+    /// For a wire that is no more; its number is free again once its interface has gone.
+    pub fn forget(&mut self, wire: &Wire) {
+        self.used &= !(1 << wire.number);
+    }
+
+    /// Whether packets from an open wire leave the host: its own rules may forbid it.
+    pub fn prove(&self, wire: &Wire) -> Result<(), String> {
+        let Some(table) = self.table.as_ref().filter(|_| self.has_default) else {
+            // Nothing is beyond this host.
+            return Ok(());
+        };
+        let count = || table.probes().map_err(|errno| unable("read a counter of nf_tables", errno));
+        let before = count()?;
         // The port of those who throw away what they get.
         let nobody = SocketAddrV4::new(firewall::PROBE, 9);
-        socket
-            .and_then(|socket| rustix::net::sendto(socket, &[0], SendFlags::empty(), &nobody))
+        rustix::net::sendto(&wire.inside.probe, &[0], SendFlags::empty(), &nobody)
             .map_err(|errno| unable("send a packet from a private network", errno))?;
         let begun = Instant::now();
         loop {
-            match self.table.probes().map_err(|errno| unable("read a counter of nf_tables", errno))? {
-                (_, 1..) => return Ok(()),
+            let (came, went) = count()?;
+            match (came > before.0, went > before.1) {
+                (_, true) => return Ok(()),
                 // A packet that has come in is through, or not, within microseconds.
-                (1.., 0) if begun.elapsed() > Duration::from_millis(3) => {
-                    return Err("the host's packet filter does not let packets from new networks out".into());
+                (true, false) if begun.elapsed() > Duration::from_millis(3) => {
+                    return Err(FORBIDDEN.into());
                 }
                 _ if begun.elapsed() > LIMIT => return Err("packets from a private network do not arrive".into()),
                 _ => std::thread::sleep(Duration::from_micros(200)),
@@ -141,10 +176,8 @@ impl Uplink {
     fn make_pair(&self, lane: BorrowedFd<'_>) -> Result<(u8, String), Errno> {
         for number in (0..range::LANES).filter(|number| self.used & 1 << number == 0) {
             let name = format!("{}{}-{number}", firewall::LANES, self.range.index);
-            let [low, high] = self.range.index.to_le_bytes();
-            let hardware_address = |side| [0x02, 0x77, high, low, number, side];
-            let host = End { name: &name, hardware_address: hardware_address(0) };
-            let inside = End { name: INSIDE, hardware_address: hardware_address(1) };
+            let host = End { name: &name, hardware_address: self.hardware_address(number, HOST) };
+            let inside = End { name: INSIDE, hardware_address: self.hardware_address(number, LANE) };
             match link::make_pair(&self.route, host, inside, lane, self.mtu) {
                 Ok(()) => return Ok((number, name)),
                 // Of a namespace that the kernel is still clearing away.
@@ -155,14 +188,15 @@ impl Uplink {
         Err(Errno::NOSPC)
     }
 
-    fn raise_host(
-        &self,
-        proc: BorrowedFd<'_>,
-        name: &str,
-        index: u32,
-        ends: Ends<std::net::Ipv4Addr>,
-        ends_v6: Ends<std::net::Ipv6Addr>,
-    ) -> Result<(), Errno> {
+    /// Of no maker (`02`), and different for each end on this host.
+    fn hardware_address(&self, number: u8, side: u8) -> [u8; 6] {
+        let [low, high] = self.range.index.to_le_bytes();
+        [0x02, 0x77, high, low, number, side]
+    }
+
+    /// Makes the host's end harmless. Its number.
+    fn settle_host(&self, proc: BorrowedFd<'_>, name: &str) -> Result<u32, Errno> {
+        let index = link::index(&self.route, name)?;
         link::silence(&self.route, index)?;
         // A step may send what routers send, and must not become the host's.
         match write(proc, &format!("sys/net/ipv6/conf/{name}/accept_ra"), "0") {
@@ -170,39 +204,73 @@ impl Uplink {
             Err(Errno::NOENT) => {}
             written => written?,
         }
-        link::add_address(&self.route, index, ends.host.into(), PREFIX)?;
-        if self.has_v6 {
-            link::add_address(&self.route, index, ends_v6.host.into(), PREFIX_V6)?;
-        }
-        link::bring_up(&self.route, index)
+        Ok(index)
     }
 
-    /// Waits until the host's end takes packets: what it is to send before is lost.
-    fn await_running(&self, index: u32, events: &Socket) -> Result<(), String> {
-        let begun = Instant::now();
-        while !link::is_running(&self.route, index).map_err(|errno| unable("look at an interface", errno))? {
-            let left = LIMIT.checked_sub(begun.elapsed()).ok_or("a pair of interfaces does not come up")?;
-            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-            let mut polled = [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::IN)];
-            let _ = rustix::event::poll(&mut polled, Some(&left));
-            events.events();
+    fn raise_host(&self, wire: &Wire) -> Result<(), Errno> {
+        link::bring_up(&self.route, wire.index)?;
+        link::add_address(&self.route, wire.index, wire.ends.v4.host.into(), PREFIX)?;
+        if let Some(ends) = wire.ends.v6 {
+            link::add_address(&self.route, wire.index, ends.host.into(), PREFIX_V6)?;
         }
         Ok(())
     }
 }
 
-fn raise_inside(ends: Ends<std::net::Ipv4Addr>, ends_v6: Option<Ends<std::net::Ipv6Addr>>) -> Result<(), Errno> {
-    let route = Socket::open(None)?;
+impl Wire {
+    /// Readable when something happens in the lane.
+    pub fn events(&self) -> BorrowedFd<'_> {
+        self.inside.events.as_fd()
+    }
+
+    /// Whether a step has sent something that a closed wire holds back.
+    pub fn is_asked(&self) -> bool {
+        let events = self.inside.events.events();
+        !self.is_open && events.iter().any(|event| event.kind == libc::RTM_GETNEIGH)
+    }
+
+    /// Waits until the lane's end takes packets: what is sent before is lost.
+    fn await_running(&self) -> Result<(), String> {
+        let begun = Instant::now();
+        let is_running = || link::is_running(&self.inside.route, self.inside.index);
+        while !is_running().map_err(|errno| unable("look at an interface", errno))? {
+            let left = LIMIT.checked_sub(begun.elapsed()).ok_or("a pair of interfaces does not come up")?;
+            let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            let mut polled = [PollFd::from_borrowed_fd(self.events(), PollFlags::IN)];
+            let _ = rustix::event::poll(&mut polled, Some(&left));
+            self.inside.events.events();
+        }
+        Ok(())
+    }
+}
+
+impl Inside {
+    /// Says where the gateway is, to those who wait for it too.
+    fn answer(&self, ends: &Addresses, gateway: [u8; 6]) -> Result<(), Errno> {
+        link::add_neighbour(&self.route, self.index, ends.v4.host.into(), gateway)?;
+        match ends.v6 {
+            Some(ends) => link::add_neighbour(&self.route, self.index, ends.host.into(), gateway),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Sets up the lane's end, in the lane.
+fn raise_inside(ends: &Addresses) -> Result<Inside, Errno> {
+    let events = Socket::listen(libc::RTMGRP_NEIGH | libc::RTMGRP_LINK)?;
+    let probe = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    let route = Socket::open()?;
     let index = link::index(&route, INSIDE)?;
     link::silence(&route, index)?;
     link::bring_up(&route, index)?;
-    link::add_address(&route, index, ends.inside.into(), PREFIX)?;
-    link::add_default_route(&route, index, ends.host.into())?;
-    if let Some(ends) = ends_v6 {
-        link::add_address(&route, index, ends.inside.into(), PREFIX_V6)?;
-        link::add_default_route(&route, index, ends.host.into())?;
+    let v6 = ends.v6.map(|ends| (IpAddr::from(ends.inside), PREFIX_V6, IpAddr::from(ends.host)));
+    let v4 = (IpAddr::from(ends.v4.inside), PREFIX, IpAddr::from(ends.v4.host));
+    for (address, prefix, gateway) in [Some(v4), v6].into_iter().flatten() {
+        link::ask_us_for_neighbours(&route, index, address)?;
+        link::add_address(&route, index, address, prefix)?;
+        link::add_default_route(&route, index, gateway)?;
     }
-    Ok(())
+    Ok(Inside { route, events, probe, index })
 }
 
 /// Takes the range's name, which no two sockets of a network namespace have at once.
