@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use crate::context::{self, Form, Tree};
-use crate::copy::{self, Landing};
+use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::Digest;
 use crate::host::Host;
@@ -115,6 +115,9 @@ pub fn export(
     layers: &Layers<'_>,
 ) -> Result<Exported> {
     let mut exported = Exported::default();
+    if reads_layers(images, outputs, host)? {
+        host.store.enter()?;
+    }
     for image in images {
         exported.image_ids.push(host.store.put_blob(&image.config.to_json())?);
     }
@@ -165,6 +168,27 @@ pub fn export(
         }
     }
     Ok(exported)
+}
+
+/// Whether files of layers are read for an output: always for those that are files themselves, else for
+/// layers that have no blob yet.
+fn reads_layers(images: &[Built], outputs: &[Output], host: &Host<'_>) -> Result<bool> {
+    for output in outputs {
+        let compression = match output {
+            Output::Tar { .. } | Output::Local { .. } => return Ok(true),
+            Output::Store => continue,
+            Output::Oci { compression, .. }
+            | Output::Docker { compression, .. }
+            | Output::OciDirectory { compression, .. }
+            | Output::Registry { compression, .. } => *compression,
+        };
+        for layer in images.iter().flat_map(|image| image.stack.layers()) {
+            if host.store.form(&layer.diff_id, compression)?.is_none() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 fn push(images: &[Built], names: &[Reference], host: &Host<'_>, compression: Compression) -> Result<Descriptor> {
@@ -238,7 +262,8 @@ fn rootfs(image: &Built, layers: &Layers<'_>) -> Result<Tree> {
     Ok(Tree::of_root(crate::container::overlay_detached(&paths, None)?, "the image"))
 }
 
-/// The rootfs as files of `directory`, over what is there.
+/// The rootfs as files of `directory`, over what is there. They are the user's who builds, as docker's
+/// are: files of others would be nothing that a user could use, or delete.
 fn local(tree: &Tree, directory: &Path, host: &Host<'_>) -> Result<()> {
     std::fs::create_dir_all(directory).context(|| format!("cannot make `{}`", directory.display()))?;
     let root = rustix::fs::open(
@@ -251,7 +276,7 @@ fn local(tree: &Tree, directory: &Path, host: &Host<'_>) -> Result<()> {
     let listing = context::select(tree, &everything, None).map_err(|error| *error.diagnostic)?;
     let landing = Landing {
         destination: "/",
-        owner: None,
+        owner: Some(Owner::ROOT),
         chmod: None,
         is_link: false,
         has_parents: false,

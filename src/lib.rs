@@ -6,6 +6,7 @@
 pub mod digest;
 pub mod diag;
 pub mod sys;
+pub mod ids;
 pub mod progress;
 pub mod image;
 pub mod layer;
@@ -14,6 +15,7 @@ pub mod context;
 pub mod store;
 pub mod plan;
 pub mod cache;
+pub mod journal;
 pub mod container;
 pub mod registry;
 pub mod copy;

@@ -48,6 +48,8 @@ fn of_name(name: &str, wanted: &Wanted, host: &Host<'_>) -> Result<Resolved> {
     if host.pulls == Pulls::Never {
         return Err(not_stored(name, &reference, wanted, host)?);
     }
+    // What has to be fetched was never built on: the rest of the build will take it anyway.
+    host.store.enter()?;
     let title = format!("[pull] {}", reference.familiar());
     let pulled = Meter::show(host.reporter, host.numbers.next(), &title, |meter| {
         registry::pull(host.registry, host.store, &reference, platform, meter)
@@ -75,7 +77,7 @@ fn not_stored(name: &str, reference: &Reference, wanted: &Wanted, host: &Host<'_
     let error = Diagnostic::error(format!("there is no image `{name}` in the local store"));
     Ok(match nearest(reference, host)? {
         Some(nearest) => error.hint(format!("did you mean `{nearest}`?")),
-        None => error.hint("without `--pull=never` it is looked for in its registry"),
+        None => error.hint(format!("`wythe pull {name}` fetches it from its registry")),
     })
 }
 

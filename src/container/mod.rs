@@ -9,8 +9,10 @@
 //! in the mount namespaces of these processes or are detached: the host's mount table is never
 //! touched, and nothing is written to its disk but a step's upper dir.
 
+mod apt;
 mod caps;
 mod device;
+pub mod entry;
 mod exec;
 mod holder;
 mod hosts;
@@ -24,6 +26,7 @@ pub mod passwd;
 mod protocol;
 mod root;
 mod seccomp;
+#[rustfmt::skip] // Made by a program.
 mod seccomp_table;
 mod serve;
 pub mod signal;
@@ -32,6 +35,7 @@ mod source;
 mod spawner;
 mod step;
 mod template;
+mod terminal;
 mod userns;
 
 use std::os::fd::OwnedFd;
@@ -46,6 +50,7 @@ pub use hosts::{Dns, HostAddress};
 pub use network::host as network_of_host;
 pub use overlay::overlay_detached;
 pub use spawner::Spawner;
+pub use terminal::Session;
 
 /// Everything one RUN needs, resolved: no name is left to look up but `argv[0]` in PATH.
 #[derive(Clone, Debug, Serialize, Deserialize)]

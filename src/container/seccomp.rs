@@ -17,6 +17,8 @@ pub struct Abi {
     /// The first number that was not given out when the table was made. From there on the answer is
     /// ENOSYS, so that a C library falls back to what it used before; below, EPERM.
     pub end: u32,
+    /// Calls that say whose a file or who a process is, as below.
+    pub ownership: &'static [(u32, u32)],
     /// First and last numbers of runs that are allowed, ascending.
     pub allowed: &'static [(u32, u32)],
     pub clone: u32,
@@ -25,10 +27,21 @@ pub struct Abi {
     pub socket: u32,
 }
 
+/// What comes of calls that say whose a file or who a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ownership {
+    /// What the kernel makes of them.
+    Real,
+    /// Nothing, and they succeed: all there is belongs to root.
+    Pretended,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
     Allow,
     Errno(u16),
+    /// Not done, but said to be.
+    Pretend,
     /// Allowed without namespace flags.
     Clone,
     /// Allowed for Linux's own personalities and the query.
@@ -48,26 +61,29 @@ const AF_ALG: u32 = 38;
 const AF_VSOCK: u32 = 40;
 
 impl Abi {
-    fn action(&self, number: u32) -> Action {
+    fn action(&self, number: u32, ownership: Ownership) -> Action {
+        let is_in = |runs: &[(u32, u32)]| runs.iter().any(|(first, last)| (*first..=*last).contains(&number));
         match number {
+            _ if ownership == Ownership::Pretended && is_in(self.ownership) => Action::Pretend,
             // Its flags lie in memory, where a filter cannot look.
             number if number == self.clone3 => ENOSYS,
             number if number == self.clone => Action::Clone,
             number if number == self.personality => Action::Personality,
             number if number == self.socket => Action::Socket,
-            number if self.allowed.iter().any(|(first, last)| (*first..=*last).contains(&number)) => Action::Allow,
+            _ if is_in(self.allowed) => Action::Allow,
             number if number < self.end => EPERM,
             _ => ENOSYS,
         }
     }
 
     /// Runs of numbers with one action: the first number of each, ascending from 0.
-    fn runs(&self) -> Vec<(u32, Action)> {
+    fn runs(&self, ownership: Ownership) -> Vec<(u32, Action)> {
         let mut starts = vec![0, self.end];
-        starts.extend(self.allowed.iter().flat_map(|(first, last)| [*first, last + 1]));
+        starts.extend(self.allowed.iter().chain(self.ownership).flat_map(|(first, last)| [*first, last + 1]));
         starts.extend([self.clone, self.clone3, self.personality, self.socket].into_iter().flat_map(|n| [n, n + 1]));
         starts.sort_unstable();
-        let mut runs: Vec<(u32, Action)> = starts.into_iter().map(|start| (start, self.action(start))).collect();
+        let mut runs: Vec<(u32, Action)> =
+            starts.into_iter().map(|start| (start, self.action(start, ownership))).collect();
         runs.dedup_by(|later, earlier| later.1 == earlier.1);
         runs
     }
@@ -129,6 +145,8 @@ fn answer(action: Action) -> Vec<Instruction> {
     match action {
         Action::Allow => vec![allow],
         Action::Errno(errno) => vec![plain(RETURN, ERRNO | u32::from(errno))],
+        // The call is left out, and its result is the error 0.
+        Action::Pretend => vec![plain(RETURN, ERRNO)],
         Action::Clone => vec![load, jump_if(JUMP_IF_ANY_SET, NAMESPACE_FLAGS, 1, 0), allow, deny],
         Action::Socket => {
             vec![load, jump_if(JUMP_IF_EQUAL, AF_ALG, 2, 0), jump_if(JUMP_IF_EQUAL, AF_VSOCK, 1, 0), allow, deny]
@@ -169,15 +187,15 @@ fn compare(runs: &[(u32, Action)], answers: &Answers, length: usize, program: &m
 }
 
 /// The filter for the machine this was compiled for and its 32-bit kind.
-pub fn filter() -> Vec<Instruction> {
-    compile(NATIVE)
+pub fn filter(ownership: Ownership) -> Vec<Instruction> {
+    compile(NATIVE, ownership)
 }
 
-fn compile(abis: &[&Abi]) -> Vec<Instruction> {
+fn compile(abis: &[&Abi], ownership: Ownership) -> Vec<Instruction> {
     let mut program = vec![plain(LOAD, MACHINE)];
     for abi in abis {
         let mut decide = vec![plain(LOAD, NUMBER)];
-        decide.extend(search(&abi.runs()));
+        decide.extend(search(&abi.runs(ownership)));
         // Over the next jump if it is this machine; that one leads to the next.
         program.push(jump_if(JUMP_IF_EQUAL, abi.machine, 1, 0));
         program.push(plain(JUMP, decide.len() as u32));
@@ -264,6 +282,12 @@ mod tests {
             numbers: include_str!("../../testdata/container/seccomp/arm.txt"),
         },
     ];
+    const OWNERSHIP_NAMES: &str = include_str!("../../testdata/container/seccomp/ownership.txt");
+
+    fn says_whose(name: &str) -> bool {
+        OWNERSHIP_NAMES.lines().any(|line| line == name)
+    }
+
     const ALLOWED_NAMES: &str = include_str!("../../testdata/container/seccomp/allowed.txt");
 
     impl Machine {
@@ -285,24 +309,31 @@ mod tests {
         /// The generated constant.
         fn constant(&self) -> String {
             let numbers = self.numbers();
-            let mut allowed: Vec<u32> =
-                numbers.iter().filter(|(name, _)| self.allows(name)).map(|(_, number)| *number).collect();
-            allowed.sort_unstable();
-            let mut runs: Vec<(u32, u32)> = Vec::new();
-            for number in allowed {
-                match runs.last_mut() {
-                    Some((_, last)) if *last + 1 >= number => *last = number,
-                    _ => runs.push((number, number)),
+            let runs = |is_one: &dyn Fn(&str) -> bool| {
+                let mut chosen: Vec<u32> =
+                    numbers.iter().filter(|(name, _)| is_one(name)).map(|(_, number)| *number).collect();
+                chosen.sort_unstable();
+                let mut runs: Vec<(u32, u32)> = Vec::new();
+                for number in chosen {
+                    match runs.last_mut() {
+                        Some((_, last)) if *last + 1 >= number => *last = number,
+                        _ => runs.push((number, number)),
+                    }
                 }
-            }
+                runs
+            };
             // Numbers of arm's own lie far above the common ones.
             let end = numbers.values().filter(|number| **number < 0xf_0000).max().unwrap() + 1;
             let mut text = format!("pub const {}: Abi = Abi {{\n", self.constant);
-            let _ = writeln!(text, "    machine: {:#010x},\n    end: {end},\n    allowed: &[", self.audit);
-            for (first, last) in runs {
-                let _ = writeln!(text, "        ({first}, {last}),");
+            let _ = writeln!(text, "    machine: {:#010x},\n    end: {end},", self.audit);
+            let lists = [("ownership", runs(&says_whose)), ("allowed", runs(&|name| self.allows(name)))];
+            for (field, runs) in lists {
+                let _ = writeln!(text, "    {field}: &[");
+                for (first, last) in runs {
+                    let _ = writeln!(text, "        ({first}, {last}),");
+                }
+                text.push_str("    ],\n");
             }
-            text.push_str("    ],\n");
             for name in ["clone", "clone3", "personality", "socket"] {
                 let _ = writeln!(text, "    {name}: {},", numbers[name]);
             }
@@ -343,7 +374,7 @@ mod tests {
     /// Every number of every machine, decided by the program.
     #[test]
     fn the_program_decides_as_the_lists_do() {
-        let program = compile(&[&X86_64, &I386, &AARCH64, &ARM]);
+        let program = compile(&[&X86_64, &I386, &AARCH64, &ARM], Ownership::Real);
         for machine in &MACHINES {
             let numbers = machine.numbers();
             let by_argument = ["clone", "clone3", "personality", "socket"];
@@ -384,13 +415,34 @@ mod tests {
         }
         // Machines that are not asked about.
         assert_eq!(decide(&program, 0xc000_00f3, 0, 0), DENIED);
-        assert_eq!(decide(&compile(&[&X86_64]), 0x4000_0003, 3, 0), DENIED);
+        assert_eq!(decide(&compile(&[&X86_64], Ownership::Real), 0x4000_0003, 3, 0), DENIED);
+    }
+
+    /// Nothing changes but for the calls of the list.
+    #[test]
+    fn ownership_is_pretended_only_where_it_is_asked_for() {
+        let machines = [&X86_64, &I386, &AARCH64, &ARM];
+        let (real, pretended) = (compile(&machines, Ownership::Real), compile(&machines, Ownership::Pretended));
+        let mut names = std::collections::BTreeSet::new();
+        for machine in &MACHINES {
+            for (name, number) in machine.numbers() {
+                let decided = decide(&pretended, machine.audit, number, 0);
+                let expected = match says_whose(name) {
+                    true => 0x0005_0000,
+                    false => decide(&real, machine.audit, number, 0),
+                };
+                assert_eq!(decided, expected, "{} {name}", machine.constant);
+                names.extend(Some(name).filter(|name| says_whose(name)));
+            }
+        }
+        let listed = OWNERSHIP_NAMES.lines().filter(|line| !line.starts_with('#')).count();
+        assert_eq!(names.len(), listed, "a name that no machine has");
     }
 
     #[test]
     fn programs_are_short() {
-        assert!(compile(&[&X86_64]).len() < 100);
-        assert!(compile(&[&X86_64, &I386]).len() < 300);
-        assert!(compile(&[&AARCH64, &ARM]).len() < 300);
+        assert!(compile(&[&X86_64], Ownership::Real).len() < 100);
+        assert!(compile(&[&X86_64, &I386], Ownership::Real).len() < 300);
+        assert!(compile(&[&AARCH64, &ARM], Ownership::Real).len() < 300);
     }
 }

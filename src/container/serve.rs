@@ -18,9 +18,10 @@ use rustix::thread::CapabilitiesSecureBits;
 use super::hosts::NameServers;
 use super::mount_point::Stub;
 use super::network::{self, Found, Kind, Lane, Memory, Networks};
-use super::protocol::{self, Answer, EXPECT, Failure, KILL, REQUEST, Report};
+use super::protocol::{self, Answer, EXPECT, Failure, KILL, REQUEST, Report, TERMINAL};
+use super::step::{self, Streams};
 use super::template::{self, Prepared, Template};
-use super::{Container, Expectation, step};
+use super::{Container, Expectation};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::{Network, Security};
 use crate::sys::{self, Child};
@@ -28,7 +29,7 @@ use crate::sys::{self, Child};
 /// A step that was asked for and has no network yet.
 struct Waiting {
     container: Container,
-    output: OwnedFd,
+    streams: Streams,
     reply: OwnedFd,
 }
 
@@ -140,10 +141,15 @@ fn wait(requests: BorrowedFd<'_>, state: &State) -> Result<(bool, bool, Vec<Even
 
 fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
     match (packet, <[OwnedFd; 3]>::try_from(fds)) {
-        ([REQUEST], Ok([container, output, reply])) => match protocol::decode_from_memory(&container) {
-            Ok(container) => state.waiting.push_back(Waiting { container, output, reply }),
-            Err(failure) => answer(&reply, &Answer::Failed(failure.into()), None),
-        },
+        ([kind @ (REQUEST | TERMINAL)], Ok([container, output, reply])) => {
+            match protocol::decode_from_memory(&container) {
+                Ok(container) => {
+                    let streams = if *kind == TERMINAL { Streams::Terminal(output) } else { Streams::Output(output) };
+                    state.waiting.push_back(Waiting { container, streams, reply });
+                }
+                Err(failure) => answer(&reply, &Answer::Failed(failure.into()), None),
+            }
+        }
         ([EXPECT, expectation @ ..], _) => {
             // What goes wrong now goes wrong again when it is needed, and is told then.
             let _ = protocol::decode(expectation).and_then(|expectation| prepare(&expectation, state));
@@ -226,8 +232,8 @@ fn lane_for(container: &Container, state: &mut State) -> Result<Found> {
 
 /// Forks the step's process.
 fn begin(waiting: Waiting, lane: Option<Lane>, warning: Option<Diagnostic>, state: &mut State) {
-    let Waiting { container, output, reply } = waiting;
-    match fork(&container, lane.as_ref(), &output, state) {
+    let Waiting { container, streams, reply } = waiting;
+    match fork(&container, lane.as_ref(), &streams, state) {
         Ok((child, reports, prepared)) => state.running.push(Running {
             child,
             _prepared: prepared,
@@ -252,7 +258,7 @@ fn begin(waiting: Waiting, lane: Option<Lane>, warning: Option<Diagnostic>, stat
 fn fork(
     container: &Container,
     lane: Option<&Lane>,
-    output: &OwnedFd,
+    streams: &Streams,
     state: &mut State,
 ) -> Result<(Child, OwnedFd, Prepared)> {
     state.settled.clone()?;
@@ -269,7 +275,7 @@ fn fork(
         }
         None => {
             drop(reports);
-            step::run(container, template, &prepared, lane, (output, &reporting))
+            step::run(container, template, &prepared, lane, streams, &reporting)
         }
     }
 }

@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use super::protocol::{self, Answer};
 use super::{Container, Exit, Expectation, serve};
 use crate::diag::{Context, Diagnostic, Result};
+use crate::ids;
 use crate::sys::{self, Child};
 
 /// The handle on the spawner; safe to share between threads. Dropping it ends the spawner and
@@ -39,11 +40,16 @@ impl Drop for ExitOnDrop {
 
 impl Spawner {
     /// Forks the spawner. To be called first thing: it keeps a copy of the builder's memory, and
-    /// lives no longer than the calling thread. Cheap, and inert until the first step: who may not
+    /// lives no longer than the calling thread, which in a user namespace is to be the only one. Cheap, and inert until the first step: who may not
     /// make namespaces learns it from [`Spawner::run`], as not every build needs a container.
     pub fn fork() -> Result<Self> {
         let (requests, served) = protocol::pair()?;
-        match sys::fork_into_new_pid_namespace() {
+        let forked = match ids::are_the_hosts() {
+            true => sys::fork_into_new_pid_namespace(),
+            // From a user namespace there is no way back into the pid namespace that one is in.
+            false => sys::clone(libc::CLONE_NEWPID),
+        };
+        match forked {
             Ok(Some(child)) => Ok(Self { process: Ok(Process { requests: Some(requests), child }) }),
             Ok(None) => {
                 let _exit = ExitOnDrop;
@@ -63,7 +69,7 @@ impl Spawner {
     /// `output`. Returns when the container is gone and its upper is quiescent. An error means that
     /// the payload did not run at all.
     pub fn run(&self, container: &Container, output: OwnedFd) -> Result<Exit> {
-        finish(&self.start(container, output)?)
+        finish(&self.start(protocol::REQUEST, container, output)?)
     }
 
     /// The same, with what the payload writes going to `sink` piece by piece, on this thread. What
@@ -72,7 +78,7 @@ impl Spawner {
         let doing = || "cannot make a pipe for the output of a step";
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(doing)?;
         rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK).context(doing)?;
-        let reply = self.start(container, writer)?;
+        let reply = self.start(protocol::REQUEST, container, writer)?;
         let mut buffer = vec![0; 16 << 10];
         let mut is_open = true;
         loop {
@@ -107,11 +113,11 @@ impl Spawner {
     }
 
     /// Asks for a step; the answer comes to the socket.
-    fn start(&self, container: &Container, output: OwnedFd) -> Result<OwnedFd> {
+    pub(super) fn start(&self, kind: u8, container: &Container, output: OwnedFd) -> Result<OwnedFd> {
         let description = protocol::encode_to_memory(container)?;
         let (reply, replying) = protocol::pair()?;
         let fds = [description.as_fd(), output.as_fd(), replying.as_fd()];
-        protocol::send(self.requests()?, &[protocol::REQUEST], &fds)
+        protocol::send(self.requests()?, &[kind], &fds)
             .map_err(|errno| gone().caused_by(std::io::Error::from(errno)))?;
         // Our copies of the others end here: they would keep the reader of `output` and the wait for
         // the answer from ending.
@@ -136,7 +142,7 @@ fn gone() -> Diagnostic {
 }
 
 /// Waits for the answer.
-fn finish(reply: &OwnedFd) -> Result<Exit> {
+pub(super) fn finish(reply: &OwnedFd) -> Result<Exit> {
     let (packet, fds) =
         protocol::receive(reply.as_fd()).context(|| "cannot receive an answer of the spawner")?.ok_or_else(gone)?;
     protocol::decode::<Answer>(&packet)?.into_result(fds)

@@ -5,7 +5,7 @@
 //! The spawner has one thread, so between fork and exec all of Rust may be used here.
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
@@ -15,7 +15,8 @@ use super::network::Lane;
 use super::passwd::User;
 use super::protocol::{self, Failure, Report};
 use super::template::{Prepared, Template};
-use super::{Container, caps, exec, limit, root, userns};
+use super::userns::Mapping;
+use super::{Container, apt, caps, exec, limit, root, terminal};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::Security;
 use crate::sys;
@@ -23,6 +24,14 @@ use crate::sys;
 /// The namespaces that a step is born into. It opens what is the host's in the spawner's mount
 /// namespace before it has its own.
 pub const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
+
+/// What becomes of standard input, output and error.
+pub enum Streams {
+    /// Nothing to read; a pipe or file for what is written.
+    Output(OwnedFd),
+    /// A terminal, whose master is sent to this socket.
+    Terminal(OwnedFd),
+}
 
 /// How a step that could not be started exits; nobody looks at it, as a report was sent.
 const NOT_STARTED: i32 = 125;
@@ -33,9 +42,10 @@ pub fn run(
     template: &Template,
     prepared: &Prepared,
     lane: Option<&Lane>,
-    (output, reports): (&OwnedFd, &OwnedFd),
+    streams: &Streams,
+    reports: &OwnedFd,
 ) -> ! {
-    let Err(failure) = start(container, template, prepared, lane, (output, reports));
+    let Err(failure) = start(container, template, prepared, lane, streams, reports);
     let report = protocol::encode(&Report::Failed(Failure::from(failure)));
     let _ = protocol::send(reports.as_fd(), &report, &[]);
     sys::exit(NOT_STARTED)
@@ -46,52 +56,65 @@ fn start(
     template: &Template,
     prepared: &Prepared,
     lane: Option<&Lane>,
-    (output, reports): (&OwnedFd, &OwnedFd),
+    streams: &Streams,
+    reports: &OwnedFd,
 ) -> Result<Infallible> {
-    let user = &container.user;
-    let owner = ids_outside(user)?;
+    let user = &template.mapping.user(&container.user);
+    let owner = ids_outside(user, &template.mapping)?;
     rustix::process::setsid().context(|| "cannot begin a session")?;
     // From here on what this process makes belongs to root inside.
-    sys::set_filesystem_ids(userns::BASE, userns::BASE);
+    sys::set_filesystem_ids(template.mapping.root(), template.mapping.root());
     if let Some(lane) = lane {
         move_into_link_name_space(lane.namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .context(|| "cannot enter the network namespace")?;
     }
 
     let root = root::assemble(container, template, prepared)?;
-    let workdir = make_directories(root.overlay.as_fd(), &container.workdir, user.uid, user.gid)
+    let workdir = make_directories(root.overlay.as_fd(), &container.workdir, (user.uid, user.gid), &template.mapping)
         .context(|| format!("cannot enter the working directory `{}`", container.workdir))?;
     announce(root, reports)?;
     enter(workdir, &container.workdir)?;
 
     rustix::system::sethostname(container.hostname.as_bytes()).context(|| "cannot set the host name")?;
     rustix::system::setdomainname(b"(none)").context(|| "cannot set the domain name")?;
-    standard_streams(output, owner)?;
+    match streams {
+        Streams::Output(output) => standard_streams(output, owner)?,
+        Streams::Terminal(socket) => terminal::open(&prepared.devices.pts, socket.as_fd(), owner.0)?,
+    }
     limit::set(&container.ulimits)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
-    become_user(user, template.user_namespace.as_fd(), container.security)?;
+    enter_user_namespace(template, container.security)?;
     if container.security == Security::Sandbox {
-        // Needs CAP_SYS_ADMIN, which the user loses next: without it a filter would take
-        // no_new_privs, and sudo would not work.
+        // While this process has CAP_SYS_ADMIN, which another user than root loses: without it a filter
+        // would take no_new_privs, and sudo would not work.
         caps::bound(caps::DEFAULT)?;
         sys::install_seccomp_filter(&template.filter).context(|| "cannot install the system call filter")?;
+    }
+    take_ids(user, &template.mapping)?;
+    if container.security == Security::Sandbox {
         caps::set(if user.uid == 0 { caps::DEFAULT } else { CapabilitySet::empty() })?;
     }
     sys::close_on_exec_from(3).context(|| "cannot close descriptors")?;
-    Err(exec::exec(&container.argv, &environment(container)))
+    Err(exec::exec(&container.argv, &environment(container, &template.mapping)))
 }
 
-/// The user's ids as the host knows them; that there are such was checked with all the others.
-fn ids_outside(user: &User) -> Result<(u32, u32)> {
-    let outside = |id: u32| {
-        userns::outside(id)
-            .ok_or_else(|| Diagnostic::error(format!("cannot run as id {id}: ids go up to {}", userns::COUNT - 1)))
+/// The user's ids as the builder knows them; that there are such was checked with all the others.
+fn ids_outside(user: &User, mapping: &Mapping) -> Result<(u32, u32)> {
+    let outside = |uid: u32, gid: u32| {
+        mapping.outside(uid, gid).ok_or_else(|| {
+            let error =
+                Diagnostic::error(format!("cannot run as user {uid} and group {gid}: there are no such ids here"));
+            match mapping {
+                Mapping::Shifted => error,
+                Mapping::Same(_) => error.caused_by("`/etc/subuid` and `/etc/subgid` do not give you as many"),
+            }
+        })
     };
     for group in &user.groups {
-        outside(*group)?;
+        outside(user.uid, *group)?;
     }
-    Ok((outside(user.uid)?, outside(user.gid)?))
+    outside(user.uid, user.gid)
 }
 
 /// Hands what outlives this process to the spawner.
@@ -132,15 +155,24 @@ fn standard_streams(output: &OwnedFd, (uid, gid): (u32, u32)) -> Result<()> {
     rustix::stdio::dup2_stderr(output).context(doing)
 }
 
-/// Enters the build's user namespace, where this process has every capability and on the host none,
-/// and takes on the user's ids.
-fn become_user(user: &User, user_namespace: BorrowedFd<'_>, security: Security) -> Result<()> {
-    let doing = || "cannot become the step's user";
-    move_into_link_name_space(user_namespace, Some(LinkNameSpaceType::User)).context(doing)?;
+/// Enters the steps' user namespace, where this process has every capability and on the host none.
+fn enter_user_namespace(template: &Template, security: Security) -> Result<()> {
+    let doing = || "cannot enter the step's user namespace";
+    move_into_link_name_space(template.user_namespace.as_fd(), Some(LinkNameSpaceType::User)).context(doing)?;
     if security == Security::Insecure {
         // Mounting takes a mount namespace of the user namespace's.
         sys::enter_new_mount_namespace().context(doing)?;
     }
+    Ok(())
+}
+
+/// Takes on the user's ids. Where there is nobody but root this process is root already, and the kernel
+/// lets it give up no groups: they may be what keeps others from a file.
+fn take_ids(user: &User, mapping: &Mapping) -> Result<()> {
+    if mapping.is_single() {
+        return Ok(());
+    }
+    let doing = || "cannot become the step's user";
     let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     rustix::thread::set_thread_groups(&groups).context(doing)?;
@@ -148,12 +180,15 @@ fn become_user(user: &User, user_namespace: BorrowedFd<'_>, security: Security) 
     rustix::thread::set_thread_res_uid(uid, uid, uid).context(doing)
 }
 
-/// The environment as given, and HOME.
-fn environment(container: &Container) -> Vec<(String, String)> {
+/// The environment as given, and what it lacks.
+fn environment(container: &Container, mapping: &Mapping) -> Vec<(String, String)> {
     let mut environment = container.env.clone();
     if !environment.iter().any(|(name, _)| name == "HOME") {
         let home = if container.user.home.is_empty() { "/" } else { &container.user.home };
         environment.push(("HOME".to_owned(), home.to_owned()));
+    }
+    if mapping.is_single() {
+        apt::add_to_environment(&mut environment);
     }
     environment
 }

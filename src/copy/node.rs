@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::{Errno, Result};
 
 use super::Owner;
@@ -70,7 +70,7 @@ pub(super) fn set_attributes(fd: BorrowedFd<'_>, attributes: &Attributes<'_>) ->
 }
 
 pub(super) fn set_owner_and_mode(fd: BorrowedFd<'_>, owner: Owner, mode: u32) -> Result<()> {
-    rustix::fs::fchown(fd, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
+    layer::node::set_owner_of(fd, owner.uid, owner.gid)?;
     rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))
 }
 
@@ -78,9 +78,7 @@ pub(super) fn set_owner_and_mode(fd: BorrowedFd<'_>, owner: Owner, mode: u32) ->
 pub(super) fn set_attributes_at(parent: BorrowedFd<'_>, name: &[u8], attributes: &Attributes<'_>) -> Result<()> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-    let owner = attributes.owner;
-    let (uid, gid) = (Uid::from_raw(owner.uid), Gid::from_raw(owner.gid));
-    rustix::fs::chownat(&fd, c"", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    layer::node::set_owner(&fd, c"", attributes.owner.uid, attributes.owner.gid)?;
     if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::Symlink {
         // There is no chmod of an O_PATH fd before Linux 6.6, and one by name could be led through
         // a link: the fd's own entry in /proc is the object, whatever has its name by now.

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::vec;
 
-use rustix::fs::{self, AtFlags, Gid, Mode, Uid};
+use rustix::fs::{self, AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::canonical::normalize_root;
@@ -235,7 +235,7 @@ impl<'a> Staging<'a> {
         let fd = open_directory(&place.fd, name)?;
         let mut state = DirState { is_opaque, ..DirState::default() };
         let (uid, gid, mode) = like.map_or((0, 0, 0o755), |found| (found.node.uid, found.node.gid, found.node.mode));
-        fs::fchown(&fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+        node::set_owner_of(&fd, uid, gid)?;
         fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
         if let Some(found) = like {
             state.mtime = found.node.mtime;
@@ -275,7 +275,7 @@ impl<'a> Staging<'a> {
                     let (mut from, mut to) = (std::fs::File::from(from), std::fs::File::from(to));
                     std::io::copy(&mut from, &mut to)
                         .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-                    fs::fchown(&to, Some(Uid::from_raw(node.uid)), Some(Gid::from_raw(node.gid)))?;
+                    node::set_owner_of(&to, node.uid, node.gid)?;
                     xattr::set(&to, &xattrs)?;
                 }
                 Kind::Fifo => fs::mknodat(&place.fd, name, fs::FileType::Fifo, Mode::empty(), 0)?,

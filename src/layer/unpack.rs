@@ -7,7 +7,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, Uid};
+use rustix::fs::{self, AtFlags, FileType, Mode};
 use rustix::io::Errno;
 use tar::EntryType;
 
@@ -99,11 +99,10 @@ fn add(
         ))),
         other => Ok(other?),
     };
-    let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
     let mode = Mode::from_raw_mode(member.mode);
     if member.entry_type == EntryType::Directory {
         let fd = staging.directory(place, name, member.mtime)?;
-        owned(fs::fchown(&fd, owner.0, owner.1))?;
+        owned(node::set_owner_of(&fd, uid, gid))?;
         fs::fchmod(&fd, mode)?;
         return Ok(xattr::replace(&fd, &xattrs(member))?);
     }
@@ -130,7 +129,7 @@ fn add(
                 created => created?,
             });
             write_content(archive, &mut file, buffer)?;
-            owned(fs::fchown(&file, owner.0, owner.1))?;
+            owned(node::set_owner_of(&file, uid, gid))?;
             fs::fchmod(&file, mode)?;
             xattr::set(&file, &xattrs(member))?;
             return Ok(fs::futimens(&file, &node::times(member.mtime))?);

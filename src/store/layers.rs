@@ -69,6 +69,16 @@ impl Draft {
         self.upper.as_fd()
     }
 
+    /// Makes it fit to be mounted once more: the kernel takes no work dir again that a `volatile` overlay
+    /// had.
+    pub fn renew_work_dir(&self) -> Result<()> {
+        let renew = || {
+            self.inner.trash.take(self.dir.as_fd(), "w")?;
+            rustix::fs::mkdirat(&self.dir, "w", Mode::RWXU)
+        };
+        renew().map_err(|errno| self.inner.error("open a layer again", errno))
+    }
+
     /// Publishes `u` as `layers/<id>/fs`. If another builder did so first, theirs is taken. Of `meta`,
     /// the boot id and `is_synced` are filled in here.
     pub fn commit(self, id: &ChainId, meta: LayerMeta) -> Result<Layer> {
@@ -111,6 +121,7 @@ impl Drop for Draft {
 impl Store {
     /// An empty upper dir beside an empty work dir.
     pub fn draft(&self) -> Result<Draft> {
+        self.enter()?;
         let make = || -> rustix::io::Result<Draft> {
             let (bench, name) = self.inner.workspace.fresh()?;
             rustix::fs::mkdirat(bench.fd(), &name, Mode::RWXU)?;
@@ -158,6 +169,8 @@ impl Store {
         if self.is_of_this_boot(&layer.meta.boot_id) || layer.meta.is_synced {
             return Ok(Some(layer));
         }
+        // What may not be read would be taken for damaged.
+        self.enter()?;
         if !self.is_what_it_claims(&layer) {
             return self.drop_layer(id, layer.dir.as_fd()).map(|()| None);
         }
