@@ -92,11 +92,12 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
         step.has_ended = events.has_ended;
     }
     let ended: Vec<_> = state.running.extract_if(.., |step| step.has_ended).collect();
+    if has_news || !ended.is_empty() {
+        // What is wrong with a step's network is said before the step can fail because of it.
+        read_news(state);
+    }
     for step in ended {
         finish(step, &mut state.networks);
-    }
-    if has_news {
-        read_news(state);
     }
     if requested {
         match protocol::receive(requests.as_fd()).context(|| "cannot receive a request")? {
@@ -188,7 +189,9 @@ fn ready(state: &mut State) -> Result<(&mut Template, &mut Networks)> {
     };
     let networks = match &mut state.networks {
         Some(networks) => networks,
-        none => none.insert(Networks::start(template.proc.as_fd(), template.user_namespace.as_fd())?),
+        none => {
+            none.insert(Networks::start(template.proc.as_fd(), template.user_namespace.as_fd(), &template.mapping)?)
+        }
     };
     Ok((template, networks))
 }

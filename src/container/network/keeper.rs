@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::hosts::NameServers;
 use super::super::protocol::{self, Failure};
+use super::super::userns::Mapping;
 use super::memory::{Forwarding, Memory};
 use super::netlink::Socket;
 use super::range;
@@ -106,6 +107,7 @@ struct Keeper<'a> {
     orders: &'a OwnedFd,
     proc: BorrowedFd<'a>,
     user_namespace: BorrowedFd<'a>,
+    mapping: &'a Mapping,
     /// The host's network namespace.
     own: OwnedFd,
     way: Way,
@@ -133,7 +135,7 @@ struct Starting {
 }
 
 /// Takes orders until the spawner is gone. `proc` is a procfs of its pid namespace.
-pub fn keep(orders: &OwnedFd, proc: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> Result<()> {
+pub fn keep(orders: &OwnedFd, proc: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, mapping: &Mapping) -> Result<()> {
     let doing = || "cannot set up the process that makes networks";
     sys::close_all_but(&[orders.as_fd(), proc, user_namespace]).context(doing)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
@@ -142,6 +144,7 @@ pub fn keep(orders: &OwnedFd, proc: BorrowedFd<'_>, user_namespace: BorrowedFd<'
         orders,
         proc,
         user_namespace,
+        mapping,
         own,
         way: Way::Veth,
         reasons: Vec::new(),
@@ -264,6 +267,9 @@ impl Keeper<'_> {
         {
             return Err("the host's name servers are on its loopback".into());
         }
+        if !self.mapping.is_shifted() {
+            return Err("it takes root to make interfaces of the host's".into());
+        }
         let mut uplink = match self.uplink.take() {
             Some(uplink) => uplink,
             None => Uplink::open(self.proc)?,
@@ -271,7 +277,7 @@ impl Keeper<'_> {
         let mut wire = uplink.connect(self.proc, namespace.as_fd(), self.own.as_fd())?;
         if self.memory.forwarding == Forwarding::Unknown {
             uplink.let_through(&mut wire)?;
-            uplink.prove(&wire)?;
+            wire.answer()?;
             self.memory.forwarding = Forwarding::Proven;
             // With nobody to tell, the next order ends this process.
             let _ = self.learned();
@@ -283,19 +289,25 @@ impl Keeper<'_> {
     /// Opens the wires of steps that have something to send.
     fn look_after_wires(&mut self) -> Result<()> {
         let Some(uplink) = &mut self.uplink else { return Ok(()) };
-        let mut stuck = Vec::new();
+        let mut asked = Vec::new();
         for (id, held) in &mut self.lanes {
-            let Some(wire) = held.wire.as_mut().filter(|wire| wire.is_asked()) else { continue };
-            if let Err(why) = uplink.let_through(wire).and_then(|()| uplink.prove(wire)) {
-                stuck.push((*id, why));
+            if let Some(wire) = held.wire.as_mut().filter(|wire| wire.is_asked()) {
+                asked.push((*id, uplink.let_through(wire)));
             }
         }
-        for (id, why) in stuck {
-            // What was known of this host is so no more. Lanes to come go another way.
-            self.memory.forwarding = Forwarding::Forbidden;
-            self.learned()?;
-            self.refuse(Way::Veth, format!("through the host: {why}"));
-            self.tell(&News::Stuck { id, why }, None)?;
+        for (id, opened) in asked {
+            if let Err(why) = opened {
+                // What was known of this host is so no more. Lanes to come go another way.
+                self.memory.forwarding = Forwarding::Forbidden;
+                self.learned()?;
+                self.refuse(Way::Veth, format!("through the host: {why}"));
+                // Before the step can fail because of it.
+                self.tell(&News::Stuck { id, why }, None)?;
+            }
+            if let Some(wire) = self.lanes.get(&id).and_then(|held| held.wire.as_ref()) {
+                // Not knowing the gateway is what the step would be told otherwise, after a while.
+                let _ = wire.answer();
+            }
         }
         Ok(())
     }
@@ -317,6 +329,7 @@ impl Keeper<'_> {
             lane: namespace.as_fd(),
             own: self.own.as_fd(),
             user_namespace: self.user_namespace,
+            mapping: self.mapping,
             range,
             has_v4: routes.has_default,
             forwards_names: self.name_servers != NameServers::Reachable,

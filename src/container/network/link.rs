@@ -149,6 +149,15 @@ pub fn add_default_route(socket: &Socket, index: u32, gateway: IpAddr) -> Result
     socket.request(message.with(libc::RTA_GATEWAY, &octets(gateway)).with(libc::RTA_OIF, &index.to_ne_bytes()))
 }
 
+/// Makes an address one on the wire itself.
+pub fn add_neighbouring_route(socket: &Socket, index: u32, address: Ipv4Addr) -> Result<(), Errno> {
+    let mut fixed = [0; ROUTE_BYTES];
+    (fixed[0], fixed[1]) = (libc::AF_INET as u8, 32);
+    fixed[4..8].copy_from_slice(&[libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, libc::RT_SCOPE_LINK, libc::RTN_UNICAST]);
+    let message = Message::new(libc::RTM_NEWROUTE, CREATE, &fixed);
+    socket.request(message.with(libc::RTA_DST, &address.octets()).with(libc::RTA_OIF, &index.to_ne_bytes()))
+}
+
 /// What a machine reaches, and how.
 #[derive(Debug, Default)]
 pub struct Routes {

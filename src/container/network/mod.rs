@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use self::keeper::{News, Order};
 use super::hosts::NameServers;
 use super::protocol;
+use super::userns::Mapping;
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys::{self, Child};
 
@@ -95,11 +96,11 @@ pub enum Found {
 impl Networks {
     /// Starts the process that makes lanes: a fork, to be made by a process with one thread. `proc` is a
     /// procfs of its pid namespace.
-    pub fn start(proc: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>) -> Result<Self> {
+    pub fn start(proc: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, mapping: &Mapping) -> Result<Self> {
         let (socket, orders) = protocol::pair()?;
         let Some(keeper) = sys::clone(0).context(|| "cannot start the process that makes networks")? else {
             // Whether it ends well or not is seen by who waits for news.
-            let _ = keeper::keep(&orders, proc, user_namespace);
+            let _ = keeper::keep(&orders, proc, user_namespace, mapping);
             sys::exit(0)
         };
         Ok(Self {

@@ -19,6 +19,7 @@ use rustix::process::Signal;
 use rustix::thread::{Gid, LinkNameSpaceType, Uid, move_into_link_name_space};
 
 use super::super::mount;
+use super::super::userns::Mapping;
 use super::lane;
 use super::link;
 use super::netlink::Socket;
@@ -122,6 +123,7 @@ pub struct Place<'a> {
     /// The host's network namespace.
     pub own: BorrowedFd<'a>,
     pub user_namespace: BorrowedFd<'a>,
+    pub mapping: &'a Mapping,
     /// Addresses for inside.
     pub range: Range,
     /// Whether the host has a way out for IPv4.
@@ -200,13 +202,15 @@ fn become_program(
     let doing = || "cannot make a place for it";
     sys::enter_new_mount_namespace().context(doing)?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context(doing)?;
-    furnish_dev(place.lane)?;
+    furnish_dev(place)?;
     move_into_link_name_space(place.user_namespace, Some(LinkNameSpaceType::User))
         .context(|| "cannot enter the build's user namespace")?;
     let doing = || "cannot become root of the build's user namespace";
-    rustix::thread::set_thread_groups(&[]).context(doing)?;
-    rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).context(doing)?;
-    rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).context(doing)?;
+    if !place.mapping.is_single() {
+        rustix::thread::set_thread_groups(&[]).context(doing)?;
+        rustix::thread::set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).context(doing)?;
+        rustix::thread::set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).context(doing)?;
+    }
     // After the change of ids, which forgets it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context(doing)?;
     // Some versions wait for ever when they cannot open it.
@@ -222,19 +226,35 @@ fn become_program(
     Err(Diagnostic::error("cannot execute it").caused_by(sys::exec(&words[0], &words, &environment)))
 }
 
-/// Puts a /dev of this process's own over the host's: null, tun and the lane.
-fn furnish_dev(lane: BorrowedFd<'_>) -> Result<()> {
+/// The devices that programs use.
+const DEVICES: [(&str, u32, u32); 3] = [("null", 1, 3), ("urandom", 1, 9), ("net/tun", 10, 200)];
+
+/// Puts a /dev of this process's own over the host's: a few devices, and the lane.
+fn furnish_dev(place: &Place<'_>) -> Result<()> {
     let doing = || "cannot make a /dev for it";
     let dev = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "64k")], mount::NO_SUID | mount::NO_EXEC)?;
     rustix::fs::mkdirat(&dev, "net", Mode::from_raw_mode(0o755)).context(doing)?;
-    for (name, device) in [("null", makedev(1, 3)), ("urandom", makedev(1, 9)), ("net/tun", makedev(10, 200))] {
-        rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, Mode::from_raw_mode(0o666), device)
-            .context(doing)?;
+    let mut mounts = Vec::new();
+    for (name, major, minor) in DEVICES {
+        let path = format!("/dev/{name}");
+        let (kind, device) = match place.mapping.is_shifted() {
+            true => (FileType::CharacterDevice, makedev(major, minor)),
+            // In a user namespace nobody makes devices: they are the host's.
+            false => {
+                let found = mount::copy_of_path(Path::new(&path)).context(|| format!("the host has no `{path}`"))?;
+                mounts.push((path, found));
+                (FileType::RegularFile, 0)
+            }
+        };
+        rustix::fs::mknodat(&dev, name, kind, Mode::from_raw_mode(0o666), device).context(doing)?;
     }
     rustix::fs::mknodat(&dev, "lane", FileType::RegularFile, Mode::from_raw_mode(0o444), 0).context(doing)?;
-    let place = rustix::fs::open("/dev", OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
-    mount::attach(dev.as_fd(), place.as_fd()).context(doing)?;
-    let lane = mount::copy_of(lane).context(|| "cannot mount a network namespace")?;
-    let place = rustix::fs::open(LANE, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
-    mount::attach(lane.as_fd(), place.as_fd()).context(|| "cannot mount a network namespace")
+    mounts.push((LANE.to_owned(), mount::copy_of(place.lane).context(|| "cannot mount a network namespace")?));
+    let over = mount::host_directory(Path::new("/dev")).context(doing)?;
+    mount::attach(dev.as_fd(), over.as_fd()).context(doing)?;
+    for (path, found) in mounts {
+        let file = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
+        mount::attach(found.as_fd(), file.as_fd()).context(|| format!("cannot mount `{path}`"))?;
+    }
+    Ok(())
 }

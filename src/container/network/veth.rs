@@ -67,6 +67,7 @@ pub struct Wire {
     is_open: bool,
     /// Of the host's end.
     index: u32,
+    gateway: [u8; 6],
     ends: Addresses,
     inside: Inside,
 }
@@ -119,10 +120,12 @@ impl Uplink {
             .map_err(|error| format!("cannot enter a network namespace: {error}"))?
             .map_err(|errno| unable("set up a network namespace", errno))?;
         self.used |= 1 << number;
-        Ok(Wire { number, host: ends.v4.host.into(), is_open: false, index, ends, inside })
+        let gateway = self.hardware_address(number, HOST);
+        Ok(Wire { number, host: ends.v4.host.into(), is_open: false, index, gateway, ends, inside })
     }
 
-    /// Lets packets through; nothing to do if they are.
+    /// Lets packets through; nothing to do if they are. An error says that they do not leave the host:
+    /// its own rules may forbid it. What a step has sent is held back until [`Wire::answer`].
     pub fn let_through(&mut self, wire: &mut Wire) -> Result<(), String> {
         if wire.is_open {
             return Ok(());
@@ -133,11 +136,8 @@ impl Uplink {
         }
         self.raise_host(wire).map_err(|errno| unable("set up the host's end of a pair of interfaces", errno))?;
         wire.await_running()?;
-        wire.inside
-            .answer(&wire.ends, self.hardware_address(wire.number, HOST))
-            .map_err(|errno| unable("set up a network namespace", errno))?;
         wire.is_open = true;
-        Ok(())
+        self.prove(wire)
     }
 
     /// For a wire that is no more; its number is free again once its interface has gone.
@@ -145,14 +145,15 @@ impl Uplink {
         self.used &= !(1 << wire.number);
     }
 
-    /// Whether packets from an open wire leave the host: its own rules may forbid it.
-    pub fn prove(&self, wire: &Wire) -> Result<(), String> {
+    /// Sends a packet from a lane into the world, and looks how far it comes.
+    fn prove(&self, wire: &Wire) -> Result<(), String> {
         let Some(table) = self.table.as_ref().filter(|_| self.has_default) else {
             // Nothing is beyond this host.
             return Ok(());
         };
         let count = || table.probes().map_err(|errno| unable("read a counter of nf_tables", errno));
         let before = count()?;
+        wire.inside.know_probe(wire.gateway).map_err(|errno| unable("set up a network namespace", errno))?;
         // The port of those who throw away what they get.
         let nobody = SocketAddrV4::new(firewall::PROBE, 9);
         rustix::net::sendto(&wire.inside.probe, &[0], SendFlags::empty(), &nobody)
@@ -208,10 +209,14 @@ impl Uplink {
     }
 
     fn raise_host(&self, wire: &Wire) -> Result<(), Errno> {
+        let inside = self.hardware_address(wire.number, LANE);
         link::bring_up(&self.route, wire.index)?;
         link::add_address(&self.route, wire.index, wire.ends.v4.host.into(), PREFIX)?;
+        link::add_neighbour(&self.route, wire.index, wire.ends.v4.inside.into(), inside)?;
         if let Some(ends) = wire.ends.v6 {
             link::add_address(&self.route, wire.index, ends.host.into(), PREFIX_V6)?;
+            // The kernel would ask from a link-local address, and this interface has none.
+            link::add_neighbour(&self.route, wire.index, ends.inside.into(), inside)?;
         }
         Ok(())
     }
@@ -227,6 +232,15 @@ impl Wire {
     pub fn is_asked(&self) -> bool {
         let events = self.inside.events.events();
         !self.is_open && events.iter().any(|event| event.kind == libc::RTM_GETNEIGH)
+    }
+
+    /// Says where the gateway is, to those who wait for it too.
+    pub fn answer(&self) -> Result<(), String> {
+        let gateways = [Some(self.ends.v4.host.into()), self.ends.v6.map(|ends| ends.host.into())];
+        let mut gateways = gateways.into_iter().flatten();
+        gateways
+            .try_for_each(|gateway| link::add_neighbour(&self.inside.route, self.inside.index, gateway, self.gateway))
+            .map_err(|errno| unable("set up a network namespace", errno))
     }
 
     /// Waits until the lane's end takes packets: what is sent before is lost.
@@ -245,13 +259,10 @@ impl Wire {
 }
 
 impl Inside {
-    /// Says where the gateway is, to those who wait for it too.
-    fn answer(&self, ends: &Addresses, gateway: [u8; 6]) -> Result<(), Errno> {
-        link::add_neighbour(&self.route, self.index, ends.v4.host.into(), gateway)?;
-        match ends.v6 {
-            Some(ends) => link::add_neighbour(&self.route, self.index, ends.host.into(), gateway),
-            None => Ok(()),
-        }
+    /// Makes probes go to the gateway without being held back.
+    fn know_probe(&self, gateway: [u8; 6]) -> Result<(), Errno> {
+        link::add_neighbour(&self.route, self.index, firewall::PROBE.into(), gateway)?;
+        link::add_neighbouring_route(&self.route, self.index, firewall::PROBE)
     }
 }
 

@@ -11,7 +11,7 @@ use wythe::container::{Container, Dns, Expectation, HostAddress, Status};
 use wythe::plan::{Network, Security};
 
 use super::bench::{Bench, processes_with};
-use super::world::{self, World, address, answer_names, has, interfaces, run, say_who_asks, set};
+use super::world::{World, address, answer_names, has, interfaces, run, say_who_asks, set};
 
 /// The ways out that there are here, each with a host where it is the one to take.
 const WAYS: [(&str, &[&str]); 3] = [("the host", &[]), ("pasta", &["slirp4netns"]), ("slirp4netns", &["pasta"])];
@@ -38,12 +38,12 @@ fn on_each_way(check: impl Fn(&str, &World, &Bench) + Sync) {
 #[test]
 fn steps_reach_the_world_as_their_host() {
     on_each_way(|way, _, bench| {
-        let ran = bench.succeed(&bench.script("nc 203.0.113.80 80 </dev/null; nslookup any.example | tail -n 2"));
+        let ran = bench.succeed(&bench.script("wget -qO- http://203.0.113.80; nslookup any.example"));
         assert_eq!(ran.output.lines().next(), Some("you are 192.0.2.2"), "{way}");
         assert!(ran.output.contains("Address: 203.0.113.80"), "{way}: {}", ran.output);
         assert!(ran.exit.unwrap().warning.is_none(), "{way}");
         // The second finds the way open, or opens it as its own lane's.
-        assert_eq!(bench.output("nc 203.0.113.80 80 </dev/null"), "you are 192.0.2.2\n", "{way}");
+        assert_eq!(bench.output("wget -qO- http://203.0.113.80"), "you are 192.0.2.2\n", "{way}");
     });
 }
 
@@ -54,15 +54,18 @@ fn an_unused_network_leaves_the_packet_filter_alone() {
     let bench = Bench::new();
     let learned = bench.succeed(&bench.script(":")).exit.unwrap().learned;
     assert!(learned.is_some());
+    drop(bench);
     let bench = Bench::new();
     bench.spawner.expect(&Expectation { lanes: 1, dns: Dns::default(), memory: learned }).unwrap();
     let state = "cat /sys/class/net/eth0/operstate";
     let ran = bench.succeed(&bench.script(state));
-    assert_eq!((ran.output.as_str(), ran.exit.unwrap().learned), ("lowerlayerdown\n", None));
+    // Which of the two is the kernel's business, and a moment's.
+    assert!(["down\n", "lowerlayerdown\n"].contains(&ran.output.as_str()), "{}", ran.output);
+    assert_eq!(ran.exit.unwrap().learned, None);
     if has("nft") {
         assert_eq!(run("nft list tables"), "");
     }
-    let script = format!("nc 203.0.113.80 80 </dev/null; {state}; ping -c 1 -W 5 203.0.113.80 | grep -c 'bytes from'");
+    let script = format!("wget -qO- http://203.0.113.80; {state}; ping -c 1 -W 5 203.0.113.80 | grep -c 'bytes from'");
     assert_eq!(bench.output(&script), "you are 192.0.2.2\nup\n1\n");
     if has("nft") {
         assert!(run("nft list tables").starts_with("table inet wythe"));
@@ -74,7 +77,7 @@ fn a_name_server_on_the_hosts_loopback_can_be_asked() {
     on_each_way(|way, world, bench| {
         world.replace("/etc/resolv.conf", "nameserver 127.0.0.1\nsearch example\n");
         answer_names("127.0.0.1:53");
-        let ran = bench.succeed(&bench.script("cat /etc/resolv.conf; nslookup any.example | tail -n 2"));
+        let ran = bench.succeed(&bench.script("cat /etc/resolv.conf; nslookup any.example"));
         assert!(ran.output.starts_with("search example\nnameserver "), "{way}: {}", ran.output);
         assert!(ran.output.contains("Address: 203.0.113.80"), "{way}: {}", ran.output);
     });
@@ -84,7 +87,7 @@ fn a_name_server_on_the_hosts_loopback_can_be_asked() {
 fn dns_options_take_the_place_of_the_hosts() {
     on_each_way(|way, world, bench| {
         world.replace("/etc/resolv.conf", "nameserver 127.0.0.1\nsearch example\noptions ndots:2\n");
-        let mut container = bench.script("cat /etc/resolv.conf; nslookup any.example | tail -n 2");
+        let mut container = bench.script("cat /etc/resolv.conf; nslookup any.example");
         container.dns = Dns {
             servers: vec![address("203.0.113.53")],
             search: vec!["a.example".into(), "b.example".into()],
@@ -105,7 +108,7 @@ fn the_host_can_be_reached_but_not_its_loopback() {
         let reach = |port| {
             let mut container = bench.script(&format!(
                 "host=$(sed -n 's/\\tme$//p' /etc/hosts); for at in $host 127.0.0.1 192.0.2.2; do \
-                 nc -w 5 $at {port} </dev/null | cut -c -7 || :; done"
+                 timeout 5 wget -qO- http://$at:{port} 2>/dev/null | cut -c -7 || :; done"
             ));
             container.extra_hosts = vec![("me".into(), HostAddress::Gateway)];
             bench.succeed(&container).output
@@ -172,7 +175,7 @@ fn a_lane_is_used_again_unless_its_step_could_change_it() {
 fn everybody_may_ping_and_listen_on_any_port() {
     let _world = World::enter(true);
     let bench = Bench::new();
-    let script = "ping -c 1 -W 5 127.0.0.1 | grep -c 'bytes from'; ping -c 1 -W 5 203.0.113.80 | grep -c 'bytes from'; \
+    let script = "cat /proc/sys/net/ipv4/ping_group_range; id; ping -c 1 -W 5 127.0.0.1 | grep -c 'bytes from'; ping -c 1 -W 5 203.0.113.80 2>/dev/null | grep -c 'bytes from'; \
                   (echo hello | nc -l -p 80) & while ! nc 127.0.0.1 80 </dev/null 2>/dev/null; do :; done";
     for user in [wythe::container::passwd::User::default(), bench.alice()] {
         for network in [Network::Default, Network::None] {
@@ -219,11 +222,14 @@ fn lanes_are_kept_apart() {
         let running = scope.spawn(|| bench.spawner.run(&listening, writer.into()));
         let mut own = String::new();
         BufReader::new(reader).read_line(&mut own).unwrap();
-        let script = format!("nc -w 1 {} 80 </dev/null || echo nobody; nc 203.0.113.80 80 </dev/null", own.trim());
+        let script = format!(
+            "timeout 1 wget -qO- http://{} 2>/dev/null || echo nobody; wget -qO- http://203.0.113.80",
+            own.trim()
+        );
         let output = bench.output(&script);
         bench.spawner.kill_all(Signal::KILL).unwrap();
         running.join().unwrap().unwrap();
-        assert_eq!(output, "nc: timed out\nnobody\nyou are 192.0.2.2\n");
+        assert_eq!(output, "nobody\nyou are 192.0.2.2\n");
     });
 }
 
@@ -246,7 +252,7 @@ fn ipv6_is_forwarded_where_the_host_does() {
     set("net/ipv6/conf/all/forwarding", "1");
     run("ip -6 route add default via 2001:db8::1");
     let bench = Bench::new();
-    let script = "nc 2001:db8:1::80 80 </dev/null; nc 203.0.113.80 80 </dev/null";
+    let script = "wget -qO- http://[2001:db8:1::80]; wget -qO- http://203.0.113.80";
     assert_eq!(bench.output(script), "you are 2001:db8::2\nyou are 192.0.2.2\n");
     let learned = bench.succeed(&bench.script(":")).exit.unwrap().learned;
     assert_eq!(learned, None, "it was told already");
@@ -275,7 +281,7 @@ fn a_host_that_forbids_what_it_forwards_takes_another_way() {
     let world = World::enter(true);
     run("ip rule add from 10.119.0.0/16 prohibit");
     let bench = Bench::new();
-    let ran = bench.succeed(&bench.script("nc 203.0.113.80 80 </dev/null"));
+    let ran = bench.succeed(&bench.script("wget -qO- http://203.0.113.80"));
     let exit = ran.exit.unwrap();
     assert_eq!((ran.output.as_str(), exit.warning), ("you are 192.0.2.2\n", None));
     assert_eq!(interfaces(), [""; 0]);
@@ -283,13 +289,13 @@ fn a_host_that_forbids_what_it_forwards_takes_another_way() {
     let memory = exit.learned;
     let bench = Bench::new();
     bench.spawner.expect(&Expectation { lanes: 1, dns: Dns::default(), memory: memory.clone() }).unwrap();
-    assert_eq!(bench.output("nc 203.0.113.80 80 </dev/null"), "you are 192.0.2.2\n");
+    assert_eq!(bench.output("wget -qO- http://203.0.113.80"), "you are 192.0.2.2\n");
     // With no program left, it is worth another try.
     run("ip rule delete from 10.119.0.0/16 prohibit");
     world.hide(&["pasta", "slirp4netns"]);
     let bench = Bench::new();
     bench.spawner.expect(&Expectation { lanes: 1, dns: Dns::default(), memory }).unwrap();
-    assert_eq!(bench.output("nc 203.0.113.80 80 </dev/null"), "you are 192.0.2.2\n");
+    assert_eq!(bench.output("wget -qO- http://203.0.113.80"), "you are 192.0.2.2\n");
 }
 
 /// What was true of a host need not be any more.
@@ -302,7 +308,7 @@ fn a_host_that_stops_forwarding_is_told_of() {
     world.hide(&["pasta", "slirp4netns"]);
     let bench = Bench::new();
     bench.spawner.expect(&Expectation { lanes: 1, dns: Dns::default(), memory }).unwrap();
-    let exit = bench.succeed(&bench.script("nc -w 1 203.0.113.80 80 </dev/null || :")).exit.unwrap();
+    let exit = bench.succeed(&bench.script("timeout 1 wget -qO- http://203.0.113.80 || :")).exit.unwrap();
     let warning = exit.warning.unwrap();
     assert_eq!(warning.message, "what a step sent did not get out of its network");
     assert!(exit.learned.is_some_and(|memory| String::from_utf8(memory).unwrap().contains("Forbidden")));
@@ -314,7 +320,7 @@ fn without_any_way_out_a_step_is_on_the_hosts_network() {
     world.hide(&["pasta", "slirp4netns"]);
     let bench = Bench::new();
     let outside = fs::read_link("/proc/thread-self/ns/net").unwrap();
-    let ran = bench.succeed(&bench.script("readlink /proc/self/ns/net; nc 203.0.113.80 80 </dev/null"));
+    let ran = bench.succeed(&bench.script("readlink /proc/self/ns/net; wget -qO- http://203.0.113.80"));
     assert_eq!(ran.output, format!("{}\nyou are 192.0.2.2\n", outside.display()));
     let warning = ran.exit.unwrap().warning.unwrap();
     assert_eq!(warning.message, "steps are on the network of the host: a private one has no way out");
@@ -339,7 +345,7 @@ fn programs_that_do_not_work_are_not_waited_for_twice() {
     world.replace(&pasta, "#!/bin/sh\necho starting\necho it is broken >&2\nexit 1\n");
     run(&format!("chmod 755 {pasta}"));
     let bench = Bench::new();
-    let ran = bench.succeed(&bench.script("nc 203.0.113.80 80 </dev/null"));
+    let ran = bench.succeed(&bench.script("wget -qO- http://203.0.113.80"));
     let exit = ran.exit.unwrap();
     assert_eq!((ran.output.as_str(), exit.warning), ("you are 192.0.2.2\n", None));
     let learned = String::from_utf8(exit.learned.unwrap()).unwrap();
@@ -365,7 +371,7 @@ fn a_program_that_dies_takes_its_lane_with_it() {
         assert_eq!(error.message, "the process that makes networks has ended");
     }
     assert_ne!(bench.output(name), first);
-    assert_eq!(bench.output("nc 203.0.113.80 80 </dev/null"), "you are 192.0.2.2\n");
+    assert_eq!(bench.output("wget -qO- http://203.0.113.80"), "you are 192.0.2.2\n");
 }
 
 /// The spawner of a bench, by a step of it.
@@ -400,7 +406,7 @@ fn a_killed_builder_leaves_nothing_on_its_network() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let script = "nc 203.0.113.80 80 </dev/null; echo ready; sleep 1000; true";
+        let script = "wget -qO- http://203.0.113.80; echo ready; sleep 1000; true";
         let container =
             Container { argv: ["/bin/sh", "-c", script, &marker].map(str::to_owned).to_vec(), ..bench.script("") };
         let request = serde_json::to_string(&container).unwrap();
@@ -434,7 +440,6 @@ fn parent_or_none(pid: u32) -> Option<u32> {
 fn statuses_pass_whatever_the_network() {
     on_each_way(|way, _, bench| {
         assert_eq!(bench.run(&bench.script("exit 7")).exit.unwrap().status, Status::Exited(7), "{way}");
-        let _ = world::address("127.0.0.1");
         let mut output = String::new();
         let (mut reader, writer) = std::io::pipe().unwrap();
         bench.spawner.run(&bench.script("echo said"), writer.into()).unwrap();

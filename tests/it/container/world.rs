@@ -10,7 +10,7 @@
 //! Needs `ip` (iproute2).
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::path::Path;
 use std::process::Command;
@@ -120,7 +120,7 @@ pub fn has(program: &str) -> bool {
     is_there
 }
 
-/// Serves on this thread's network: a line with the address of who asks.
+/// Serves on this thread's network, over HTTP: a line with the address of who asks.
 pub fn say_who_asks(address: &str) -> SocketAddr {
     let listener = TcpListener::bind(address).unwrap();
     let address = listener.local_addr().unwrap();
@@ -128,7 +128,9 @@ pub fn say_who_asks(address: &str) -> SocketAddr {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let asker = stream.peer_addr().unwrap().ip();
-            let _ = writeln!(stream, "you are {asker}");
+            let head = BufReader::new(&stream).lines().take_while(|line| line.as_ref().is_ok_and(|it| !it.is_empty()));
+            drop(head.count());
+            let _ = write!(stream, "HTTP/1.0 200 OK\r\n\r\nyou are {asker}\n");
         }
     });
     address
