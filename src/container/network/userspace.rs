@@ -181,8 +181,8 @@ impl Started {
         let mut bytes = vec![0; OUTPUT_BYTES as usize];
         let length = rustix::io::pread(&self.output, &mut *bytes, 0).ok()?;
         let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
-        let lines = text.trim_end_matches('\0').lines().map(str::trim).filter(|line| !line.is_empty());
-        lines.last().map(str::to_owned)
+        let mut lines = text.trim_end_matches('\0').lines().map(str::trim).filter(|line| !line.is_empty());
+        lines.next_back().map(str::to_owned)
     }
 
     /// Ends it.
