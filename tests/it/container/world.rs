@@ -129,7 +129,7 @@ pub fn say_who_asks(address: &str) -> SocketAddr {
             let mut stream = stream.unwrap();
             let asker = stream.peer_addr().unwrap().ip();
             let head = BufReader::new(&stream).lines().take_while(|line| line.as_ref().is_ok_and(|it| !it.is_empty()));
-            drop(head.count());
+            let _ = head.count();
             let _ = write!(stream, "HTTP/1.0 200 OK\r\n\r\nyou are {asker}\n");
         }
     });
