@@ -27,8 +27,9 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::Exit;
+use super::{Exit, OutOfMemory};
 use crate::diag::{Context, Diagnostic, Result, Severity};
+use crate::progress::Usage;
 
 /// First byte of a request to run a container.
 pub const REQUEST: u8 = b'R';
@@ -91,8 +92,9 @@ pub enum Report {
 pub enum Answer {
     Ended {
         status: i32,
-        cpu_us: u64,
-        peak_bytes: u64,
+        usage: Usage,
+        out_of_memory: Option<OutOfMemory>,
+        is_late: bool,
         /// What its user is to know of its network.
         warning: Option<Failure>,
         /// What was found out about the host's network.
@@ -105,7 +107,7 @@ impl Answer {
     pub fn into_result(self, fds: Vec<OwnedFd>) -> Result<Exit> {
         match self {
             Self::Failed(failure) => Err(failure.into()),
-            Self::Ended { status, cpu_us, peak_bytes, warning, learned } => {
+            Self::Ended { status, usage, out_of_memory, is_late, warning, learned } => {
                 let skeleton =
                     fds.into_iter().next().ok_or_else(|| Diagnostic::error("an answer lacks its skeleton"))?;
                 let status = if libc::WIFSIGNALED(status) {
@@ -113,9 +115,9 @@ impl Answer {
                 } else {
                     super::Status::Exited(libc::WEXITSTATUS(status))
                 };
-                let cpu = std::time::Duration::from_micros(cpu_us);
                 let warning = warning.map(|warning| Diagnostic { severity: Severity::Warning, ..warning.into() });
-                Ok(Exit { status, cpu, peak_bytes, skeleton, warning, learned: learned.as_ref().map(encode) })
+                let learned = learned.as_ref().map(encode);
+                Ok(Exit { status, usage, out_of_memory, is_late, skeleton, warning, learned })
             }
         }
     }

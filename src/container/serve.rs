@@ -7,57 +7,24 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
 use rustix::process::Signal;
 use rustix::thread::CapabilitiesSecureBits;
 
 use super::hosts::NameServers;
-use super::mount_point::Stub;
-use super::network::{self, Found, Kind, Lane, Memory, Networks};
-use super::protocol::{self, Answer, EXPECT, Failure, KILL, REQUEST, Report, TERMINAL};
-use super::step::{self, Streams};
-use super::template::{self, Prepared, Template};
+use super::network::{self, Found, Kind, Memory, Networks};
+use super::protocol::{self, EXPECT, KILL, REQUEST, TERMINAL};
+use super::running::{self, Asked, Running};
+use super::step::Streams;
+use super::template::{self, Template};
 use super::{Container, Expectation};
 use crate::diag::{Context, Diagnostic, Result};
-use crate::plan::{Network, Security};
-use crate::sys::{self, Child};
-
-/// A step that was asked for and has no network yet.
-struct Waiting {
-    container: Container,
-    streams: Streams,
-    reply: OwnedFd,
-}
-
-/// A step from its fork to its answer.
-struct Running {
-    child: Child,
-    /// What the step mounts: the last descriptors of these are closed after its answer.
-    _prepared: Prepared,
-    /// Given back at its end.
-    lane: Option<Lane>,
-    may_change_lane: bool,
-    /// What its user is to know of its network.
-    warning: Option<Diagnostic>,
-    /// Open until exec.
-    reports: Option<OwnedFd>,
-    reply: OwnedFd,
-    mounted: Option<Mounted>,
-    failure: Option<Failure>,
-    has_ended: bool,
-}
-
-/// What a step handed over.
-struct Mounted {
-    /// Held beyond the step's end, so that neither it nor its answer waits for the unmount.
-    _overlay: OwnedFd,
-    skeleton: OwnedFd,
-    stubs: Vec<Stub>,
-}
+use crate::plan::Network;
+use crate::sys;
 
 /// Turns a fresh fork of the builder into the spawner, until the builder is gone.
 pub fn serve(requests: &OwnedFd) {
@@ -77,8 +44,8 @@ struct State {
     settled: Result<()>,
     template: Option<Template>,
     networks: Option<Networks>,
-    /// In the order of their requests.
-    waiting: VecDeque<Waiting>,
+    /// For their networks, in the order of their requests.
+    waiting: VecDeque<Asked>,
     running: Vec<Running>,
 }
 
@@ -87,9 +54,12 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
     let (requested, has_news, ready) = wait(requests.as_fd(), state)?;
     for (step, events) in state.running.iter_mut().zip(ready) {
         if events.has_report {
-            read_reports(step);
+            step.read_reports();
         }
         step.has_ended = events.has_ended;
+        if !step.has_ended {
+            step.end_in_time();
+        }
     }
     let ended: Vec<_> = state.running.extract_if(.., |step| step.has_ended).collect();
     if has_news || !ended.is_empty() {
@@ -97,7 +67,7 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
         read_news(state);
     }
     for step in ended {
-        finish(step, &mut state.networks);
+        step.finish(&mut state.networks);
     }
     if requested {
         match protocol::receive(requests.as_fd()).context(|| "cannot receive a request")? {
@@ -122,21 +92,21 @@ fn wait(requests: BorrowedFd<'_>, state: &State) -> Result<(bool, bool, Vec<Even
         PollFd::from_borrowed_fd(requests, PollFlags::IN),
         PollFd::from_borrowed_fd(networks.unwrap_or(requests), interest),
     ];
-    for step in &state.running {
-        let pidfd = step.child.pidfd.as_fd();
-        // A closed channel would be reported again and again: the pidfd, with no interest in it,
-        // keeps its place.
-        let (reports, interest) = match &step.reports {
-            Some(reports) => (reports.as_fd(), PollFlags::IN),
-            None => (pidfd, PollFlags::empty()),
-        };
-        polled.push(PollFd::from_borrowed_fd(pidfd, PollFlags::IN));
-        polled.push(PollFd::from_borrowed_fd(reports, interest));
-    }
-    rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None)).context(|| "cannot wait for steps")?;
+    polled.extend(state.running.iter().flat_map(Running::polled));
+    // Only to be woken: who of them has ended is looked at later.
+    let listeners = state.running.iter().flat_map(Running::listeners);
+    polled.extend(listeners.map(|listener| PollFd::new(listener, PollFlags::IN)));
+    let deadline = state.running.iter().filter_map(Running::deadline).min();
+    let time_left = deadline.map(|deadline| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // More than a poll can wait for is as good as for ever.
+        Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
+    });
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, time_left.as_ref()))
+        .context(|| "cannot wait for steps")?;
     let happened = |polled: &PollFd<'_>| !polled.revents().is_empty();
-    let events =
-        polled[2..].chunks(2).map(|step| Events { has_ended: happened(&step[0]), has_report: happened(&step[1]) });
+    let steps = polled[2..].chunks(2).take(state.running.len());
+    let events = steps.map(|step| Events { has_ended: happened(&step[0]), has_report: happened(&step[1]) });
     Ok((happened(&polled[0]), networks.is_some() && happened(&polled[1]), events.collect()))
 }
 
@@ -146,9 +116,9 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
             match protocol::decode_from_memory(&container) {
                 Ok(container) => {
                     let streams = if *kind == TERMINAL { Streams::Terminal(output) } else { Streams::Output(output) };
-                    state.waiting.push_back(Waiting { container, streams, reply });
+                    state.waiting.push_back(Asked { container, streams, reply });
                 }
-                Err(failure) => answer(&reply, &Answer::Failed(failure.into()), None),
+                Err(failure) => running::fail(&reply, failure),
             }
         }
         ([EXPECT, expectation @ ..], _) => {
@@ -157,12 +127,12 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
         }
         ([KILL, signal], _) => {
             let Some(signal) = Signal::from_named_raw(i32::from(*signal)) else { return };
-            for waiting in state.waiting.drain(..) {
-                let failure = Diagnostic::error("the step was stopped before it began");
-                answer(&waiting.reply, &Answer::Failed(failure.into()), None);
+            for asked in state.waiting.drain(..) {
+                asked.fail(Diagnostic::error("the step was stopped before it began"));
             }
-            for step in &state.running {
-                let _ = rustix::process::pidfd_send_signal(&step.child.pidfd, signal);
+            let Some(template) = &state.template else { return };
+            for step in &mut state.running {
+                step.signal(template.proc.as_fd(), signal);
             }
         }
         // Not from our builder; whoever waits sees the reply socket close.
@@ -182,11 +152,7 @@ fn prepare(expectation: &Expectation, state: &mut State) -> Result<()> {
 
 /// What steps have in common, made when the first is near.
 fn ready(state: &mut State) -> Result<(&mut Template, &mut Networks)> {
-    state.settled.clone()?;
-    let template = match &mut state.template {
-        Some(template) => template,
-        none => none.insert(Template::new()?),
-    };
+    let template = template(&state.settled, &mut state.template)?;
     let networks = match &mut state.networks {
         Some(networks) => networks,
         none => {
@@ -196,23 +162,40 @@ fn ready(state: &mut State) -> Result<(&mut Template, &mut Networks)> {
     Ok((template, networks))
 }
 
+fn template<'a>(settled: &Result<()>, template: &'a mut Option<Template>) -> Result<&'a mut Template> {
+    settled.clone()?;
+    Ok(match template {
+        Some(template) => template,
+        none => none.insert(Template::new()?),
+    })
+}
+
 /// Starts every step that can have its network now, the earliest first.
 fn begin_waiting(state: &mut State) {
-    for waiting in std::mem::take(&mut state.waiting) {
-        let (lane, warning) = match lane_for(&waiting.container, state) {
+    for asked in std::mem::take(&mut state.waiting) {
+        let (lane, warning) = match lane_for(&asked.container, state) {
             Ok(Found::Lane(lane)) => (Some(lane), None),
             Ok(Found::Never(network::Failure::Impossible(reason))) => (None, Some(reason)),
             Ok(Found::Host) => (None, None),
             Ok(Found::Later) => {
-                state.waiting.push_back(waiting);
+                state.waiting.push_back(asked);
                 continue;
             }
             Ok(Found::Never(network::Failure::Failed(failure))) | Err(failure) => {
-                answer(&waiting.reply, &Answer::Failed(failure.into()), None);
+                asked.fail(failure);
                 continue;
             }
         };
-        begin(waiting, lane, warning, state);
+        let forked = template(&state.settled, &mut state.template).and_then(|it| asked.fork(it, lane.as_ref()));
+        match forked {
+            Ok(forked) => state.running.push(Running::new(asked, forked, lane, warning)),
+            Err(failure) => {
+                if let (Some(networks), Some(lane)) = (&mut state.networks, lane) {
+                    let _ = networks.give_back(lane, false);
+                }
+                asked.fail(failure);
+            }
+        }
     }
 }
 
@@ -233,56 +216,6 @@ fn lane_for(container: &Container, state: &mut State) -> Result<Found> {
     Ok(found)
 }
 
-/// Forks the step's process.
-fn begin(waiting: Waiting, lane: Option<Lane>, warning: Option<Diagnostic>, state: &mut State) {
-    let Waiting { container, streams, reply } = waiting;
-    match fork(&container, lane.as_ref(), &streams, state) {
-        Ok((child, reports, prepared)) => state.running.push(Running {
-            child,
-            _prepared: prepared,
-            lane,
-            may_change_lane: container.security == Security::Insecure,
-            warning,
-            reports: Some(reports),
-            reply,
-            mounted: None,
-            failure: None,
-            has_ended: false,
-        }),
-        Err(failure) => {
-            if let (Some(networks), Some(lane)) = (&mut state.networks, lane) {
-                let _ = networks.give_back(lane, false);
-            }
-            answer(&reply, &Answer::Failed(failure.into()), None);
-        }
-    }
-}
-
-fn fork(
-    container: &Container,
-    lane: Option<&Lane>,
-    streams: &Streams,
-    state: &mut State,
-) -> Result<(Child, OwnedFd, Prepared)> {
-    state.settled.clone()?;
-    let template = match &mut state.template {
-        Some(template) => template,
-        none => none.insert(Template::new()?),
-    };
-    let prepared = template.prepare(container, lane)?;
-    let (reports, reporting) = protocol::pair()?;
-    match sys::clone(step::NAMESPACES).context(|| "cannot make the namespaces of a container")? {
-        Some(child) => {
-            template.stock(container.shm_size_bytes);
-            Ok((child, reports, prepared))
-        }
-        None => {
-            drop(reports);
-            step::run(container, template, &prepared, lane, streams, &reporting)
-        }
-    }
-}
-
 /// Takes in what was said of networks.
 fn read_news(state: &mut State) {
     if state.networks.as_mut().is_none_or(Networks::read_news) {
@@ -290,80 +223,9 @@ fn read_news(state: &mut State) {
     }
     // With the process that makes networks, the ways out of those that there are have gone.
     state.networks = None;
-    for waiting in state.waiting.drain(..) {
-        let failure = Diagnostic::error("the process that makes networks has ended");
-        answer(&waiting.reply, &Answer::Failed(failure.into()), None);
+    for asked in state.waiting.drain(..) {
+        asked.fail(Diagnostic::error("the process that makes networks has ended"));
     }
-}
-
-/// Takes in what a step has said so far.
-fn read_reports(step: &mut Running) {
-    while let Some(reports) = &step.reports {
-        match protocol::receive_now(reports.as_fd()) {
-            Ok(Some((packet, fds))) => match protocol::decode(&packet) {
-                Ok(Report::Mounted { stubs }) => {
-                    let mut fds = fds.into_iter();
-                    let (Some(overlay), Some(skeleton)) = (fds.next(), fds.next()) else { continue };
-                    let mut made = Vec::new();
-                    for record in stubs {
-                        let (Some(parent), Some(entry)) = (fds.next(), fds.next()) else { break };
-                        made.push(Stub { parent, entry, record });
-                    }
-                    step.mounted = Some(Mounted { _overlay: overlay, skeleton, stubs: made });
-                }
-                Ok(Report::Failed(failure)) => step.failure = Some(failure),
-                Err(failure) => step.failure = Some(failure.into()),
-            },
-            Err(Errno::AGAIN) => return,
-            // Closed by exec, or by the end of a process that never came to it.
-            Ok(None) | Err(_) => step.reports = None,
-        }
-    }
-}
-
-/// Waits for a process that has ended, cleans up after it and answers.
-fn finish(mut step: Running, networks: &mut Option<Networks>) {
-    read_reports(&mut step);
-    let waited = sys::wait(step.child.pid).context(|| "cannot wait for a container");
-    let mut learned = None;
-    if let Some(networks) = networks {
-        if let Some(lane) = step.lane.take() {
-            let stuck = networks.give_back(lane, step.may_change_lane);
-            step.warning = stuck.or(step.warning);
-        }
-        learned = networks.learned();
-    }
-    let mounted = step.mounted.as_mut();
-    let skeleton = mounted.map(|mounted| {
-        for stub in mounted.stubs.drain(..).rev() {
-            stub.remove();
-        }
-        mounted.skeleton.as_fd()
-    });
-    match (step.failure, waited, skeleton) {
-        (Some(failure), ..) => answer(&step.reply, &Answer::Failed(failure), None),
-        (None, Err(failure), _) => answer(&step.reply, &Answer::Failed(failure.into()), None),
-        (None, Ok(waited), Some(skeleton)) => {
-            let cpu_us = u64::try_from(waited.cpu.as_micros()).unwrap_or(u64::MAX);
-            let ended = Answer::Ended {
-                status: waited.status,
-                cpu_us,
-                peak_bytes: waited.peak_bytes,
-                warning: step.warning.map(Failure::from),
-                learned,
-            };
-            answer(&step.reply, &ended, Some(skeleton));
-        }
-        (None, Ok(_), None) => {
-            let failure = Diagnostic::error("the container was killed before it started");
-            answer(&step.reply, &Answer::Failed(failure.into()), None);
-        }
-    }
-}
-
-fn answer(reply: &OwnedFd, answer: &Answer, skeleton: Option<BorrowedFd<'_>>) {
-    // Who does not wait any more needs no answer.
-    let _ = protocol::send(reply.as_fd(), &protocol::encode(answer), skeleton.as_slice());
 }
 
 fn settle(requests: &OwnedFd) -> Result<()> {

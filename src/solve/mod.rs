@@ -11,6 +11,7 @@ mod download;
 mod execute;
 mod explain;
 mod facts;
+mod held;
 mod input;
 mod layers;
 mod network;
@@ -24,7 +25,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::cache::{Facts, Record, Records};
-use crate::container::{Dns, HostAddress};
+use crate::container::{Dns, HostAddress, Limits};
 use crate::diag::Result;
 use crate::host::{self, Host};
 use crate::plan::{BaseKey, Op, Plan, Root, StepId};
@@ -32,7 +33,6 @@ use crate::progress::{Event, Number, Outcome};
 use crate::store::ImageRecord;
 
 pub use explain::{Explained, explain};
-pub use input::ignore_file;
 pub use layers::Layers;
 pub use stack::{Stack, StackLayer, Standing};
 
@@ -44,8 +44,6 @@ pub struct Settings {
     pub slot: String,
     /// How many steps may run at once.
     pub jobs: usize,
-    /// `SOURCE_DATE_EPOCH`: the time of what copies make.
-    pub epoch: Option<i64>,
     /// How many threads may read files for one copy.
     pub hash_threads: usize,
     pub hostname: String,
@@ -56,6 +54,11 @@ pub struct Settings {
     pub shm_size_bytes: u64,
     /// `(name, soft, hard)`.
     pub ulimits: Vec<(String, u64, u64)>,
+    /// Of all processes of a RUN together. They decide whether it ends well, not what it makes: no part of
+    /// a key.
+    pub limits: Limits,
+    /// How long a RUN may take.
+    pub timeout: Option<Duration>,
     /// `BUILDKIT_CACHE_MOUNT_NS`.
     pub cache_mount_namespace: String,
     /// `--explain`: whether to say of each step that runs what changed.
@@ -99,8 +102,6 @@ pub struct Solver<'a> {
     /// Set once the user was told what is wrong with the network of steps.
     is_network_told: AtomicBool,
     wreck: Mutex<Option<wreck::Wreck>>,
-    /// Not so while explaining.
-    asks_servers: bool,
 }
 
 /// Results by step, for all steps of the plan.
@@ -174,7 +175,6 @@ impl<'a> Solver<'a> {
             inputs: input::Inputs::default(),
             is_network_told: AtomicBool::new(false),
             wreck: Mutex::default(),
-            asks_servers: true,
         }
     }
 
@@ -396,7 +396,7 @@ impl<'a> Solver<'a> {
     }
 
     fn created(&self) -> String {
-        host::rfc3339(self.host.now)
+        host::rfc3339(self.host.now())
     }
 }
 
