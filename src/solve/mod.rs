@@ -20,7 +20,7 @@ mod stack;
 mod wreck;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -102,6 +102,8 @@ pub struct Solver<'a> {
     /// Set once the user was told what is wrong with the network of steps.
     is_network_told: AtomicBool,
     wreck: Mutex<Option<wreck::Wreck>>,
+    /// Not so while looking: what must be fetched is fetched by the threads that run steps.
+    may_fetch: AtomicBool,
 }
 
 /// Results by step, for all steps of the plan.
@@ -130,6 +132,7 @@ pub fn solve(
             host.store.enter()?;
             solver.expect_networks((0..plan.steps.len()).map(StepId));
         }
+        solver.may_fetch.store(true, Ordering::Relaxed);
         schedule::run(&solver)
     });
     if let Err(failure) = done {
@@ -175,6 +178,7 @@ impl<'a> Solver<'a> {
             inputs: input::Inputs::default(),
             is_network_told: AtomicBool::new(false),
             wreck: Mutex::default(),
+            may_fetch: AtomicBool::new(false),
         }
     }
 
