@@ -14,18 +14,18 @@ mod facts;
 mod held;
 mod input;
 mod layers;
+mod network;
 mod schedule;
 mod stack;
 mod wreck;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::cache::{Facts, Record, Records};
-use crate::container::Limits;
+use crate::container::{Dns, HostAddress, Limits};
 use crate::diag::Result;
 use crate::host::{self, Host};
 use crate::plan::{BaseKey, Op, Plan, Root, StepId};
@@ -48,7 +48,9 @@ pub struct Settings {
     pub hash_threads: usize,
     pub hostname: String,
     /// `--add-host`.
-    pub extra_hosts: Vec<(String, IpAddr)>,
+    pub extra_hosts: Vec<(String, HostAddress)>,
+    /// No fact of any key: how names are found decides no more than what answers.
+    pub dns: Dns,
     pub shm_size_bytes: u64,
     /// `(name, soft, hard)`.
     pub ulimits: Vec<(String, u64, u64)>,
@@ -97,6 +99,8 @@ pub struct Solver<'a> {
     solved: Vec<OnceLock<Arc<Solved>>>,
     layers: &'a Layers<'a>,
     inputs: input::Inputs,
+    /// Set once the user was told what is wrong with the network of steps.
+    is_network_told: AtomicBool,
     wreck: Mutex<Option<wreck::Wreck>>,
     /// Not so while looking: what must be fetched is fetched by the threads that run steps.
     may_fetch: AtomicBool,
@@ -126,6 +130,7 @@ pub fn solve(
             // What was hashed is not to be hashed again by a process that enters.
             solver.inputs.save();
             host.store.enter()?;
+            solver.expect_networks((0..plan.steps.len()).map(StepId));
         }
         solver.may_fetch.store(true, Ordering::Relaxed);
         schedule::run(&solver)
@@ -171,6 +176,7 @@ impl<'a> Solver<'a> {
             solved: plan.steps.iter().map(|_| OnceLock::new()).collect(),
             layers,
             inputs: input::Inputs::default(),
+            is_network_told: AtomicBool::new(false),
             wreck: Mutex::default(),
             may_fetch: AtomicBool::new(false),
         }
@@ -198,23 +204,29 @@ impl<'a> Solver<'a> {
 
     /// Solves, in order, every step the cache knows and every step that costs nothing.
     fn first_pass(&self) -> Result<()> {
+        let mut is_expecting = false;
         for index in 0..self.plan.steps.len() {
             let id = StepId(index);
             if self.host.is_canceled() {
                 return Err(canceled());
             }
-            if self.needs(id).iter().any(|need| self.get(*need).is_none()) {
-                continue;
-            }
-            if let Lookup::Hit(solved) = self.look_up(id)? {
-                let step = self.plan.step(id);
-                if is_shown(&step.op) {
-                    let number = self.number();
-                    self.host.reporter.report(Event::Started { number, title: &step.title });
-                    self.finished(number, &solved, Duration::ZERO);
+            let is_ready = self.needs(id).iter().all(|need| self.get(*need).is_some());
+            let found = if is_ready { Some(self.look_up(id)?) } else { None };
+            let Some(Lookup::Hit(solved)) = found else {
+                // What stands on a miss misses too, nearly always.
+                if !is_expecting && self.wants_network(id) {
+                    is_expecting = true;
+                    self.expect_networks(std::iter::once(id));
                 }
-                self.set(id, solved);
+                continue;
+            };
+            let step = self.plan.step(id);
+            if is_shown(&step.op) {
+                let number = self.number();
+                self.host.reporter.report(Event::Started { number, title: &step.title });
+                self.finished(number, &solved, Duration::ZERO);
             }
+            self.set(id, solved);
         }
         Ok(())
     }
