@@ -324,6 +324,9 @@ pub(super) fn failed(doing: &str, ended: &Ended) -> Diagnostic {
     let lines: Vec<_> = message.lines().map(|line| line.trim_start_matches("fatal: ")).collect();
     let said = |text: &str| message.contains(text);
     let error = Diagnostic::error(doing);
+    if said("ssh: not found") {
+        return error.caused_by("`ssh` is not installed").hint("install it, as with `apt-get install openssh-client`");
+    }
     let error = match lines.is_empty() {
         true => error.caused_by("git says nothing"),
         false => error.caused_by(lines.join("\n")),
@@ -333,9 +336,6 @@ pub(super) fn failed(doing: &str, ended: &Ended) -> Diagnostic {
     }
     if said("Permission denied (") {
         return error.hint("`--ssh default` lets git use the keys of your ssh agent");
-    }
-    if said("cannot run ssh") || said("ssh: not found") {
-        return error.hint("install ssh, as with `apt-get install openssh-client`");
     }
     error
 }
