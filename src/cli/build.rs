@@ -16,7 +16,7 @@ use super::{Failure, has_color, limits, output, print, stdin, usage, values};
 use rustix::process::Signal;
 
 use crate::build::{self, Request};
-use crate::container::{Container, Spawner};
+use crate::container::{Container, Dns, Spawner};
 use crate::diag::Diagnostic;
 use crate::export::{Destination, Output};
 use crate::host::{Host, Opened, Pulls};
@@ -221,6 +221,8 @@ impl crate::host::Executor for NothingRuns {
         Err(Diagnostic::error("nothing is executed here"))
     }
 
+    fn expect(&self, _: &crate::container::Expectation) {}
+
     fn cancel(&self) {}
 }
 
@@ -377,6 +379,11 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
         hash_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
         hostname: build_args.get("BUILDKIT_SANDBOX_HOSTNAME").cloned().unwrap_or_else(|| HOSTNAME.to_owned()),
         extra_hosts: arguments.add_hosts.iter().map(|text| values::host(text)).collect::<Result<_, _>>()?,
+        dns: Dns {
+            servers: arguments.dns.clone(),
+            search: arguments.dns_search.clone(),
+            options: arguments.dns_options.clone(),
+        },
         shm_size_bytes: match &arguments.shm_size {
             Some(text) => values::size("--shm-size", text)?,
             None => SHM_SIZE_BYTES,
