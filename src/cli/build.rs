@@ -364,6 +364,7 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
         labels,
         platform: platforms[0].clone(),
         platform_is_explicit,
+        shows_platform: platforms.len() > 1,
         build_platform: Platform::host(),
         named_contexts: named_contexts.keys().cloned().collect(),
         network,

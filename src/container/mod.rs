@@ -10,6 +10,7 @@
 //! touched, and nothing is written to its disk but a step's upper dir.
 
 mod apt;
+mod binfmt;
 mod caps;
 mod cgroup;
 mod device;
@@ -18,6 +19,7 @@ mod exec;
 mod holder;
 mod hosts;
 mod limit;
+mod machine;
 mod mask;
 mod mount;
 mod mount_point;
@@ -47,6 +49,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::image::Platform;
 use crate::plan::{Network, Security};
 use crate::progress::Usage;
 
@@ -61,6 +64,8 @@ pub struct Container {
     pub argv: Vec<String>,
     /// Given to the payload as it is; only HOME is added where it is missing.
     pub env: Vec<(String, String)>,
+    /// What its programs are made for.
+    pub platform: Platform,
     /// Absolute; made (0755, the user's) if missing.
     pub workdir: String,
     pub user: passwd::User,

@@ -15,6 +15,7 @@ use rustix::process::Signal;
 use rustix::thread::CapabilitiesSecureBits;
 
 use super::Container;
+use super::binfmt;
 use super::cgroup::Group;
 use super::mount_point::Stub;
 use super::protocol::{self, Answer, Failure, KILL, REQUEST, Report, TERMINAL};
@@ -230,7 +231,12 @@ fn read_reports(step: &mut Running) {
                     }
                     step.mounted = Some(Mounted { _overlay: overlay, skeleton, stubs: made });
                 }
-                Ok(Report::Failed(failure)) => step.failure = Some(failure),
+                Ok(Report::Failed { failure, machine }) => {
+                    // The step has left the host's files, which say what is missing.
+                    let failure = Diagnostic::from(failure);
+                    step.failure =
+                        Some(machine.and_then(binfmt::hint).into_iter().fold(failure, Diagnostic::hint).into());
+                }
                 Err(failure) => step.failure = Some(failure.into()),
             },
             Err(Errno::AGAIN) => return,

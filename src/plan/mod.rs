@@ -48,6 +48,8 @@ pub struct Options {
     pub platform: Platform,
     /// Whether `platform` was asked for (then it is the image's, whatever the base says).
     pub platform_is_explicit: bool,
+    /// Whether titles begin with the platform, as there are steps for others.
+    pub shows_platform: bool,
     /// What the build runs on.
     pub build_platform: Platform,
     /// Names given with `--build-context` that are images or directories, as [`context_name`] has them.

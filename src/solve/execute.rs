@@ -110,6 +110,7 @@ impl Solver<'_> {
         let container = Container {
             argv: run.argv.clone(),
             env,
+            platform: run.platform.clone(),
             workdir: run.workdir.clone(),
             user,
             hostname: self.settings.hostname.clone(),

@@ -9,6 +9,7 @@ mod conformance;
 mod container;
 mod dockerfile;
 mod explain;
+mod foreign;
 mod image;
 mod journal;
 mod layer;

@@ -38,6 +38,7 @@ struct Settings {
     args: BTreeMap<String, String>,
     labels: BTreeMap<String, String>,
     platform: Option<String>,
+    shows_platform: bool,
     /// Named contexts: `directory`, or the name of an image.
     contexts: BTreeMap<String, String>,
     network: Option<String>,
@@ -54,6 +55,7 @@ impl Settings {
             labels: self.labels.clone(),
             platform: self.platform.as_deref().unwrap_or("linux/amd64").parse().unwrap(),
             platform_is_explicit: self.platform.is_some(),
+            shows_platform: self.shows_platform,
             build_platform: "linux/amd64".parse().unwrap(),
             named_contexts: self.contexts.keys().cloned().collect(),
             network: match self.network.as_deref() {
