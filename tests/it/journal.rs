@@ -51,7 +51,7 @@ fn output_is_kept_byte_for_byte() {
 #[test]
 fn lines_have_the_time_they_began() {
     let sandbox = Sandbox::new();
-    sandbox.write("Dockerfile", "FROM busybox\nRUN printf 'one\\ntw'; sleep 0.3; printf 'o\\n'; echo three\n");
+    sandbox.write("Dockerfile", "FROM busybox\nRUN printf 'one\\ntw'; sleep 0.5; printf 'o\\n'; echo three\n");
     assert_eq!(sandbox.build("image.tar", &[]).code, Some(0));
     let ended = logs(&sandbox, &["--timestamps", "2"]);
     let times: Vec<(f64, &str)> = text(&ended)
@@ -60,7 +60,7 @@ fn lines_have_the_time_they_began() {
         .map(|(at, text)| (at.parse().unwrap(), text))
         .collect();
     let [(one, "one"), (two, "two"), (three, "three")] = times[..] else { panic!("{times:?}") };
-    assert!(one <= two && three >= two + 0.3, "{times:?}");
+    assert!(one <= two && three >= two + 0.1, "{times:?}");
 }
 
 /// What `history` says of a build that ran, one that was cached, and one that failed.
@@ -73,7 +73,10 @@ fn a_record_says_how_each_step_ended() {
         sandbox.build("image.tar", &args).code
     };
     assert_eq!(build(&["-t", "app:1", "--target", "top"]), Some(0));
-    assert_eq!(build(&["-t", "app:2"]), Some(0));
+    // To the store alone: an archive is something written, and shown as such.
+    let mut args = sandbox.build_args("none", &["-t".into(), "app:2".into()]);
+    args.retain(|arg| arg != "-o" && !arg.starts_with("type=oci,"));
+    assert_eq!(sandbox.wythe(&args).code, Some(0));
     sandbox.write("Dockerfile", "FROM busybox AS base\nRUN echo x > /x\nRUN echo why; exit 7\n");
     assert_eq!(build(&[]), Some(1));
 
