@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::context::IgnoreRules;
 use crate::diag::{Diagnostic, Severity, Source};
 use crate::dockerfile::check::Check;
 use crate::dockerfile::{self, Dockerfile};
@@ -44,11 +45,13 @@ pub struct Outcome {
 /// comes alone. What was committed before a failure stays in the cache; outputs appear whole or not
 /// at all.
 pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnostic>> {
-    let dockerfile = parse(request, host)?;
+    let dockerfile = parse(request)?;
+    let mut warnings = Warnings::of(&dockerfile, request);
     let layers = Layers::of(host.store);
     let mut images = Vec::new();
     for platform in &request.platforms {
-        let (plan, bases) = plan(request, &dockerfile, platform, host)?;
+        let planned = plan(request, &dockerfile, platform, host);
+        let (plan, bases) = warnings.tell(planned, host)?;
         let solution = solve::solve(&plan, host, &request.settings, &bases, &layers).map_err(alone)?;
         let stack = solution.of(plan.target).stack.clone();
         let config = finish_config(&plan, &solution, request.epoch);
@@ -61,7 +64,7 @@ pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnost
 
 /// Says for each step whether it would hit, without running anything.
 pub fn explain(request: &Request, host: &Host<'_>) -> Result<Vec<Explained>, Vec<Diagnostic>> {
-    let dockerfile = parse(request, host)?;
+    let dockerfile = parse(request)?;
     let mut explained = Vec::new();
     for platform in &request.platforms {
         let (plan, bases) = plan(request, &dockerfile, platform, host)?;
@@ -74,52 +77,138 @@ fn alone(diagnostic: Diagnostic) -> Vec<Diagnostic> {
     vec![diagnostic]
 }
 
-fn parse(request: &Request, host: &Host<'_>) -> Result<Dockerfile, Vec<Diagnostic>> {
+/// All that can be said of the Dockerfile without running anything, in the order of the text.
+pub fn check(request: &Request, host: &Host<'_>) -> Vec<Diagnostic> {
+    let dockerfile = match parse(request) {
+        Ok(dockerfile) => dockerfile,
+        Err(faults) => return faults,
+    };
+    let mut warnings = Warnings::of(&dockerfile, request);
+    let mut faults: Vec<Diagnostic> = Vec::new();
+    for platform in &request.platforms {
+        let planned = plan(request, &dockerfile, platform, host);
+        let unread = warnings.new_ones(&planned, host).err();
+        let found = unread.into_iter().chain(planned.err()).flatten();
+        for fault in found.filter(|fault| fault.severity == Severity::Error) {
+            if !faults.contains(&fault) {
+                faults.push(fault);
+            }
+        }
+    }
+    warnings.told.append(&mut faults);
+    warnings.told
+}
+
+/// What the target takes from outside, and which targets there are. No image is asked for: what the triggers of
+/// a base take is not seen.
+pub fn outline(request: &Request) -> Result<plan::Outline, Vec<Diagnostic>> {
+    plan::outline(&parse(request)?, &request.options)
+}
+
+fn parse(request: &Request) -> Result<Dockerfile, Vec<Diagnostic>> {
     let dockerfile = dockerfile::parse(Arc::clone(&request.dockerfile))?;
-    check_syntax(&dockerfile)?;
-    warn(&dockerfile.warnings, &dockerfile, host)?;
+    check_syntax(&dockerfile, request)?;
     Ok(dockerfile)
 }
 
-/// Tells the warnings that `# check=` lets through; with `error=true` there they end the build.
-fn warn(warnings: &[Diagnostic], dockerfile: &Dockerfile, host: &Host<'_>) -> Result<(), Vec<Diagnostic>> {
-    let check = Check::parse(dockerfile.check.as_ref());
-    let told: Vec<_> = warnings.iter().filter(|warning| check.admits(warning)).collect();
-    if check.is_error && !told.is_empty() {
-        let faults = told.into_iter().map(|warning| Diagnostic { severity: Severity::Error, ..warning.clone() });
-        return Err(faults.collect());
-    }
-    for warning in told {
-        host.reporter.report(Event::Warning(warning));
-    }
-    Ok(())
+type Planned = Result<(Plan, BTreeMap<BaseKey, ImageRecord>), Vec<Diagnostic>>;
+
+/// The warnings that are wanted, each once: the file is planned for each platform.
+struct Warnings<'a> {
+    dockerfile: &'a Dockerfile,
+    check: Check,
+    told: Vec<Diagnostic>,
 }
 
-/// `# syntax=` names the program that reads the file. We are that program for Docker's own
-/// language; anything else we would misread.
-fn check_syntax(dockerfile: &Dockerfile) -> Result<(), Vec<Diagnostic>> {
-    let Some(syntax) = &dockerfile.syntax else { return Ok(()) };
-    let name = syntax.raw.split(['@', ' ']).next().unwrap_or_default();
-    let name = name.strip_prefix("docker.io/").unwrap_or(name);
-    let name = name.split(':').next().unwrap_or(name);
-    if matches!(name, "docker/dockerfile" | "docker/dockerfile-upstream") {
+impl<'a> Warnings<'a> {
+    /// `--build-arg BUILDKIT_DOCKERFILE_CHECK` is taken instead of `# check=`.
+    fn of(dockerfile: &'a Dockerfile, request: &Request) -> Self {
+        let given = request.options.build_args.get("BUILDKIT_DOCKERFILE_CHECK");
+        let directive = dockerfile.check.as_ref().map(|word| &word.raw);
+        let check = Check::parse(given.or(directive).map_or("", String::as_str));
+        Self { dockerfile, check, told: Vec::new() }
+    }
+
+    /// Tells what has not been told; with `error=true` it ends the build.
+    fn tell(&mut self, planned: Planned, host: &Host<'_>) -> Planned {
+        let before = self.told.len();
+        self.new_ones(&planned, host)?;
+        let found = &self.told[before..];
+        let faults = planned.as_ref().err().into_iter().flatten().filter(|fault| fault.severity == Severity::Error);
+        if self.check.is_error && !found.is_empty() {
+            let found = found.iter().map(|warning| Diagnostic { severity: Severity::Error, ..warning.clone() });
+            return Err(found.chain(faults.cloned()).collect());
+        }
+        for warning in found {
+            host.reporter.report(Event::Warning(warning));
+        }
+        match planned {
+            Ok(planned) => Ok(planned),
+            Err(faults) => Err(faults.into_iter().filter(|fault| fault.severity == Severity::Error).collect()),
+        }
+    }
+
+    /// Adds what is new to `told`, in the order of the text.
+    fn new_ones(&mut self, planned: &Planned, host: &Host<'_>) -> Result<(), Vec<Diagnostic>> {
+        let mut found = self.dockerfile.warnings.clone();
+        match planned {
+            Ok((plan, _)) => {
+                found.extend(plan.warnings.iter().cloned());
+                if let Some(rules) = ignore_rules(host).map_err(alone)? {
+                    found.extend(plan::ignored(plan, &rules));
+                }
+            }
+            Err(faults) => found.extend(faults.iter().cloned()),
+        }
+        found.retain(|found| found.severity == Severity::Warning && self.check.admits(found, self.dockerfile));
+        // What points nowhere comes last.
+        found.sort_by_key(|warning| warning.labels.first().map_or(u32::MAX, |label| label.span.start));
+        for warning in found {
+            if !self.told.contains(&warning) {
+                self.told.push(warning);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What hides files of the build context.
+fn ignore_rules(host: &Host<'_>) -> Result<Option<IgnoreRules>, Diagnostic> {
+    let Some(context) = &host.context else { return Ok(None) };
+    let file = match &context.ignore {
+        Some(file) => Some(file.clone()),
+        None => solve::ignore_file(&context.path.join(".dockerignore"))?,
+    };
+    file.map(|(name, text)| IgnoreRules::parse(&name, &text)).transpose()
+}
+
+/// `# syntax=` names the program that reads the file, and `--build-arg BUILDKIT_SYNTAX` another one in its place.
+/// We are that program for Docker's own language; anything else we would misread.
+fn check_syntax(dockerfile: &Dockerfile, request: &Request) -> Result<(), Vec<Diagnostic>> {
+    let given = request.options.build_args.get("BUILDKIT_SYNTAX").filter(|given| !given.is_empty());
+    let Some(name) = given.or(dockerfile.syntax.as_ref().map(|word| &word.raw)) else { return Ok(()) };
+    // The image alone: what follows are arguments of the frontend.
+    let image = name.split(' ').next().unwrap_or_default();
+    let repository = image.split('@').next().unwrap_or_default();
+    let tag_at = repository.rfind(':').filter(|at| !repository[*at..].contains('/')).unwrap_or(repository.len());
+    let repository = repository[..tag_at].strip_prefix("docker.io/").unwrap_or(&repository[..tag_at]);
+    if matches!(repository, "docker/dockerfile" | "docker/dockerfile-upstream") {
         return Ok(());
     }
-    Err(vec![
-        Diagnostic::error(format!("this file is written for another frontend, `{}`", syntax.raw))
-            .at(&dockerfile.source, syntax.span, "only `docker/dockerfile` is understood")
-            .hint("remove the `# syntax=` line if the file is an ordinary Dockerfile"),
-    ])
+    let fault = Diagnostic::error(format!("this file is written for another frontend, `{image}`"));
+    Err(vec![match (given, &dockerfile.syntax) {
+        (None, Some(syntax)) => {
+            fault.at(&dockerfile.source, syntax.span, "only `docker/dockerfile` is understood").hint(
+                "if the file is an ordinary Dockerfile, build with `--build-arg BUILDKIT_SYNTAX=docker/dockerfile:1`",
+            )
+        }
+        _ => fault.hint("only `docker/dockerfile` is understood: leave out `--build-arg BUILDKIT_SYNTAX`"),
+    }])
 }
 
 /// Resolves what the target needs, then plans. ONBUILD triggers of a base may ask for more bases, so
 /// asking goes on until nothing is missing.
-fn plan(
-    request: &Request,
-    dockerfile: &Dockerfile,
-    platform: &Platform,
-    host: &Host<'_>,
-) -> Result<(Plan, BTreeMap<BaseKey, ImageRecord>), Vec<Diagnostic>> {
+fn plan(request: &Request, dockerfile: &Dockerfile, platform: &Platform, host: &Host<'_>) -> Planned {
     let options = plan::Options { platform: platform.clone(), ..request.options.clone() };
     let mut known = Bases::new();
     let mut records = BTreeMap::new();
@@ -146,7 +235,6 @@ fn plan(
         }
     }
     let plan = plan::plan(dockerfile, &options, &known)?;
-    warn(&plan.warnings, dockerfile, host)?;
     Ok((plan, records))
 }
 

@@ -215,6 +215,14 @@ pub struct Build {
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     pub platform: Vec<String>,
 
+    /// Say what is wrong with the Dockerfile and what could be better, and build nothing
+    #[arg(long)]
+    pub check: bool,
+
+    /// What to do: build, check, or list its targets or outline; `,format=json` prints JSON
+    #[arg(long, value_name = "METHOD[,format=FORMAT]", conflicts_with = "check")]
+    pub call: Option<String>,
+
     /// Run every step, whatever the cache holds
     #[arg(long)]
     pub no_cache: bool,

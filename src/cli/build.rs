@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::Build;
+use super::call::Call;
 use super::entrance::Entrance;
 use super::interrupt::{Interrupts, Urgency};
 use super::shell::Shell;
@@ -37,6 +38,9 @@ const HOSTNAME: &str = "buildkitsandbox";
 
 pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
+    if let Some(call) = Call::of(&arguments)? {
+        return called(root, entrance, &arguments, call);
+    }
     let (request, world) = request(&arguments, entrance)?;
     let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
@@ -147,6 +151,25 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         print(&format!("{}\n", ids.join("\n")));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `--check` and `--call`: an answer instead of a build.
+fn called(root: &Path, entrance: &Entrance, arguments: &Build, call: Call) -> Result<ExitCode, Failure> {
+    let (request, world) = request(arguments, entrance)?;
+    let store = entrance.open(root, || Ok(()))?;
+    let registry = super::registry::client(&arguments.insecure_registries);
+    let canceled = AtomicBool::new(false);
+    let host = world.host(Around {
+        store: &store,
+        executor: &NothingRuns,
+        reporter: &progress::Silent,
+        registry: &registry,
+        pulls: pulls(arguments),
+        epoch: request.epoch,
+        canceled: &canceled,
+        on_failure: None,
+    });
+    call.answer(&request, &host)
 }
 
 /// What the record of the build begins with.

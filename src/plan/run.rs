@@ -10,7 +10,7 @@ use super::graph::Provider;
 use super::mount::{self, Mount, Type};
 use super::op::{HeredocFile, Input, Network, Op, Run, RunMount, RunMountKind, Security};
 use super::stage::{Walk, split_variable};
-use super::{path, scope, title};
+use super::{path, scope, script, title};
 
 impl Walk<'_> {
     pub(super) fn run(&mut self, instruction: &Instruction, run: &dockerfile::Run) -> Option<()> {
@@ -24,6 +24,7 @@ impl Walk<'_> {
             self.draft.faults.push(fault.at(&instruction.source, run.command_span, ""));
             return None;
         }
+        self.warn_of_script(instruction, run);
         let (mounts, network, security) = (mounts?, network?, security?);
         devices?;
 
@@ -90,6 +91,18 @@ impl Walk<'_> {
                 }
                 (self.shell_argv(&script), Vec::new())
             }
+        }
+    }
+
+    /// What BuildKit does not tell: with a heredoc the shell goes on after a command that fails.
+    fn warn_of_script(&mut self, instruction: &Instruction, run: &dockerfile::Run) {
+        let Some(heredoc) = run.script() else { return };
+        let shell = self.shell_argv("");
+        if script::ignores_failures(&heredoc.content(), &shell[..shell.len() - 1]) {
+            let message = "only the last command of this heredoc can fail the step";
+            let warning = Diagnostic::warning("HeredocWithoutErrexit", message);
+            let warning = warning.at(&instruction.source, run.command_span, "");
+            self.draft.warnings.push(warning.hint("begin it with a line `set -e`"));
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod build;
 mod cache;
+mod check;
 mod compression;
 mod conformance;
 mod container;
