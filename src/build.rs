@@ -1,28 +1,28 @@
 //! The pipeline: from a request to images. Start reading here.
 //!
 //! ```text
-//! parse ─▶ bases ─▶ resolve ─▶ plan ─▶ solve ─▶ image ─▶ export
+//! read ─▶ parse ─▶ bases ─▶ resolve ─▶ plan ─▶ solve ─▶ image ─▶ export
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use crate::context::IgnoreRules;
-use crate::diag::{Diagnostic, Severity, Source};
+use crate::diag::{Diagnostic, Result, Severity};
 use crate::dockerfile::check::Check;
 use crate::dockerfile::{self, Dockerfile};
 use crate::export::{self, Built, Exported, Output};
-use crate::host::{Host, rfc3339};
+use crate::host::{Host, Origin, rfc3339};
 use crate::image::{History, ImageConfig, Platform, Reference};
 use crate::plan::{self, Base, BaseKey, Bases, Plan};
 use crate::progress::Event;
 use crate::resolve;
 use crate::solve::{self, Explained, Layers, Settings, Solution};
+use crate::source::{self, DockerfileAt};
 use crate::store::ImageRecord;
 
 /// What the user asked for.
 pub struct Request {
-    pub dockerfile: Arc<Source>,
+    pub dockerfile: DockerfileAt,
     /// `options.platform` is replaced by each of `platforms`.
     pub options: plan::Options,
     /// At least one.
@@ -31,8 +31,6 @@ pub struct Request {
     pub outputs: Vec<Output>,
     /// Names in the local store.
     pub names: Vec<Reference>,
-    /// `SOURCE_DATE_EPOCH`: the time of every new history entry, in seconds.
-    pub epoch: Option<i64>,
 }
 
 /// What a build gave.
@@ -45,7 +43,7 @@ pub struct Outcome {
 /// comes alone. What was committed before a failure stays in the cache; outputs appear whole or not
 /// at all.
 pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnostic>> {
-    let dockerfile = parse(request)?;
+    let dockerfile = parse(request, host)?;
     let mut warnings = Warnings::of(&dockerfile, request);
     let layers = Layers::of(host.store);
     let mut images = Vec::new();
@@ -54,7 +52,7 @@ pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnost
         let (plan, bases) = warnings.tell(planned, host)?;
         let solution = solve::solve(&plan, host, &request.settings, &bases, &layers).map_err(alone)?;
         let stack = solution.of(plan.target).stack.clone();
-        let config = finish_config(&plan, &solution, request.epoch);
+        let config = finish_config(&plan, &solution, host.epoch());
         images.push(Built { platform: platform.clone(), config, stack });
     }
     let exported = export::export(&images, &request.outputs, &request.names, host, &layers).map_err(alone)?;
@@ -64,7 +62,7 @@ pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnost
 
 /// Says for each step whether it would hit, without running anything.
 pub fn explain(request: &Request, host: &Host<'_>) -> Result<Vec<Explained>, Vec<Diagnostic>> {
-    let dockerfile = parse(request)?;
+    let dockerfile = parse(request, host)?;
     let mut explained = Vec::new();
     for platform in &request.platforms {
         let (plan, bases) = plan(request, &dockerfile, platform, host)?;
@@ -79,7 +77,7 @@ fn alone(diagnostic: Diagnostic) -> Vec<Diagnostic> {
 
 /// All that can be said of the Dockerfile without running anything, in the order of the text.
 pub fn check(request: &Request, host: &Host<'_>) -> Vec<Diagnostic> {
-    let dockerfile = match parse(request) {
+    let dockerfile = match parse(request, host) {
         Ok(dockerfile) => dockerfile,
         Err(faults) => return faults,
     };
@@ -101,14 +99,32 @@ pub fn check(request: &Request, host: &Host<'_>) -> Vec<Diagnostic> {
 
 /// What the target takes from outside, and which targets there are. No image is asked for: what the triggers of
 /// a base take is not seen.
-pub fn outline(request: &Request) -> Result<plan::Outline, Vec<Diagnostic>> {
-    plan::outline(&parse(request)?, &request.options)
+pub fn outline(request: &Request, host: &Host<'_>) -> Result<plan::Outline, Vec<Diagnostic>> {
+    plan::outline(&parse(request, host)?, &request.options)
 }
 
-fn parse(request: &Request) -> Result<Dockerfile, Vec<Diagnostic>> {
-    let dockerfile = dockerfile::parse(Arc::clone(&request.dockerfile))?;
+fn parse(request: &Request, host: &Host<'_>) -> Result<Dockerfile, Vec<Diagnostic>> {
+    let source = source::dockerfile(&request.dockerfile, host).map_err(alone)?;
+    let dockerfile = dockerfile::parse(source)?;
+    if let Some(epoch) = epoch(&dockerfile, request, host).map_err(alone)? {
+        // A build has one Dockerfile.
+        let _ = host.epoch.set(epoch);
+    }
     check_syntax(&dockerfile, request)?;
     Ok(dockerfile)
+}
+
+/// `SOURCE_DATE_EPOCH`, of the command line or the Dockerfile; `context` is the time of a context that
+/// has one.
+fn epoch(dockerfile: &Dockerfile, request: &Request, host: &Host<'_>) -> Result<Option<i64>> {
+    match plan::source_date_epoch(dockerfile, &request.options).as_deref() {
+        None | Some("") => Ok(None),
+        Some("context") => source::context_time(host),
+        Some(epoch) => match epoch.parse() {
+            Ok(epoch) => Ok(Some(epoch)),
+            Err(_) => Err(Diagnostic::error(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
+        },
+    }
 }
 
 type Planned = Result<(Plan, BTreeMap<BaseKey, ImageRecord>), Vec<Diagnostic>>;
@@ -173,13 +189,11 @@ impl<'a> Warnings<'a> {
 }
 
 /// What hides files of the build context.
-fn ignore_rules(host: &Host<'_>) -> Result<Option<IgnoreRules>, Diagnostic> {
-    let Some(context) = &host.context else { return Ok(None) };
-    let file = match &context.ignore {
-        Some(file) => Some(file.clone()),
-        None => solve::ignore_file(&context.path.join(".dockerignore"))?,
-    };
-    file.map(|(name, text)| IgnoreRules::parse(&name, &text)).transpose()
+fn ignore_rules(host: &Host<'_>) -> Result<Option<IgnoreRules>> {
+    // Only a directory has an ignore file; anything else need not be fetched to know that.
+    let Origin::Directory(_) = &host.context else { return Ok(None) };
+    let directory = source::context(None, host)?;
+    directory.ignore.as_ref().map(|(name, text)| IgnoreRules::parse(name, text)).transpose()
 }
 
 /// `# syntax=` names the program that reads the file, and `--build-arg BUILDKIT_SYNTAX` another one in its place.

@@ -55,7 +55,7 @@ impl Call {
         match self.method {
             Method::Check => Ok(self.check(&build::check(request, host))),
             Method::Outline | Method::Targets => {
-                let outline = build::outline(request)?;
+                let outline = build::outline(request, host)?;
                 print(&match (&self.method, self.is_json) {
                     (Method::Targets, true) => pretty(&targets(&outline)),
                     (_, true) => pretty(&outlined(&outline)),

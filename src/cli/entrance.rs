@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::container::entry::{self, Entry, Who};
-use crate::diag::{Context as _, Diagnostic, Result, Severity};
+use crate::diag::{Diagnostic, Result, Severity};
 use crate::ids;
 use crate::store::{Access, Store};
 
@@ -66,20 +66,6 @@ impl Entrance {
             Err(begin_anew())
         };
         Ok(Access::of_user(entry.ids.clone(), Box::new(enter)))
-    }
-
-    /// Makes standard input give once more what was read from it.
-    pub fn put_back_stdin(&self, bytes: &[u8]) -> Result<()> {
-        if !self.is_outside() {
-            return Ok(());
-        }
-        let doing = || "cannot keep what came by standard input";
-        let memory = rustix::fs::memfd_create("stdin", rustix::fs::MemfdFlags::CLOEXEC).context(doing)?;
-        let mut written = 0;
-        while written < bytes.len() {
-            written += rustix::io::pwrite(&memory, &bytes[written..], written as u64).context(doing)?;
-        }
-        rustix::stdio::dup2_stdin(&memory).context(doing)
     }
 }
 

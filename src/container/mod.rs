@@ -11,6 +11,7 @@
 
 mod apt;
 mod caps;
+mod cgroup;
 mod device;
 pub mod entry;
 mod exec;
@@ -34,6 +35,7 @@ mod skeleton;
 mod source;
 mod spawner;
 mod step;
+mod stop;
 mod template;
 mod terminal;
 mod userns;
@@ -41,11 +43,14 @@ mod userns;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Network, Security};
+use crate::progress::Usage;
 
+pub use cgroup::{Limits, OutOfMemory};
 pub use overlay::overlay_detached;
 pub use spawner::Spawner;
 pub use terminal::Session;
@@ -76,6 +81,9 @@ pub struct Container {
     pub shm_size_bytes: u64,
     /// `(resource name as in --ulimit, soft, hard)`; `u64::MAX` is unlimited.
     pub ulimits: Vec<(String, u64, u64)>,
+    pub limits: Limits,
+    /// How long the payload may run before everything of the step is killed.
+    pub timeout: Option<Duration>,
 }
 
 /// A mount at `target`, made after the fixed ones, in order.
@@ -123,6 +131,14 @@ pub enum MountKind {
         uid: u32,
         gid: u32,
     },
+    /// A socket of the store that somebody listens at, given to this owner. Nosuid, nodev, noexec.
+    Socket {
+        #[serde(with = "protocol::path")]
+        path: PathBuf,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    },
 }
 
 /// How a payload ended.
@@ -135,10 +151,11 @@ pub enum Status {
 #[derive(Debug)]
 pub struct Exit {
     pub status: Status,
-    /// User and system CPU time of the processes that were waited for.
-    pub cpu: std::time::Duration,
-    /// Peak resident set of the largest process.
-    pub peak_bytes: u64,
+    pub usage: Usage,
+    /// Known only of a step that has a control group.
+    pub out_of_memory: Option<OutOfMemory>,
+    /// It was killed because its time was over.
+    pub is_late: bool,
     /// The directory that stood below all layers to offer mount points, for
     /// [`crate::layer::canonicalize`].
     pub skeleton: OwnedFd,

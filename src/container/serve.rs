@@ -5,8 +5,9 @@
 //! namespace. It never changes its ids: the kernel would forget the parent-death signal.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
@@ -14,18 +15,26 @@ use rustix::process::Signal;
 use rustix::thread::CapabilitiesSecureBits;
 
 use super::Container;
+use super::cgroup::Group;
 use super::mount_point::Stub;
 use super::protocol::{self, Answer, Failure, KILL, REQUEST, Report, TERMINAL};
 use super::step::{self, Streams};
+use super::stop;
 use super::template::{Prepared, Template};
 use crate::diag::{Context, Diagnostic, Result};
+use crate::progress::Usage;
 use crate::sys::{self, Child};
 
 /// A step from its fork to its answer.
 struct Running {
     child: Child,
     /// What the step mounts: the last descriptors of these are closed after its answer.
-    _prepared: Prepared,
+    prepared: Prepared,
+    deadline: Option<Instant>,
+    /// It was killed because of that.
+    is_late: bool,
+    /// It was asked to end, and these have something to do before they do.
+    listeners: Option<Vec<OwnedFd>>,
     /// Open until exec.
     reports: Option<OwnedFd>,
     reply: OwnedFd,
@@ -64,6 +73,9 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
             read_reports(step);
         }
         step.has_ended = events.has_ended;
+        if !step.has_ended {
+            end_in_time(step);
+        }
     }
     for step in state.running.extract_if(.., |step| step.has_ended) {
         finish(step);
@@ -96,11 +108,47 @@ fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<Even
         polled.push(PollFd::from_borrowed_fd(pidfd, PollFlags::IN));
         polled.push(PollFd::from_borrowed_fd(reports, interest));
     }
-    rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None)).context(|| "cannot wait for steps")?;
+    // Only to be woken: who of them has ended is looked at later.
+    let listeners = running.iter().filter_map(|step| step.listeners.as_ref()).flatten();
+    polled.extend(listeners.map(|listener| PollFd::new(listener, PollFlags::IN)));
+    let deadline = running.iter().filter_map(|step| step.deadline).min();
+    let time_left = deadline.map(|deadline| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // More than a poll can wait for is as good as for ever.
+        Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
+    });
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, time_left.as_ref()))
+        .context(|| "cannot wait for steps")?;
     let happened = |polled: &PollFd<'_>| !polled.revents().is_empty();
-    let events =
-        polled[1..].chunks(2).map(|step| Events { has_ended: happened(&step[0]), has_report: happened(&step[1]) });
+    let steps = polled[1..].chunks(2).take(running.len());
+    let events = steps.map(|step| Events { has_ended: happened(&step[0]), has_report: happened(&step[1]) });
     Ok((happened(&polled[0]), events.collect()))
+}
+
+/// Kills a step whose time is over, or that was asked to end and has nobody who would still do
+/// something about it.
+fn end_in_time(step: &mut Running) {
+    if step.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        step.deadline = None;
+        step.is_late = true;
+        kill(step);
+    }
+    if let Some(listeners) = &mut step.listeners {
+        let has_ended = |listener: &OwnedFd| {
+            let mut polled = [PollFd::new(listener, PollFlags::IN)];
+            rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ended| ended > 0)
+        };
+        listeners.retain(|listener| !has_ended(listener));
+        if listeners.is_empty() {
+            step.listeners = None;
+            kill(step);
+        }
+    }
+}
+
+/// Ends the first process of a step, and so all of them.
+fn kill(step: &Running) {
+    let _ = rustix::process::pidfd_send_signal(&step.child.pidfd, Signal::KILL);
 }
 
 fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
@@ -110,9 +158,12 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
             if *kind == TERMINAL { Streams::Terminal(output) } else { Streams::Output(output) },
             state,
         ) {
-            Ok((child, reports, prepared)) => state.running.push(Running {
+            Ok((child, reports, prepared, timeout)) => state.running.push(Running {
                 child,
-                _prepared: prepared,
+                prepared,
+                deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+                is_late: false,
+                listeners: None,
                 reports: Some(reports),
                 reply,
                 mounted: None,
@@ -123,8 +174,14 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
         },
         ([KILL, signal], _) => {
             let Some(signal) = Signal::from_named_raw(i32::from(*signal)) else { return };
-            for step in &state.running {
-                let _ = rustix::process::pidfd_send_signal(&step.child.pidfd, signal);
+            let Some(template) = &state.template else { return };
+            for step in &mut state.running {
+                if signal == Signal::KILL {
+                    kill(step);
+                } else {
+                    step.listeners = Some(stop::ask(template.proc.as_fd(), step.child.pid, signal));
+                    end_in_time(step);
+                }
             }
         }
         // Not from our builder; whoever waits sees the reply socket close.
@@ -132,8 +189,11 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
     }
 }
 
+/// Its process, where it reports, what it uses, and how long it may take.
+type Begun = (Child, OwnedFd, Prepared, Option<Duration>);
+
 /// Forks the step's process.
-fn begin(container: &OwnedFd, streams: Streams, state: &mut State) -> Result<(Child, OwnedFd, Prepared)> {
+fn begin(container: &OwnedFd, streams: Streams, state: &mut State) -> Result<Begun> {
     state.settled.clone()?;
     let container: Container = protocol::decode_from_memory(container)?;
     let template = &mut state.template;
@@ -146,7 +206,7 @@ fn begin(container: &OwnedFd, streams: Streams, state: &mut State) -> Result<(Ch
     match sys::clone(step::NAMESPACES).context(|| "cannot make the namespaces of a container")? {
         Some(child) => {
             template.stock(container.shm_size_bytes);
-            Ok((child, reports, prepared))
+            Ok((child, reports, prepared, container.timeout))
         }
         None => {
             drop(reports);
@@ -191,16 +251,33 @@ fn finish(mut step: Running) {
         }
         mounted.skeleton.as_fd()
     });
+    let group = step.prepared.group.as_ref();
+    let out_of_memory = group.and_then(Group::out_of_memory);
     match (step.failure, waited, skeleton) {
         (Some(failure), ..) => answer(&step.reply, &Answer::Failed(failure), None),
         (None, Err(failure), _) => answer(&step.reply, &Answer::Failed(failure.into()), None),
         (None, Ok(waited), Some(skeleton)) => {
-            let cpu_us = u64::try_from(waited.cpu.as_micros()).unwrap_or(u64::MAX);
-            let ended = Answer::Ended { status: waited.status, cpu_us, peak_bytes: waited.peak_bytes };
+            let usage = Usage {
+                cpu_us: u64::try_from(waited.cpu.as_micros()).unwrap_or(u64::MAX),
+                memory_bytes: waited.peak_bytes,
+                read_bytes: waited.read_bytes,
+                written_bytes: waited.written_bytes,
+            };
+            let ended = Answer::Ended {
+                status: waited.status,
+                usage: group.map_or(usage, |group| group.usage().max(usage)),
+                out_of_memory,
+                is_late: step.is_late,
+            };
             answer(&step.reply, &ended, Some(skeleton));
         }
         (None, Ok(_), None) => {
             let failure = Diagnostic::error("the container was killed before it started");
+            let failure = match out_of_memory {
+                Some(out_of_memory) => failure.caused_by(out_of_memory.to_string()),
+                None if step.is_late => failure.caused_by("its time was over"),
+                None => failure,
+            };
             answer(&step.reply, &Answer::Failed(failure.into()), None);
         }
     }

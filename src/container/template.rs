@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 
+use super::cgroup::{Group, Groups};
 use super::device::{self, Devices, HostDevice};
 use super::mask::{self, Masks};
 use super::overlay::Attributes;
@@ -19,7 +20,7 @@ use crate::sys;
 
 pub struct Template {
     /// A procfs of the spawner's pid namespace; the host's knows its children by other numbers.
-    proc: OwnedFd,
+    pub proc: OwnedFd,
     pub mapping: Mapping,
     pub user_namespace: OwnedFd,
     /// Copied for each step; has nothing of the host's.
@@ -44,6 +45,7 @@ pub struct Template {
     mapped: BTreeMap<PathBuf, Arc<OwnedFd>>,
     /// User namespaces that only lend their maps to mounts, by the owner shown as root.
     swapped: BTreeMap<(u32, u32), OwnedFd>,
+    groups: Groups,
 }
 
 /// From `linux/magic.h`.
@@ -61,6 +63,8 @@ pub struct Prepared {
     pub devices: Devices,
     /// To be entered; the builder's own if `None`.
     pub network: Option<OwnedFd>,
+    /// To be joined.
+    pub group: Option<Group>,
 }
 
 /// As many layers are kept mapped; each is an open descriptor.
@@ -107,6 +111,7 @@ impl Template {
             texts: BTreeMap::new(),
             mapped: BTreeMap::new(),
             swapped: BTreeMap::new(),
+            groups: Groups::default(),
             proc,
             mapping,
             user_namespace,
@@ -149,15 +154,18 @@ impl Template {
             hosts: self.text(hosts::hosts(&container.hostname, &container.extra_hosts))?,
             resolv_conf: self.text(resolv_conf(container.network)?)?,
             network,
+            group: self.groups.make(&container.limits)?,
         })
     }
 
-    /// Makes ahead what the next step is likely to need.
+    /// Makes ahead what the next step is likely to need, and clears away what is in nobody's way. To be
+    /// called when a step has been started and nobody waits.
     pub fn stock(&mut self, shm_size_bytes: u64) {
         if self.spare.is_none() {
             // If this fails the next step will say why.
             self.spare = Devices::new(shm_size_bytes, &self.mapping).ok();
         }
+        self.groups.sweep();
     }
 
     /// Layer dirs as they look inside. They are kept for later steps: a detached mount dissolves with

@@ -6,5 +6,6 @@
 mod bench;
 mod inside;
 mod lifetime;
+mod limits;
 mod mounts;
 mod overlay;

@@ -13,6 +13,7 @@ mod explain;
 mod image;
 mod journal;
 mod layer;
+mod lifecycle;
 mod overlay;
 mod plan;
 mod progress;
