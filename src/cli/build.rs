@@ -41,6 +41,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         return called(root, entrance, &arguments, call);
     }
     let (mut request, mut world) = request(&arguments)?;
+    super::room::check_cap()?;
     let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
     let spawner = if entrance.is_outside() { None } else { Some(Spawner::fork()?) };
@@ -127,6 +128,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         built
     });
     recorder.close();
+    super::room::collect_in_background(&store);
     let outcome = match built {
         Ok(outcome) => outcome,
         Err(diagnostics) => {

@@ -17,6 +17,7 @@ mod lifecycle;
 mod overlay;
 mod plan;
 mod progress;
+mod prune;
 mod registry;
 mod sandbox;
 mod server;
