@@ -79,12 +79,15 @@ impl Check {
         comment::above(&file.source, span)
             .into_iter()
             .filter(|comment| !is_of_file(comment))
-            .filter_map(|comment| {
-                let (key, value) = file.source.text[comment.range()].split_once('=')?;
-                key.trim().eq_ignore_ascii_case("check").then(|| Self::parse(value))
-            })
+            .filter_map(|comment| directive(&file.source.text[comment.range()]).map(Self::parse))
             .collect()
     }
+}
+
+/// The value of a comment that is a `check` directive.
+pub(super) fn directive(comment: &str) -> Option<&str> {
+    let (key, value) = comment.split_once('=')?;
+    key.trim().eq_ignore_ascii_case("check").then_some(value)
 }
 
 #[cfg(test)]
@@ -120,6 +123,7 @@ mod tests {
         let text = "# bad\nARG X\nFROM scratch";
         assert!(told(text, "").is_empty());
         assert_eq!(told(text, "experimental=all"), ["InvalidDefinitionDescription"]);
-        assert_eq!(told(&format!("# check=experimental=all\n{text}"), "").len(), 1);
+        assert_eq!(told("FROM scratch\n# bad\n# check=experimental=all\nARG X", "").len(), 1);
+        assert_eq!(told("FROM scratch\n# X is good\n# check=experimental=all\nARG X", "").len(), 0);
     }
 }

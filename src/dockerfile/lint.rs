@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::check::directive;
 use super::comment;
 use super::statement::{as_json, brief};
 use super::{Command, CopySource, Dockerfile, From, Healthcheck, Instruction, Kind, Word};
@@ -229,8 +230,8 @@ fn from_description(from: &From, found: &mut Vec<Diagnostic>) {
 }
 
 fn described(source: &Arc<Source>, span: Span, keyword: &str, names: &[&str], found: &mut Vec<Diagnostic>) {
-    let Some(comment) = comment::above(source, span).pop() else { return };
-    let text = &source.text[comment.range()];
+    let comments = comment::above(source, span).into_iter().map(|span| (span, &source.text[span.range()]));
+    let Some((comment, text)) = comments.filter(|(_, text)| directive(text).is_none()).next_back() else { return };
     if names.contains(&text.split(' ').next().unwrap_or_default()) {
         return;
     }
