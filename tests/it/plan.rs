@@ -19,10 +19,12 @@ use wythe::plan::{
 use crate::{cases, check_golden, testdata};
 
 /// Each folder of `testdata/plan` is a Dockerfile, perhaps with `options.json`, and the plan as
-/// [`dump`] writes it.
+/// [`dump`] writes it. Those of `testdata/project` are as whole projects have them; some are built as well.
 #[test]
 fn plans_are_as_expected() {
-    for case in cases("plan") {
+    let projects = cases("project");
+    assert!(projects.len() >= 30, "only {} projects", projects.len());
+    for case in cases("plan").into_iter().chain(projects) {
         let text = fs::read_to_string(case.join("Dockerfile")).unwrap();
         let settings: Settings = match fs::read(case.join("options.json")) {
             Ok(json) => serde_json::from_slice(&json).unwrap_or_else(|error| panic!("{}: {error}", case.display())),
