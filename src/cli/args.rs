@@ -358,9 +358,13 @@ pub struct Build {
     #[command(flatten)]
     pub limits: LimitArguments,
 
-    /// Allow what is refused by default: network.host, security.insecure
+    /// Allow what is refused by default: network.host, security.insecure, device[=NAME]
     #[arg(long = "allow", value_name = "ENTITLEMENT", value_delimiter = ',')]
     pub allow: Vec<String>,
+
+    /// Where the devices of this machine are described; may be given several times [default: /etc/cdi, /var/run/cdi]
+    #[arg(long = "cdi-spec-dir", value_name = "DIR")]
+    pub cdi_spec_dirs: Vec<PathBuf>,
 
     /// How many steps may run at once [default: the number of processors, at least 4]
     #[arg(short, long, value_name = "N")]

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -397,7 +397,14 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
         allows_insecure: allow.contains("security.insecure"),
         allows_host_network: allow.contains("network.host"),
     };
+    let allowed_device =
+        |name: &String| name.strip_prefix("device").map(|name| name.trim_start_matches('=').to_owned());
     let settings = Settings {
+        device_directories: match arguments.cdi_spec_dirs.is_empty() {
+            true => crate::cdi::DIRECTORIES.iter().map(PathBuf::from).collect(),
+            false => arguments.cdi_spec_dirs.clone(),
+        },
+        allowed_devices: allow.iter().filter_map(allowed_device).collect(),
         no_cache,
         slot: sources.slot.clone(),
         jobs: arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(4, |n| n.get().max(4))),
@@ -424,8 +431,11 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
 
 fn entitlements(list: &[String]) -> Result<BTreeSet<String>, Failure> {
     for name in list {
-        if !matches!(name.as_str(), "network.host" | "security.insecure") {
-            return Err(usage(format!("`--allow {name}`: known are network.host and security.insecure")));
+        let is_device = name == "device" || name.starts_with("device=");
+        if !is_device && !matches!(name.as_str(), "network.host" | "security.insecure") {
+            return Err(usage(format!(
+                "`--allow {name}`: known are network.host, security.insecure and device[=NAME]"
+            )));
         }
     }
     Ok(list.iter().cloned().collect())

@@ -6,6 +6,7 @@
 //! ```
 
 mod copy;
+mod device;
 mod graph;
 mod history;
 mod ignored;
@@ -36,8 +37,8 @@ use stage::Draft;
 pub use graph::context_name;
 pub use ignored::ignored;
 pub use op::{
-    BaseKey, Copy, CopyKind, CopySource, GitSource, HeredocFile, Input, Located, Network, Op, Root, Run, RunMount,
-    RunMountKind, Security, Sharing, Step, StepId, Workdir,
+    BaseKey, Copy, CopyKind, CopySource, GitSource, HeredocFile, Input, Located, Network, Op, Root, Run, RunDevice,
+    RunMount, RunMountKind, Security, Sharing, Step, StepId, Workdir,
 };
 pub use outline::{Outline, OutlineArg, Target, outline};
 

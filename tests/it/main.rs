@@ -8,6 +8,7 @@ mod check;
 mod compression;
 mod conformance;
 mod container;
+mod devices;
 mod dockerfile;
 mod explain;
 mod image;

@@ -172,6 +172,10 @@ fn dump_run(out: &mut String, run: &plan::Run) {
     if let Some(user) = &run.user {
         writeln!(out, "  user {}", located(user)).unwrap();
     }
+    for device in &run.devices {
+        let needed = if device.is_required { "needed" } else { "if there is one" };
+        writeln!(out, "  device {} ({}), {needed}", device.name, place(&device.source, device.span)).unwrap();
+    }
     if run.network != Network::Default || run.security != Security::Sandbox {
         writeln!(out, "  network {:?}, security {:?}", run.network, run.security).unwrap();
     }
