@@ -230,8 +230,8 @@ fn from_description(from: &From, found: &mut Vec<Diagnostic>) {
 }
 
 fn described(source: &Arc<Source>, span: Span, keyword: &str, names: &[&str], found: &mut Vec<Diagnostic>) {
-    let comments = comment::above(source, span).into_iter().map(|span| (span, &source.text[span.range()]));
-    let Some((comment, text)) = comments.filter(|(_, text)| directive(text).is_none()).next_back() else { return };
+    let mut comments = comment::above(source, span).into_iter().map(|span| (span, &source.text[span.range()]));
+    let Some((comment, text)) = comments.rfind(|(_, text)| directive(text).is_none()) else { return };
     if names.contains(&text.split(' ').next().unwrap_or_default()) {
         return;
     }
