@@ -17,6 +17,7 @@ mod device;
 pub mod entry;
 mod exec;
 mod holder;
+mod host_node;
 mod hosts;
 mod limit;
 mod machine;
@@ -131,6 +132,21 @@ pub enum MountKind {
     },
     Tmpfs {
         size_bytes: Option<u64>,
+    },
+    /// A node for a device of the host.
+    Device {
+        #[serde(with = "protocol::path")]
+        path: PathBuf,
+        /// That of the host's node where none is given.
+        mode: Option<u32>,
+        uid: u32,
+        gid: u32,
+    },
+    /// A file or directory of the host, as it is there.
+    Host {
+        #[serde(with = "protocol::path")]
+        path: PathBuf,
+        is_readonly: bool,
     },
     /// A file on a tmpfs: a secret, a heredoc script. Read-only, nosuid, nodev; noexec without an
     /// execute bit.

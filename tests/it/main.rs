@@ -4,9 +4,11 @@
 
 mod build;
 mod cache;
+mod check;
 mod compression;
 mod conformance;
 mod container;
+mod devices;
 mod dockerfile;
 mod explain;
 mod foreign;
