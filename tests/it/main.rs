@@ -4,12 +4,15 @@
 
 mod build;
 mod cache;
+mod check;
 mod compression;
 mod conformance;
 mod container;
 mod context;
+mod devices;
 mod dockerfile;
 mod explain;
+mod foreign;
 mod git;
 mod image;
 mod journal;
