@@ -2,6 +2,7 @@
 # make test      format, lints and all tests
 # make test-vm   the demo and tests of containers on Debian 12's kernel, under qemu
 # make bench     time builds, also against buildah where it is installed
+# make guard     fail if a build has become much slower, or its pure parts take more instructions
 # make projects  the same for real projects, with the network of package managers
 # make release   one static binary in target/release-static/
 # make install   wythe, and `build` as a link to it, into $(PREFIX)/bin
@@ -20,7 +21,7 @@ max_bytes := 8000000
 # The C in TLS needs nothing of a libc: the system's compiler makes it for musl, too.
 export CC_$(subst -,_,$(musl)) ?= cc
 
-.PHONY: all demo test test-vm bench projects release install deps fmt fmt-check lint clean
+.PHONY: all demo test test-vm bench guard projects release install deps fmt fmt-check lint clean
 .DELETE_ON_ERROR:
 
 all: target/release/wythe
@@ -45,6 +46,10 @@ test-vm:
 
 bench:
 	$(CARGO) bench --bench suite
+
+guard: deps
+	$(CARGO) bench --profile guard --bench counts
+	$(CARGO) bench --profile guard --bench suite -- --cheap --check --rounds 5
 
 projects: $(WYTHE)
 	benches/projects/run.sh $(WYTHE) target/projects

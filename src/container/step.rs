@@ -14,6 +14,7 @@ use super::cgroup::Group;
 use super::exec::Refusal;
 use super::machine::Machine;
 use super::mount_point::make_directories;
+use super::network::Lane;
 use super::passwd::User;
 use super::protocol::{self, Failure, Report};
 use super::template::{Prepared, Template};
@@ -39,8 +40,15 @@ pub enum Streams {
 const NOT_STARTED: i32 = 125;
 
 /// Becomes the payload. What goes wrong before is reported on `reports`, which exec closes.
-pub fn run(container: &Container, template: &Template, prepared: &Prepared, streams: &Streams, reports: &OwnedFd) -> ! {
-    let Err(Refusal { reason, machine }) = start(container, template, prepared, streams, reports);
+pub fn run(
+    container: &Container,
+    template: &Template,
+    prepared: &Prepared,
+    lane: Option<&Lane>,
+    streams: &Streams,
+    reports: &OwnedFd,
+) -> ! {
+    let Err(Refusal { reason, machine }) = start(container, template, prepared, lane, streams, reports);
     let (reason, machine) = match machine {
         Some(machine) if !machine.is_named(&container.platform.architecture) => {
             (not_its_own(*reason, machine, container), None)
@@ -65,6 +73,7 @@ fn start(
     container: &Container,
     template: &Template,
     prepared: &Prepared,
+    lane: Option<&Lane>,
     streams: &Streams,
     reports: &OwnedFd,
 ) -> Result<Infallible, Refusal> {
@@ -74,8 +83,8 @@ fn start(
     rustix::process::setsid().context(|| "cannot begin a session")?;
     // From here on what this process makes belongs to root inside.
     sys::set_filesystem_ids(template.mapping.root(), template.mapping.root());
-    if let Some(network) = &prepared.network {
-        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+    if let Some(lane) = lane {
+        move_into_link_name_space(lane.namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .context(|| "cannot enter the network namespace")?;
     }
 

@@ -3,10 +3,14 @@
 //! machine.
 
 mod lazy;
+mod places;
 
-use std::io::{BufRead as _, BufReader};
+use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -30,13 +34,24 @@ struct Registry {
     process: Child,
     host: String,
     log: Arc<Mutex<Vec<String>>>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Registry {
-    /// `None`, said on standard error, where it is not installed. `users` are lines of `htpasswd`.
-    #[allow(clippy::print_stderr)]
+    /// `users` are lines of `htpasswd`.
     fn start(users: Option<&str>) -> Option<Self> {
+        Self::with(|directory, config| {
+            if let Some(users) = users {
+                let path = directory.join("users");
+                std::fs::write(&path, users).unwrap();
+                config["auth"] = json!({"htpasswd": {"realm": "test", "path": path}});
+            }
+        })
+    }
+
+    /// `None`, said on standard error, where it is not installed.
+    #[allow(clippy::print_stderr)]
+    fn with(configure: impl FnOnce(&Path, &mut Value)) -> Option<Self> {
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let path = |name: &str| dir.path().join(name);
         let mut config = json!({
@@ -44,10 +59,7 @@ impl Registry {
             "storage": {"filesystem": {"rootdirectory": path("data")}},
             "http": {"addr": "127.0.0.1:0"},
         });
-        if let Some(users) = users {
-            std::fs::write(path("users"), users).unwrap();
-            config["auth"] = json!({"htpasswd": {"realm": "test", "path": path("users")}});
-        }
+        configure(dir.path(), &mut config);
         std::fs::write(path("config.yml"), config.to_string()).unwrap();
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(path("config.yml")).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -56,12 +68,17 @@ impl Registry {
             return None;
         };
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let listening = |line: String| Some(line.split_once("listening on ")?.1.split(['"', ' ']).next()?.to_owned());
+        let listening =
+            |line: String| Some(line.split_once("listening on ")?.1.split(['"', ' ', ',']).next()?.to_owned());
         let host = lines.by_ref().find_map(listening).expect("docker-registry does not listen");
         let log = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&log);
         std::thread::spawn(move || lines.for_each(|line| kept.lock().unwrap().push(line)));
-        Some(Self { process, host, log, _dir: dir })
+        Some(Self { process, host, log, dir })
+    }
+
+    fn directory(&self) -> &Path {
+        self.dir.path()
     }
 
     fn has_logged(&self, text: &str) -> bool {
@@ -219,8 +236,98 @@ fn images_go_through_files() {
     assert!(gzip.wait().unwrap().success());
     assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
     assert_eq!(done(&third, &["images", "-q"]), id);
+    // Several images in one file, one of them under two names.
+    first.write("Dockerfile", "FROM busybox\nRUN echo other > /other\n");
+    assert_eq!(first.build("image.tar", &["-t".into(), "other:2".into(), "-t".into(), "other:3".into()]).code, Some(0));
+    let all = first.path("all.tar");
+    done(&first, &["save", "app:1", "other:2", "other:3", "-o", all.to_str().unwrap()]);
+    let fourth = Sandbox::new();
+    assert_eq!(done(&fourth, &["load", "-i", all.to_str().unwrap()]), "app:1\nother:2\nother:3\n");
+    let ids = |sandbox: &Sandbox| done(sandbox, &["images", "-q"]).lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    assert_eq!(ids(&fourth), ids(&first));
+    if let Some(inspected) = skopeo(&["inspect", &format!("docker-archive:{}:other:3", all.display())]) {
+        assert_eq!(inspected["Layers"].as_array().unwrap().len(), 2, "{inspected}");
+    }
     let left: Vec<_> = std::fs::read_dir(third.path("store/tmp")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.iter().all(|path| !path.to_string_lossy().contains("load-")), "{left:?}");
+}
+
+#[test]
+fn images_are_given_to_another_program() {
+    let sandbox = sandbox("busybox");
+    let programs = sandbox.path("programs");
+    std::fs::create_dir(&programs).unwrap();
+    let program = |script: &str| {
+        let path = programs.join("docker");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let mut args = sandbox.build_args("unused", &["-t".into(), "app:1".into(), "--load".into()]);
+    args.retain(|arg| arg != "-o" && !arg.starts_with("type=oci,"));
+    let build = || {
+        let path = format!("{}:/usr/bin:/bin", programs.display());
+        let output = sandbox.command(&args).env("PATH", path).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let loaded = sandbox.path("loaded.tar");
+    program(&format!("test \"$1\" = load && cat > {}", loaded.display()));
+    let (code, said) = build();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("[export] docker load"), "{said}");
+    let other = Sandbox::new();
+    assert_eq!(done(&other, &["load", "-i", loaded.to_str().unwrap()]), "app:1\n");
+
+    program("head -c 100000 > /dev/null; echo 'no room' >&2; exit 1");
+    let (code, said) = build();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("`docker load` does not take the image") && said.contains("no room"), "{said}");
+}
+
+/// Passes connections on to a registry, and ends the first that carries more than `cut_at` bytes to it.
+fn cutting_proxy(registry: &Registry, cut_at: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (host, target) = (listener.local_addr().unwrap().to_string(), registry.host.clone());
+    let is_cut = Arc::new(AtomicBool::new(false));
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, mut server) = (client.unwrap(), TcpStream::connect(&target).unwrap());
+            let (mut answers, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut answers, &mut to);
+                let _ = to.shutdown(Shutdown::Both);
+            });
+            let is_cut = Arc::clone(&is_cut);
+            std::thread::spawn(move || {
+                let (mut carried, mut buffer) = (0, vec![0; 16 << 10]);
+                while let Ok(count @ 1..) = client.read(&mut buffer) {
+                    carried += count;
+                    if server.write_all(&buffer[..count]).is_err()
+                        || carried > cut_at && !is_cut.swap(true, Ordering::Relaxed)
+                    {
+                        break;
+                    }
+                }
+                // What was taken is to be kept: the registry sees an end, and not a reset.
+                let _ = server.shutdown(Shutdown::Write);
+                let _ = client.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    host
+}
+
+#[test]
+fn an_upload_that_breaks_is_made_good() {
+    let Some(registry) = Registry::start(None) else { return };
+    let host = cutting_proxy(&registry, 3_000_000);
+    let sandbox = Sandbox::new();
+    let content: Vec<u8> = (0_u32..1_500_000).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    std::fs::write(sandbox.path("context/file"), content).unwrap();
+    sandbox.write("Dockerfile", "FROM scratch\nCOPY file /\n");
+    let name = format!("{host}/big");
+    done(&sandbox, &["build", "-q", "-t", &name, "-o", "type=registry,compression=uncompressed", "context"]);
+    let other = Sandbox::new();
+    done(&other, &["pull", "-q", &format!("{}/big", registry.host)]);
 }
 
 // ---- bad days
@@ -515,6 +622,40 @@ fn a_failed_upload_is_begun_again() {
     // The name comes last.
     assert_eq!(server.seen().last().unwrap().path, "/v2/app/manifests/9");
     assert_eq!(server.seen().last().unwrap().body, fixture.manifest);
+}
+
+#[test]
+fn an_upload_that_breaks_goes_on_where_the_registry_can() {
+    const CUT: usize = 200_000;
+    let fixture = Arc::new(Fixture::new());
+    let served = Arc::clone(&fixture);
+    let source = Server::start(move |asked, _| served.answer(asked));
+    let puller = Puller::new();
+    let record = puller.pull(&source).unwrap();
+    let server =
+        Server::cutting(CUT, |asked, _| match (asked.method.as_str(), asked.path.split('?').next().unwrap()) {
+            ("HEAD", _) => Reply::new(404, ""),
+            ("POST", _) => Reply::new(202, "").with("Location", "/upload/1"),
+            ("GET", "/upload/1") => {
+                Reply::new(204, "").with("Range", format!("0-{}", CUT - 1)).with("Location", "/upload/2?state=x")
+            }
+            ("PATCH", "/upload/2") => Reply::new(202, "").with("Location", "/upload/3"),
+            ("PUT", _) => Reply::new(201, ""),
+            _ => Reply::new(400, ""),
+        });
+    let client = Client::new(puller.options.clone());
+    let remote = Remote::of(&client, &puller.store, Audience::nobody());
+    let package = Package::stored(&remote, &[record], None).unwrap();
+    let reference: Reference = format!("{}/app:9", server.host()).parse().unwrap();
+    Audience::nobody().show("", |meter| registry::push(&client, &puller.store, &package, &reference, meter)).unwrap();
+    let cut = server.seen_at("PUT", "/upload/1").into_iter().find(|asked| asked.body.len() == CUT).unwrap();
+    let patches = server.seen_at("PATCH", "/upload/2");
+    assert_eq!(patches.len(), 1);
+    assert_eq!(patches[0].header("content-range"), format!("{CUT}-{}", fixture.layer.len() - 1));
+    assert!([cut.body, patches[0].body.clone()].concat() == fixture.layer);
+    let ends = server.seen_at("PUT", "/upload/3");
+    assert_eq!((ends.len(), ends[0].body.len()), (1, 0));
+    assert_eq!(ends[0].path, format!("/upload/3?digest={}", Digest::of(&fixture.layer)));
 }
 
 // ---- ADD of a URL

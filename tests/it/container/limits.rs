@@ -171,7 +171,7 @@ fn block_io_is_weighed_or_refused() {
 fn time_is_bounded() {
     let bench = Bench::new();
     let limit = |script: &str, ms| Container { timeout: Some(Duration::from_millis(ms)), ..bench.script(script) };
-    let exit = bench.run(&limit("trap '' TERM INT; sleep 1000; true", 50)).exit.unwrap();
+    let exit = bench.run(&limit("trap '' TERM INT; sleep 1000; true", 2_000)).exit.unwrap();
     assert_eq!((exit.status, exit.is_late), (Status::Signaled(9), true));
     let exit = bench.run(&limit("true", 600_000)).exit.unwrap();
     assert_eq!((exit.status, exit.is_late), (Status::Exited(0), false));
