@@ -53,8 +53,9 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
     };
     let queues = device::message_queues(&template.mapping)?;
     let devices = device::of_host(&template.mapping)?;
-    let empty = mount::filesystem("tmpfs", &[("mode", "555"), ("size", "4096")], READ_ONLY | DATA_ONLY)?;
-    template.mapping.give(&empty, 0, 0).context(|| "cannot make an empty directory")?;
+    let owner = template.mapping.root().to_string();
+    let options = [("mode", "555"), ("size", "4096"), ("uid", owner.as_str()), ("gid", owner.as_str())];
+    let empty = mount::filesystem("tmpfs", &options, READ_ONLY | DATA_ONLY)?;
     // All that is the host's has been opened.
     move_in(&overlay, template.mount_namespace.as_fd()).context(|| "cannot enter the container's root")?;
     let mut stubs = Vec::new();
