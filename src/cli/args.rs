@@ -171,7 +171,7 @@ pub struct Prune {
 
 #[derive(Debug, Args)]
 pub struct Transfer {
-    /// Speak plain http to this registry; may be given several times
+    /// Speak to this registry without TLS, or with TLS that nobody vouches for; may be given several times
     #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
     pub insecure_registries: Vec<String>,
 
@@ -386,13 +386,15 @@ pub struct Build {
     #[arg(long)]
     pub push: bool,
 
-    /// Speak plain http to this registry; may be given several times
+    /// Speak to this registry without TLS, or with TLS that nobody vouches for; may be given several times
     #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
     pub insecure_registries: Vec<String>,
 
-    // Known to users of docker, not to be had here: refused with a reason.
-    #[arg(long, hide = true)]
+    /// Also give the image to docker or podman, for its own store
+    #[arg(long)]
     pub load: bool,
+
+    // Known to users of docker, not to be had here: refused with a reason.
     #[arg(long, hide = true)]
     pub cache_from: Vec<String>,
     #[arg(long, hide = true)]

@@ -85,8 +85,8 @@ pub struct Solved {
     pub made_layer: bool,
     /// Bytes of files it added; `None` where it made no layer.
     pub added_bytes: Option<u64>,
-    /// The ops since the last layer, this one included: what tells equal steps on one parent apart.
-    ops_since_layer: Arc<Vec<String>>,
+    /// The op of a step that changed nothing.
+    idle_op: Option<String>,
 }
 
 /// Everything the steps of one build share.
@@ -296,14 +296,13 @@ impl<'a> Solver<'a> {
             },
             Op::Configure => {
                 let stack = parent.map(|parent| parent.stack.clone()).unwrap_or_default();
-                let ops_since_layer = parent.map(|parent| Arc::clone(&parent.ops_since_layer)).unwrap_or_default();
                 Ok(Lookup::Hit(Solved {
                     stack,
                     outcome: Outcome::Cached,
                     created: None,
                     made_layer: false,
                     added_bytes: None,
-                    ops_since_layer,
+                    idle_op: None,
                 }))
             }
             Op::Run(_) | Op::Copy(_) | Op::Workdir(_) => {
@@ -335,20 +334,15 @@ impl<'a> Solver<'a> {
         let step = self.plan.step(id);
         let parent = step.parent.and_then(|parent| self.get(parent));
         let below = parent.map(|parent| parent.stack.clone()).unwrap_or_default();
-        let op = record.facts.get("op").unwrap_or_default().to_owned();
         let solved = match &record.layer {
-            None => {
-                let mut ops = parent.map(|parent| parent.ops_since_layer.to_vec()).unwrap_or_default();
-                ops.push(op);
-                Solved {
-                    stack: below,
-                    outcome,
-                    created: Some(record.created.clone()),
-                    made_layer: false,
-                    added_bytes: None,
-                    ops_since_layer: Arc::new(ops),
-                }
-            }
+            None => Solved {
+                stack: below,
+                outcome,
+                created: Some(record.created.clone()),
+                made_layer: false,
+                added_bytes: None,
+                idle_op: record.facts.get("op").map(str::to_owned),
+            },
             Some(result) => {
                 let standing = standing(&step.op);
                 if self.layers.get(&below.id_above(&result.diff_id, standing))?.is_none() {
@@ -360,7 +354,7 @@ impl<'a> Solver<'a> {
                     created: Some(record.created.clone()),
                     made_layer: true,
                     added_bytes: Some(result.size_bytes),
-                    ops_since_layer: Arc::default(),
+                    idle_op: None,
                 }
             }
         };
@@ -368,14 +362,7 @@ impl<'a> Solver<'a> {
     }
 
     fn root(&self, stack: Stack) -> Solved {
-        Solved {
-            stack,
-            outcome: Outcome::Cached,
-            created: None,
-            made_layer: false,
-            added_bytes: None,
-            ops_since_layer: Arc::default(),
-        }
+        Solved { stack, outcome: Outcome::Cached, created: None, made_layer: false, added_bytes: None, idle_op: None }
     }
 
     fn base_stack(&self, key: &BaseKey) -> Stack {
