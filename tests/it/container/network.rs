@@ -374,6 +374,37 @@ fn a_program_that_dies_takes_its_lane_with_it() {
     assert_eq!(bench.output("wget -qO- http://203.0.113.80"), "you are 192.0.2.2\n");
 }
 
+/// In a user namespace only a program is a way out, and nobody comes back from a lane.
+#[test]
+fn a_users_steps_reach_the_world() {
+    on_each_way(|way, _, _| {
+        if way == "the host" {
+            return;
+        }
+        let test = ["--ignored", "--exact", "container::network::step_of_a_user", "--nocapture"];
+        let user = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount"])
+            .arg(std::env::current_exe().unwrap())
+            .args(test)
+            .output()
+            .unwrap();
+        let output = String::from_utf8_lossy(&user.stdout).into_owned();
+        assert!(output.contains("you are 192.0.2.2\n"), "{way}: {output}{}", String::from_utf8_lossy(&user.stderr));
+    });
+}
+
+#[test]
+#[ignore = "runs as another test's child"]
+#[allow(clippy::print_stdout)] // Its parent reads it.
+fn step_of_a_user() {
+    let bench = Bench::new();
+    let ran = bench.succeed(&bench.script("wget -qO- http://203.0.113.80; ping -c 1 127.0.0.1 >/dev/null"));
+    assert_eq!(ran.exit.unwrap().warning, None);
+    println!("{}", ran.output);
+    let container = Container { network: Network::None, ..bench.script("ip -o address | grep -v -c ' lo ' || :") };
+    assert_eq!(bench.succeed(&container).output, "0\n");
+}
+
 /// The spawner of a bench, by a step of it.
 fn spawner_of(bench: &Bench) -> u32 {
     let mut spawner = 0;
