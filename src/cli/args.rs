@@ -31,6 +31,12 @@ pub enum Command {
     /// Show what the cache holds, why a step would miss, or make room
     #[command(subcommand)]
     Cache(Cache),
+    /// Say what this machine allows, and what would improve it
+    Doctor {
+        /// How it is printed
+        #[arg(long, value_name = "FORMAT", value_parser = ["table", "json"])]
+        format: Option<String>,
+    },
     /// Fetch an image from its registry into the local store
     Pull(Pull),
     /// Send an image of the local store to a registry

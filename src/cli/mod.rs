@@ -5,6 +5,7 @@
 mod args;
 mod build;
 mod cache;
+mod doctor;
 mod context;
 mod entrance;
 mod history;
@@ -96,6 +97,7 @@ fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
         args::Command::Cache(args::Cache::Du(du)) => room::du(&open()?, &du),
         args::Command::Cache(args::Cache::Prune(prune)) => room::prune(&open()?, &prune),
         args::Command::Cache(args::Cache::Gc { cap, has_lock }) => room::collect(&open()?, cap.as_deref(), has_lock),
+        args::Command::Doctor { format } => doctor::doctor(&root, &entrance, format.as_deref() == Some("json")),
         args::Command::Pull(pull) => registry::pull(&open()?, &pull),
         args::Command::Push(push) => registry::push(&open()?, &push),
         args::Command::Load { input } => registry::load(&open()?, input.as_deref()),

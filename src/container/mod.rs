@@ -50,7 +50,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{Network, Security};
 use crate::progress::Usage;
 
-pub use cgroup::{Limits, OutOfMemory};
+pub use cgroup::{Limits, OutOfMemory, describe as describe_cgroups};
 pub use overlay::overlay_detached;
 pub use spawner::Spawner;
 pub use terminal::Session;

@@ -8,6 +8,7 @@ mod compression;
 mod conformance;
 mod container;
 mod dockerfile;
+mod doctor;
 mod explain;
 mod image;
 mod journal;
