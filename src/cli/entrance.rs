@@ -84,7 +84,10 @@ fn begin_anew() -> Diagnostic {
         variables.map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())).collect();
     // What came from the system as C strings is made of none but those.
     let error = match (arguments, variables) {
-        (Ok(arguments), Ok(variables)) => crate::sys::exec(c"/proc/self/exe", &arguments, &variables),
+        (Ok(arguments), Ok(variables)) => {
+            crate::container::restore_open_files();
+            crate::sys::exec(c"/proc/self/exe", &arguments, &variables)
+        }
         (Err(error), _) | (_, Err(error)) => error.into(),
     };
     Diagnostic::error("cannot begin anew in a user namespace").caused_by(error)

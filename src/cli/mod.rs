@@ -83,6 +83,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
+    crate::container::raise_open_files();
     // While this process still is the user's.
     let default_root = default_root();
     let entrance = Entrance::find(default_root.as_ref().ok().cloned())?;

@@ -51,6 +51,7 @@ use crate::plan::{Network, Security};
 use crate::progress::Usage;
 
 pub use cgroup::{Limits, OutOfMemory, describe as describe_cgroups};
+pub use limit::{raise_open_files, restore_open_files};
 pub use overlay::overlay_detached;
 pub use spawner::Spawner;
 pub use terminal::Session;

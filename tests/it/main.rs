@@ -7,6 +7,7 @@ mod cache;
 mod compression;
 mod conformance;
 mod container;
+mod deep;
 mod dockerfile;
 mod doctor;
 mod explain;
