@@ -115,6 +115,21 @@ pub enum Cache {
     Explain(Box<Build>),
     /// Show what takes how much room, and what of it could go
     Du(Du),
+    /// Write steps and cache mounts to a file, for another machine
+    Export {
+        /// [default: standard output]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Only what this holds for, as `wythe cache prune --filter` has it; may be given several times
+        #[arg(long = "filter", value_name = "FILTER")]
+        filters: Vec<String>,
+    },
+    /// Take in what `wythe cache export` wrote; what is here already stays as it is
+    Import {
+        /// The file, plain or compressed [default: standard input]
+        #[arg(short, long, value_name = "FILE")]
+        input: Option<PathBuf>,
+    },
     /// Remove what is not in use, and no image needs
     Prune(Prune),
     /// Bring the store below its cap, as builds do in the background

@@ -280,7 +280,7 @@ fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
         return refuse("--load", "write `-o type=docker,dest=FILE` and load it with `docker load` or `podman load`");
     }
     if !arguments.cache_from.is_empty() || !arguments.cache_to.is_empty() {
-        return refuse("--cache-from/--cache-to", "the cache is the local store");
+        return refuse("--cache-from/--cache-to", "carry it with `wythe cache export` and `wythe cache import`");
     }
     if !arguments.attest.is_empty() || arguments.sbom.as_deref().is_some_and(|sbom| sbom != "false") {
         return refuse("--attest/--sbom", "attestations are not made");

@@ -13,6 +13,7 @@ mod images;
 mod interrupt;
 mod limits;
 mod output;
+mod parcel;
 mod packing;
 mod registry;
 mod room;
@@ -98,6 +99,10 @@ fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
         args::Command::Cache(args::Cache::Ls { json }) => cache::ls(&open()?, json),
         args::Command::Cache(args::Cache::Du(du)) => room::du(&open()?, &du),
         args::Command::Cache(args::Cache::Prune(prune)) => room::prune(&open()?, &prune),
+        args::Command::Cache(args::Cache::Export { output, filters }) => {
+            parcel::export(&open()?, output.as_deref(), &filters)
+        }
+        args::Command::Cache(args::Cache::Import { input }) => parcel::import(&open()?, input.as_deref()),
         args::Command::Cache(args::Cache::Gc { cap, has_lock }) => room::collect(&open()?, cap.as_deref(), has_lock),
         args::Command::Doctor { format } => doctor::doctor(&root, &entrance, format.as_deref() == Some("json")),
         args::Command::Pull(pull) => registry::pull(&root, &entrance, &pull),

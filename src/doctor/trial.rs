@@ -29,8 +29,7 @@ impl Trials<'_> {
         };
         match mount() {
             Ok(_) => Finding::good("layers", format!("overlays, on {}", super::disk::name(self.store))),
-            Err(error) => Finding::told("layers", Verdict::Fatal, &error)
-                .cure("keep the store on ext4, xfs, btrfs or a tmpfs: `wythe --root DIR doctor`"),
+            Err(error) => Finding::told("layers", Verdict::Fatal, &error),
         }
     }
 

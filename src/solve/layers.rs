@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Stack, StackLayer, Standing};
 use crate::diag::Result;
-use crate::digest::ChainId;
+use crate::digest::{ChainId, DiffId};
 use crate::host::Host;
 use crate::layer;
 use crate::registry::{Incoming, Remote};
@@ -44,6 +44,11 @@ impl<'a> Layers<'a> {
             return Ok(Some(Arc::clone(layer)));
         }
         Ok(self.store.layer(id)?.map(|layer| self.hold(layer)))
+    }
+
+    /// Whether the layer of a step is unpacked, or came from elsewhere and is unpacked when it is needed.
+    pub fn can_be_had(&self, id: &ChainId, diff_id: &DiffId) -> Result<bool> {
+        Ok(self.get(id)?.is_some() || self.store.has_foreign_form(diff_id)?)
     }
 
     /// Keeps a layer that was just made.

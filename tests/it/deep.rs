@@ -8,9 +8,9 @@ use super::sandbox::Sandbox;
 /// A build of so many steps that their layers cannot be mounted one by one, over an image that has many,
 /// shows each step what all before it left: files, whiteouts, directories made anew, owners and links.
 #[test]
-fn six_hundred_layers_are_one_root() {
-    const BASE: usize = 200;
-    const STEPS: usize = 400;
+fn five_hundred_layers_are_one_root() {
+    const BASE: usize = 150;
+    const STEPS: usize = 360;
     let sandbox = Sandbox::new();
     let build = |dockerfile: &str, name: &str, args: &[&str]| {
         sandbox.write("Dockerfile", dockerfile);
@@ -53,6 +53,6 @@ fn six_hundred_layers_are_one_root() {
     assert_eq!(image.files.keys().filter(|path| path.starts_with("d/")).count(), 8);
 
     let cached = build(&dockerfile, "again.tar", &on_layout);
-    assert_eq!(fs::read(sandbox.path("again.tar")).unwrap(), fs::read(sandbox.path("image.tar")).unwrap());
+    assert!(fs::read(sandbox.path("again.tar")).unwrap() == fs::read(sandbox.path("image.tar")).unwrap());
     assert_eq!(cached.id, image.id);
 }

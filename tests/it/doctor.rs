@@ -87,3 +87,19 @@ fn what_forbids_namespaces_is_named() {
     assert_eq!(verdict, "fatal");
     assert!(why.contains("`user.max_user_namespaces` is 0\n`sudo sysctl -w user.max_user_namespaces="), "{why}");
 }
+
+/// A store on an overlay, as in a container without a volume, can hold no layer in the making: doctor and
+/// build say the same, with what to do.
+#[test]
+fn a_store_on_an_overlay_is_refused_with_a_cure() {
+    let sandbox = Sandbox::new();
+    sandbox.write("Dockerfile", "FROM scratch\nCOPY Dockerfile /a\nCOPY Dockerfile /b\n");
+    let line = "mkdir -p l u w m && exec unshare -m sh -euc 'mount -t overlay -o lowerdir=l,upperdir=u,workdir=w overlay m; \
+                export WYTHE_ROOT=$PWD/m/store; \"$0\" build -q context >&2 || true; exec \"$0\" doctor --format json' \"$0\"";
+    let ended = with_shell(&sandbox, line);
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    let (verdict, why) = &found(&ended, "layers")[0];
+    assert_eq!(verdict, "fatal", "{why}");
+    assert!(why.contains("cannot mount an overlay of the layers") && why.contains("`--root DIR`"), "{why}");
+    assert!(ended.stderr.contains("`--root DIR`"), "{}", ended.stderr);
+}

@@ -17,6 +17,7 @@ mod layer;
 mod lifecycle;
 mod overlay;
 mod packing;
+mod parcel;
 mod plan;
 mod progress;
 mod prune;
