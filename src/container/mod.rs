@@ -57,7 +57,7 @@ pub use spawner::Spawner;
 pub use terminal::Session;
 
 /// Everything one RUN needs, resolved: no name is left to look up but `argv[0]` in PATH.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Container {
     pub argv: Vec<String>,
     /// Given to the payload as it is; only HOME is added where it is missing.

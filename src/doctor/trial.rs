@@ -9,7 +9,7 @@ use crate::container::{self, Container, Limits, Mount, MountKind, Spawner, Statu
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::ids;
 use crate::image::platform::Platform;
-use crate::plan::{Network, Security};
+use crate::plan::Network;
 use crate::store::Store;
 
 /// Where the program lies in a trial's container.
@@ -138,20 +138,12 @@ impl Trials<'_> {
         let file = MountKind::File { content, mode: 0o755, uid: 0, gid: 0 };
         Container {
             argv: vec![PROGRAM.into()],
-            env: Vec::new(),
             workdir: "/".into(),
             user: passwd::User { home: "/".into(), ..passwd::User::default() },
             hostname: "doctor".into(),
-            extra_hosts: Vec::new(),
-            network: Network::default(),
-            security: Security::default(),
-            lowers: Vec::new(),
-            draft: Default::default(),
             mounts: vec![Mount { target: PROGRAM.into(), kind: file }],
             shm_size_bytes: 64 << 20,
-            ulimits: Vec::new(),
-            limits: Limits::default(),
-            timeout: None,
+            ..Container::default()
         }
     }
 
