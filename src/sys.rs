@@ -166,13 +166,16 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
 
 /// Closes every descriptor above standard error but `keep`. For a process that has just been
 /// forked and drops nothing that it inherited.
-pub fn close_all_but(keep: BorrowedFd<'_>) -> io::Result<()> {
-    let keep = keep.as_raw_fd() as u32;
-    for (first, last) in [(3, keep - 1), (keep + 1, u32::MAX)] {
-        if first <= last {
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut keep: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for end in keep.into_iter().chain([u32::MAX]) {
+        if first < end {
             // SAFETY: the owners of these descriptors live on in the parent process only.
-            checked(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+            checked(unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0) })?;
         }
+        first = end.saturating_add(1).max(first);
     }
     Ok(())
 }

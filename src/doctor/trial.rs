@@ -36,7 +36,7 @@ impl Trials<'_> {
     /// A RUN with everything that is on by default.
     pub fn container(&self) -> Finding {
         match self.run(&self.sample()) {
-            Ok(()) => {
+            Ok(_) => {
                 let ids = match ids::are_the_hosts() {
                     true => "; layers are mounted through a map of ids",
                     false => "",
@@ -48,17 +48,22 @@ impl Trials<'_> {
     }
 
     pub fn networks(&self) -> Vec<Finding> {
-        let works = |network| self.run(&Container { network, ..self.sample() });
-        let mut findings = Vec::new();
+        let (mut works, mut findings) = (Vec::new(), Vec::new());
         for (network, name) in [(Network::Default, "default"), (Network::None, "none"), (Network::Host, "host")] {
-            if let Err(error) = works(network) {
-                let mut finding = Finding::told("network", Verdict::Bad, &error);
-                finding.what = format!("`--network={name}`: {}", finding.what);
-                findings.push(finding);
-            }
+            let (verdict, told) = match self.run(&Container { network, ..self.sample() }) {
+                Ok(None) => {
+                    works.push(format!("`{name}`"));
+                    continue;
+                }
+                Ok(Some(warning)) => (Verdict::Note, warning),
+                Err(error) => (Verdict::Bad, error),
+            };
+            let mut finding = Finding::told("network", verdict, &told);
+            finding.what = format!("`--network={name}`: {}", finding.what);
+            findings.push(finding);
         }
-        if findings.is_empty() {
-            findings.push(Finding::good("network", "`--network` default, none and host work"));
+        if !works.is_empty() {
+            findings.insert(0, Finding::good("network", format!("`--network` {} work", works.join(", "))));
         }
         findings
     }
@@ -81,7 +86,7 @@ impl Trials<'_> {
         let mut failures: Vec<(Vec<&str>, Diagnostic)> = Vec::new();
         for (name, limits) in limits() {
             match self.run(&Container { limits, ..self.sample() }) {
-                Ok(()) => works.push(name),
+                Ok(_) => works.push(name),
                 Err(error) => match failures.iter_mut().find(|(_, known)| known.cause == error.cause) {
                     Some((names, _)) => names.push(name),
                     None => failures.push((vec![name], error)),
@@ -111,7 +116,7 @@ impl Trials<'_> {
         for architecture in program::architectures() {
             let Some(content) = program::of(architecture) else { continue };
             match self.run(&self.sample_of(content)) {
-                Ok(()) => works.push(architecture),
+                Ok(_) => works.push(architecture),
                 Err(_) => lacks.push(architecture),
             }
             if let (Some(last), Some(why)) = (lacks.last(), registration(architecture))
@@ -147,7 +152,8 @@ impl Trials<'_> {
         }
     }
 
-    fn run(&self, container: &Container) -> Result<()> {
+    /// What a build would be warned of.
+    fn run(&self, container: &Container) -> Result<Option<Diagnostic>> {
         let draft = self.store.draft()?;
         let container = Container { draft: draft.path.clone(), ..container.clone() };
         let scratch = self.store.scratch()?;
@@ -157,7 +163,7 @@ impl Trials<'_> {
         let (mut output, given) = (open().context(doing)?, open().context(doing)?);
         let exit = self.spawner.run(&container, given.into())?;
         if exit.status == Status::Exited(0) {
-            return Ok(());
+            return Ok(exit.warning);
         }
         let mut said = String::new();
         let _ = output.rewind().and_then(|()| output.read_to_string(&mut said));

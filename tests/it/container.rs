@@ -8,4 +8,6 @@ mod inside;
 mod lifetime;
 mod limits;
 mod mounts;
+mod network;
 mod overlay;
+mod world;

@@ -38,11 +38,12 @@ fn where_builds_work_it_says_so() {
     let sandbox = Sandbox::new();
     let ended = doctor(&sandbox);
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    for subject in ["ids", "layers", "containers", "network"] {
+    for subject in ["ids", "layers", "containers"] {
         let found = found(&ended, subject);
         assert!(!found.is_empty() && found.iter().all(|(verdict, _)| verdict == "ok"), "{subject}: {found:?}");
     }
-    for subject in ["kernel", "store", "seccomp", "limits", "platforms", "reflinks"] {
+    assert!(found(&ended, "network").iter().all(|(verdict, _)| matches!(&**verdict, "ok" | "note")), "{ended:?}");
+    for subject in ["kernel", "store", "network", "seccomp", "limits", "platforms", "reflinks"] {
         assert!(!found(&ended, subject).is_empty(), "{subject}: {ended:?}");
     }
     let own = if cfg!(target_arch = "x86_64") { "amd64" } else { "arm64" };

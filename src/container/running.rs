@@ -1,0 +1,254 @@
+//! A step that runs, as the spawner has it: from its fork to its answer.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::Signal;
+
+use super::Container;
+use super::cgroup::Group;
+use super::mount_point::Stub;
+use super::network::{Lane, Networks};
+use super::protocol::{self, Answer, Failure, Report};
+use super::step::{self, Streams};
+use super::stop;
+use super::template::{Prepared, Template};
+use crate::diag::{Context, Diagnostic, Result};
+use crate::plan::Security;
+use crate::progress::Usage;
+use crate::sys::{self, Child};
+
+/// A step that is asked for.
+pub struct Asked {
+    pub container: Container,
+    pub streams: Streams,
+    pub reply: OwnedFd,
+}
+
+/// A step from its fork to its answer.
+pub struct Running {
+    child: Child,
+    /// What the step mounts: the last descriptors of these are closed after its answer.
+    prepared: Prepared,
+    /// Given back at its end.
+    lane: Option<Lane>,
+    may_change_lane: bool,
+    /// What its user is to know of its network.
+    warning: Option<Diagnostic>,
+    deadline: Option<Instant>,
+    /// It was killed because of that.
+    is_late: bool,
+    /// It was asked to end, and these have something to do before they do.
+    listeners: Option<Vec<OwnedFd>>,
+    /// Open until exec.
+    reports: Option<OwnedFd>,
+    reply: OwnedFd,
+    mounted: Option<Mounted>,
+    failure: Option<Failure>,
+    pub has_ended: bool,
+}
+
+/// What a step handed over.
+struct Mounted {
+    /// Held beyond the step's end, so that neither it nor its answer waits for the unmount.
+    _overlay: OwnedFd,
+    skeleton: OwnedFd,
+    stubs: Vec<Stub>,
+}
+
+impl Asked {
+    /// Forks the step's process. `lane` is its network, the host's if `None`.
+    pub fn fork(&self, template: &mut Template, lane: Option<&Lane>) -> Result<(Child, OwnedFd, Prepared)> {
+        let prepared = template.prepare(&self.container, lane)?;
+        let (reports, reporting) = protocol::pair()?;
+        match sys::clone(step::NAMESPACES).context(|| "cannot make the namespaces of a container")? {
+            Some(child) => {
+                template.stock(self.container.shm_size_bytes);
+                Ok((child, reports, prepared))
+            }
+            None => {
+                drop(reports);
+                step::run(&self.container, template, &prepared, lane, &self.streams, &reporting)
+            }
+        }
+    }
+
+    /// Says that it does not run.
+    pub fn fail(&self, failure: Diagnostic) {
+        fail(&self.reply, failure);
+    }
+}
+
+impl Running {
+    /// `warning` is what is to be known of its network.
+    pub fn new(
+        asked: Asked,
+        (child, reports, prepared): (Child, OwnedFd, Prepared),
+        lane: Option<Lane>,
+        warning: Option<Diagnostic>,
+    ) -> Self {
+        Self {
+            child,
+            prepared,
+            lane,
+            may_change_lane: asked.container.security == Security::Insecure,
+            warning,
+            deadline: asked.container.timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            is_late: false,
+            listeners: None,
+            reports: Some(reports),
+            reply: asked.reply,
+            mounted: None,
+            failure: None,
+            has_ended: false,
+        }
+    }
+
+    /// Its process, and where it reports.
+    pub fn polled(&self) -> [PollFd<'_>; 2] {
+        let pidfd = self.child.pidfd.as_fd();
+        // A closed channel would be reported again and again: the pidfd, with no interest in it,
+        // keeps its place.
+        let (reports, interest) = match &self.reports {
+            Some(reports) => (reports.as_fd(), PollFlags::IN),
+            None => (pidfd, PollFlags::empty()),
+        };
+        [PollFd::from_borrowed_fd(pidfd, PollFlags::IN), PollFd::from_borrowed_fd(reports, interest)]
+    }
+
+    /// Takes in what a step has said so far.
+    pub fn read_reports(&mut self) {
+        while let Some(reports) = &self.reports {
+            match protocol::receive_now(reports.as_fd()) {
+                Ok(Some((packet, fds))) => match protocol::decode(&packet) {
+                    Ok(Report::Mounted { stubs }) => {
+                        let mut fds = fds.into_iter();
+                        let (Some(overlay), Some(skeleton)) = (fds.next(), fds.next()) else { continue };
+                        let mut made = Vec::new();
+                        for record in stubs {
+                            let (Some(parent), Some(entry)) = (fds.next(), fds.next()) else { break };
+                            made.push(Stub { parent, entry, record });
+                        }
+                        self.mounted = Some(Mounted { _overlay: overlay, skeleton, stubs: made });
+                    }
+                    Ok(Report::Failed(failure)) => self.failure = Some(failure),
+                    Err(failure) => self.failure = Some(failure.into()),
+                },
+                Err(Errno::AGAIN) => return,
+                // Closed by exec, or by the end of a process that never came to it.
+                Ok(None) | Err(_) => self.reports = None,
+            }
+        }
+    }
+
+    /// When its time is over.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whose ends are waited for.
+    pub fn listeners(&self) -> &[OwnedFd] {
+        self.listeners.as_deref().unwrap_or_default()
+    }
+
+    /// Asks it to end, or ends it.
+    pub fn signal(&mut self, proc: BorrowedFd<'_>, signal: Signal) {
+        if signal == Signal::KILL {
+            self.kill();
+        } else {
+            self.listeners = Some(stop::ask(proc, self.child.pid, signal));
+            self.end_in_time();
+        }
+    }
+
+    /// Kills a step whose time is over, or that was asked to end and has nobody who would still do
+    /// something about it.
+    pub fn end_in_time(&mut self) {
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            self.deadline = None;
+            self.is_late = true;
+            self.kill();
+        }
+        if let Some(listeners) = &mut self.listeners {
+            let has_ended = |listener: &OwnedFd| {
+                let mut polled = [PollFd::new(listener, PollFlags::IN)];
+                rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ended| ended > 0)
+            };
+            listeners.retain(|listener| !has_ended(listener));
+            if listeners.is_empty() {
+                self.listeners = None;
+                self.kill();
+            }
+        }
+    }
+
+    /// Ends the first process of a step, and so all of them.
+    fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.child.pidfd, Signal::KILL);
+    }
+
+    /// Waits for a process that has ended, cleans up after it and answers.
+    pub fn finish(mut self, networks: &mut Option<Networks>) {
+        self.read_reports();
+        let waited = sys::wait(self.child.pid).context(|| "cannot wait for a container");
+        let mut learned = None;
+        if let Some(networks) = networks {
+            if let Some(lane) = self.lane.take() {
+                let stuck = networks.give_back(lane, self.may_change_lane);
+                self.warning = stuck.or(self.warning);
+            }
+            learned = networks.learned();
+        }
+        let mounted = self.mounted.as_mut();
+        let skeleton = mounted.map(|mounted| {
+            for stub in mounted.stubs.drain(..).rev() {
+                stub.remove();
+            }
+            mounted.skeleton.as_fd()
+        });
+        let group = self.prepared.group.as_ref();
+        let out_of_memory = group.and_then(Group::out_of_memory);
+        match (self.failure, waited, skeleton) {
+            (Some(failure), ..) => answer(&self.reply, &Answer::Failed(failure), None),
+            (None, Err(failure), _) => answer(&self.reply, &Answer::Failed(failure.into()), None),
+            (None, Ok(waited), Some(skeleton)) => {
+                let usage = Usage {
+                    cpu_us: u64::try_from(waited.cpu.as_micros()).unwrap_or(u64::MAX),
+                    memory_bytes: waited.peak_bytes,
+                    read_bytes: waited.read_bytes,
+                    written_bytes: waited.written_bytes,
+                };
+                let ended = Answer::Ended {
+                    status: waited.status,
+                    usage: group.map_or(usage, |group| group.usage().max(usage)),
+                    out_of_memory,
+                    is_late: self.is_late,
+                    warning: self.warning.map(Failure::from),
+                    learned,
+                };
+                answer(&self.reply, &ended, Some(skeleton));
+            }
+            (None, Ok(_), None) => {
+                let failure = Diagnostic::error("the container was killed before it started");
+                let failure = match out_of_memory {
+                    Some(out_of_memory) => failure.caused_by(out_of_memory.to_string()),
+                    None if self.is_late => failure.caused_by("its time was over"),
+                    None => failure,
+                };
+                answer(&self.reply, &Answer::Failed(failure.into()), None);
+            }
+        }
+    }
+}
+
+/// Says that what was asked for does not run.
+pub fn fail(reply: &OwnedFd, failure: Diagnostic) {
+    answer(reply, &Answer::Failed(failure.into()), None);
+}
+
+fn answer(reply: &OwnedFd, answer: &Answer, skeleton: Option<BorrowedFd<'_>>) {
+    // Who does not wait any more needs no answer.
+    let _ = protocol::send(reply.as_fd(), &protocol::encode(answer), skeleton.as_slice());
+}
