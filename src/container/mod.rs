@@ -10,14 +10,17 @@
 //! touched, and nothing is written to its disk but a step's upper dir.
 
 mod apt;
+mod binfmt;
 mod caps;
 mod cgroup;
 mod device;
 pub mod entry;
 mod exec;
 mod holder;
+mod host_node;
 mod hosts;
 mod limit;
+mod machine;
 mod mask;
 mod mount;
 mod mount_point;
@@ -48,6 +51,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::diag::Diagnostic;
+use crate::image::Platform;
 use crate::plan::{Network, Security};
 use crate::progress::Usage;
 
@@ -60,11 +64,13 @@ pub use spawner::Spawner;
 pub use terminal::Session;
 
 /// Everything one RUN needs, resolved: no name is left to look up but `argv[0]` in PATH.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Container {
     pub argv: Vec<String>,
     /// Given to the payload as it is; only HOME is added where it is missing.
     pub env: Vec<(String, String)>,
+    /// What its programs are made for.
+    pub platform: Platform,
     /// Absolute; made (0755, the user's) if missing.
     pub workdir: String,
     pub user: passwd::User,
@@ -127,6 +133,21 @@ pub enum MountKind {
     },
     Tmpfs {
         size_bytes: Option<u64>,
+    },
+    /// A node for a device of the host.
+    Device {
+        #[serde(with = "protocol::path")]
+        path: PathBuf,
+        /// That of the host's node where none is given.
+        mode: Option<u32>,
+        uid: u32,
+        gid: u32,
+    },
+    /// A file or directory of the host, as it is there.
+    Host {
+        #[serde(with = "protocol::path")]
+        path: PathBuf,
+        is_readonly: bool,
     },
     /// A file on a tmpfs: a secret, a heredoc script. Read-only, nosuid, nodev; noexec without an
     /// execute bit.

@@ -8,6 +8,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::Container;
+use super::binfmt;
 use super::cgroup::Group;
 use super::mount_point::Stub;
 use super::network::{Lane, Networks};
@@ -133,7 +134,12 @@ impl Running {
                         }
                         self.mounted = Some(Mounted { _overlay: overlay, skeleton, stubs: made });
                     }
-                    Ok(Report::Failed(failure)) => self.failure = Some(failure),
+                    Ok(Report::Failed { failure, machine }) => {
+                        // The step has left the host's files, which say what is missing.
+                        let failure = Diagnostic::from(failure);
+                        let hint = machine.and_then(binfmt::hint);
+                        self.failure = Some(hint.into_iter().fold(failure, Diagnostic::hint).into());
+                    }
                     Err(failure) => self.failure = Some(failure.into()),
                 },
                 Err(Errno::AGAIN) => return,

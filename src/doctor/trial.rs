@@ -2,14 +2,15 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
+use std::path::PathBuf;
 
 use super::{Finding, Verdict, program};
 use crate::container::entry::sysctl;
-use crate::container::{self, Container, Limits, Mount, MountKind, Spawner, Status, passwd};
+use crate::container::{self, Container, Dns, Limits, Mount, MountKind, Spawner, Status, passwd};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::ids;
 use crate::image::platform::Platform;
-use crate::plan::Network;
+use crate::plan::{Network, Security};
 use crate::store::Store;
 
 /// Where the program lies in a trial's container.
@@ -111,44 +112,50 @@ impl Trials<'_> {
 
     /// Which machines' programs run here.
     pub fn platforms(&self) -> Finding {
-        let own = Platform::host().architecture;
         let (mut works, mut lacks, mut cures) = (Vec::new(), Vec::new(), Vec::new());
         for architecture in program::architectures() {
-            let Some(content) = program::of(architecture) else { continue };
-            match self.run(&self.sample_of(content)) {
+            match self.run(&self.sample_for(architecture)) {
                 Ok(_) => works.push(architecture),
-                Err(_) => lacks.push(architecture),
-            }
-            if let (Some(last), Some(why)) = (lacks.last(), registration(architecture))
-                && *last == architecture
-            {
-                cures.push(why);
+                Err(error) => {
+                    lacks.push(architecture);
+                    cures.extend(error.hints);
+                }
             }
         }
+        cures.sort();
+        cures.dedup();
         let what = format!("RUN works for {}", works.join(", "));
-        if lacks.iter().all(|lacking| *lacking == own) {
+        if lacks.is_empty() {
             return Finding::good("platforms", what);
-        }
-        if cures.is_empty() {
-            cures.push("`sudo apt-get install qemu-user-static`, or `sudo dnf install qemu-user-static`".into());
         }
         Finding { cures, ..Finding::of("platforms", Verdict::Note, format!("{what}; not for {}", lacks.join(", "))) }
     }
 
     fn sample(&self) -> Container {
-        self.sample_of(program::of(&Platform::host().architecture).unwrap_or_default())
+        self.sample_for(&Platform::host().architecture)
     }
 
-    fn sample_of(&self, content: Vec<u8>) -> Container {
+    fn sample_for(&self, architecture: &str) -> Container {
+        let content = program::of(architecture).unwrap_or_default();
         let file = MountKind::File { content, mode: 0o755, uid: 0, gid: 0 };
         Container {
             argv: vec![PROGRAM.into()],
+            env: Vec::new(),
+            platform: Platform::normalized("linux", architecture, None),
             workdir: "/".into(),
             user: passwd::User { home: "/".into(), ..passwd::User::default() },
             hostname: "doctor".into(),
+            extra_hosts: Vec::new(),
+            dns: Dns::default(),
+            network: Network::default(),
+            security: Security::default(),
+            lowers: Vec::new(),
+            draft: PathBuf::new(),
             mounts: vec![Mount { target: PROGRAM.into(), kind: file }],
             shm_size_bytes: 64 << 20,
-            ..Container::default()
+            ulimits: Vec::new(),
+            limits: Limits::default(),
+            timeout: None,
         }
     }
 
@@ -186,24 +193,4 @@ fn limits() -> [(&'static str, Limits); 5] {
         ("processes", Limits { pids: Some(1000), ..none() }),
         ("block I/O", Limits { io_weight: Some(500), ..none() }),
     ]
-}
-
-/// Why an interpreter that is registered for this architecture does not work in images, as far as its
-/// registration says.
-fn registration(architecture: &str) -> Option<String> {
-    let machine = match architecture {
-        "amd64" => "x86_64",
-        "386" => "i386",
-        "arm64" => "aarch64",
-        other => other,
-    };
-    let text = std::fs::read_to_string(format!("/proc/sys/fs/binfmt_misc/qemu-{machine}")).ok()?;
-    let flags = text.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or("");
-    match text.lines().next() {
-        Some("disabled") => Some(format!("`echo 1 | sudo tee /proc/sys/fs/binfmt_misc/qemu-{machine}`")),
-        _ if !flags.contains('F') => {
-            Some(format!("register `qemu-{machine}` with the flag `F`, so that images need not have the interpreter"))
-        }
-        _ => None,
-    }
 }

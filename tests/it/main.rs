@@ -4,13 +4,16 @@
 
 mod build;
 mod cache;
+mod check;
 mod compression;
 mod conformance;
 mod container;
 mod deep;
+mod devices;
 mod dockerfile;
 mod doctor;
 mod explain;
+mod foreign;
 mod image;
 mod journal;
 mod layer;
