@@ -1,5 +1,6 @@
 # make demo      build wythe, then an image with it, twice; no network but cargo's
 # make test      format, lints and all tests
+# make test-vm   the demo and tests of containers on Debian 12's kernel, under qemu
 # make bench     time builds, also against buildah where it is installed
 # make guard     fail if a build has become much slower, or its pure parts take more instructions
 # make projects  the same for real projects, with the network of package managers
@@ -20,7 +21,7 @@ max_bytes := 8000000
 # The C in TLS needs nothing of a libc: the system's compiler makes it for musl, too.
 export CC_$(subst -,_,$(musl)) ?= cc
 
-.PHONY: all demo test bench guard projects release install deps fmt fmt-check lint clean
+.PHONY: all demo test test-vm bench guard projects release install deps fmt fmt-check lint clean
 .DELETE_ON_ERROR:
 
 all: target/release/wythe
@@ -38,6 +39,10 @@ demo: $(WYTHE)
 
 test: deps fmt-check lint
 	$(CARGO) test
+
+# Not part of `.ci/run`: it downloads packages, and without hardware that helps it takes a while.
+test-vm:
+	tests/vm/run.sh $(FILTER)
 
 bench:
 	$(CARGO) bench --bench suite

@@ -255,6 +255,12 @@ pub fn enter_new_mount_namespace() -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNS) }?)
 }
 
+/// Gives this thread a working directory, umask and root of its own.
+pub fn keep_own_working_directory() -> io::Result<()> {
+    // SAFETY: changes nothing about memory or file descriptors.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?)
+}
+
 /// Brings the loopback interface of this process's network namespace up.
 pub fn bring_loopback_up() -> io::Result<()> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;

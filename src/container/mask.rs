@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 
 use super::mount;
 use super::mount_point::Shape;
@@ -71,14 +72,22 @@ fn processors(sys: BorrowedFd<'_>) -> Vec<u32> {
     numbers
 }
 
-/// Applies the masks to /proc and /sys as they stand below `root`. `null` is a null device and
-/// `empty` an empty directory.
+/// Applies the masks to /proc and /sys as they stand below `root`, which is this process's. `null` is a
+/// null device in it, and `empty` a detached empty directory.
 pub fn apply(masks: &Masks, root: BorrowedFd<'_>, null: &OwnedFd, empty: &OwnedFd) -> Result<()> {
+    let mut is_attached = false;
     for (path, shape) in &masks.hidden {
-        let cover = if *shape == Shape::File { null } else { empty };
         // A file of /proc may be there for some pid namespaces only.
         let Ok(place) = mount::place(root, path, OFlags::empty(), mount::BENEATH) else { continue };
-        let hidden = mount::copy_of(cover.as_fd()).and_then(|copy| mount::attach(copy.as_fd(), place.as_fd()));
+        let hidden = match shape {
+            // What an older kernel copies has to be attached, as this is to the first place.
+            Shape::Directory if !is_attached => {
+                is_attached = true;
+                mount::attach(empty.as_fd(), place.as_fd())
+            }
+            Shape::Directory => copy_to(empty, &place),
+            Shape::File => copy_to(null, &place),
+        };
         hidden.context(|| format!("cannot hide `/{path}`"))?;
     }
     for path in &masks.read_only {
@@ -90,4 +99,8 @@ pub fn apply(masks: &Masks, root: BorrowedFd<'_>, null: &OwnedFd, empty: &OwnedF
         covered.context(|| format!("cannot make `/{path}` read-only"))?;
     }
     Ok(())
+}
+
+fn copy_to(cover: &OwnedFd, place: &OwnedFd) -> Result<(), Errno> {
+    mount::copy_of(cover.as_fd()).and_then(|copy| mount::attach(copy.as_fd(), place.as_fd()))
 }

@@ -80,6 +80,22 @@ fn copy_at(dir: BorrowedFd<'_>, path: impl rustix::path::Arg) -> Result<OwnedFd,
     open_tree(dir, path, flags)
 }
 
+/// Whether this kernel copies mounts that are attached nowhere (Linux 6.15).
+pub fn copies_detached() -> Result<bool> {
+    let mount = filesystem("tmpfs", &[("size", "4096")], DATA_ONLY)?;
+    match copy_of(mount.as_fd()) {
+        Err(Errno::INVAL) => Ok(false),
+        copied => copied.map(|_| true).context(|| "cannot copy a mount"),
+    }
+}
+
+/// Attaches a mount where nobody sees it, in a mount namespace of this process's own: over its root, which
+/// stays what it was for who has it open. An older kernel then copies it, and finds it by its
+/// descriptor's name.
+pub fn anchor(mount: BorrowedFd<'_>) -> Result<(), Errno> {
+    move_mount(mount, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
 /// Adds `MOUNT_ATTR_*` bits to a mount.
 pub fn set(mount: BorrowedFd<'_>, attributes: u64) -> Result<(), Errno> {
     let attributes = MountAttributes { set: attributes, id_map: None };

@@ -10,6 +10,7 @@ use rustix::mount::{FsOpenFlags, fsconfig_set_fd, fsconfig_set_flag, fsconfig_se
 use super::mount;
 use crate::diag::{Context, Diagnostic, Result};
 use crate::ids;
+use crate::sys;
 
 /// The kernel stacks no more lower layers (OVL_MAX_STACK).
 const MAX_LOWERS: usize = 500;
@@ -57,19 +58,20 @@ pub fn mount(
         )));
     }
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).context(doing)?;
+    let naming = naming(lowers).context(doing)?;
     let refused = |errno: Errno| {
         let error = std::io::Error::from(errno);
         let cause = mount::log(&context).map_or_else(|| error.to_string(), |log| format!("{log}: {error}"));
         Diagnostic::error(doing()).caused_by(cause)
     };
     fsconfig_set_string(&context, "source", "overlay").map_err(refused)?;
-    for lower in lowers {
-        set_layer(&context, "lowerdir+", *lower).map_err(refused)?;
+    for lower in lowers.iter().filter(|_| naming != Naming::List) {
+        set_layer(&context, "lowerdir+", *lower, naming).map_err(refused)?;
     }
     if let Some(Upper { upper, work }) = upper {
         // An overlay, NFS and others cannot be written to by way of an overlay.
-        set_layer(&context, "upperdir", *upper).map_err(|errno| refused(errno).hint(UNFIT))?;
-        set_layer(&context, "workdir", *work).map_err(refused)?;
+        set_layer(&context, "upperdir", *upper, naming).map_err(|errno| refused(errno).hint(UNFIT))?;
+        set_layer(&context, "workdir", *work, naming).map_err(refused)?;
         // No fsync reaches the disk: what is lost in a crash is found out by the boot id.
         fsconfig_set_flag(&context, "volatile").map_err(refused)?;
     }
@@ -86,15 +88,90 @@ pub fn mount(
     let xino = if span == Span::SeveralFileSystems { "on" } else { "off" };
     fsconfig_set_string(&context, "xino", xino).map_err(refused)?;
     // An image may ship device nodes; only our own /dev has working ones.
-    mount::finish(&context, mount::NO_DEV).map_err(|cause| Diagnostic::error(doing()).caused_by(cause))
+    let finish = || mount::finish(&context, mount::NO_DEV).map_err(|cause| Diagnostic::error(doing()).caused_by(cause));
+    match naming {
+        Naming::List => finish_with_list(&context, lowers, finish),
+        _ => finish(),
+    }
 }
 
-fn set_layer(context: &OwnedFd, key: &str, dir: BorrowedFd<'_>) -> Result<(), Errno> {
-    match fsconfig_set_fd(context, key, dir) {
-        // Before Linux 6.13 layers are strings only.
-        Err(Errno::INVAL) => fsconfig_set_string(context, key, format!("/proc/self/fd/{}", dir.as_raw_fd())),
-        result => result,
+/// How layers are named to the kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Naming {
+    Descriptors,
+    /// Of descriptors, before Linux 6.13.
+    Paths,
+    /// All lowers in one option, before Linux 6.7.
+    List,
+}
+
+/// The best that the kernel has, found out with the topmost layer, on a context of its own: a refused
+/// option stays in the log.
+fn naming(lowers: &[BorrowedFd<'_>]) -> Result<Naming, Errno> {
+    let Some(first) = lowers.first() else { return Ok(Naming::Descriptors) };
+    let trial = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    match fsconfig_set_fd(&trial, "lowerdir+", *first) {
+        Ok(()) => Ok(Naming::Descriptors),
+        // A file system of the old kind takes any string, and nothing else.
+        Err(Errno::OPNOTSUPP) => Ok(Naming::List),
+        Err(Errno::INVAL) => match fsconfig_set_string(&trial, "lowerdir+", path_of(*first)) {
+            Ok(()) => Ok(Naming::Paths),
+            Err(Errno::INVAL) => Ok(Naming::List),
+            Err(errno) => Err(errno),
+        },
+        Err(errno) => Err(errno),
     }
+}
+
+fn path_of(dir: BorrowedFd<'_>) -> String {
+    format!("/proc/self/fd/{}", dir.as_raw_fd())
+}
+
+fn set_layer(context: &OwnedFd, key: &str, dir: BorrowedFd<'_>, naming: Naming) -> Result<(), Errno> {
+    match naming {
+        Naming::Descriptors => fsconfig_set_fd(context, key, dir),
+        Naming::Paths | Naming::List => fsconfig_set_string(context, key, path_of(dir)),
+    }
+}
+
+/// Names of one byte each, as an option has no more than 255: what is not one of these means something in
+/// the list of layers, or in a path.
+const NAMES: &[u8] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ\
+    !\"#$%&'()*+-;<=>?@[]^_`{|}~\x01\x02\x03\x04\x05\x06\x07\x08\x0e\x0f\x10\x11\x12\x13\x14\x15\
+    \x16\x17\x18\x19\x1a\x1b\x1c\x1d\x1e\x1f\x7f ";
+
+/// Lists the lower layers by the names of links, in a directory that is the working directory while the
+/// kernel looks them up.
+fn finish_with_list(
+    context: &OwnedFd,
+    lowers: &[BorrowedFd<'_>],
+    finish: impl FnOnce() -> Result<OwnedFd> + Send,
+) -> Result<OwnedFd> {
+    let doing = || "cannot mount an overlay of the layers";
+    if lowers.len() > NAMES.len() {
+        return Err(Diagnostic::error(format!("cannot stack {} layers", lowers.len()))
+            .caused_by(format!("before Linux 6.7 an overlay takes {} of them by name", NAMES.len())));
+    }
+    let links = mount::filesystem("tmpfs", &[("size", "1m"), ("mode", "755")], mount::DATA_ONLY)?;
+    let mut list = Vec::new();
+    for (lower, name) in lowers.iter().zip(NAMES) {
+        rustix::fs::symlinkat(path_of(*lower), &links, &[*name][..]).context(doing)?;
+        if !list.is_empty() {
+            list.push(b':');
+        }
+        list.push(*name);
+    }
+    // A thread of its own: other threads have their working directory from the shell.
+    let listed = std::thread::scope(|scope| {
+        let lists = scope.spawn(|| {
+            sys::keep_own_working_directory().context(doing)?;
+            rustix::process::fchdir(&links).context(doing)?;
+            fsconfig_set_string(context, "lowerdir", list.as_slice()).context(doing)?;
+            finish()
+        });
+        lists.join()
+    });
+    listed.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// A merged view of `lowers` (layer dirs, topmost first), owners as on disk, mounted nowhere: lives

@@ -29,14 +29,19 @@ pub struct Root {
 /// one of its own. The caller's file system ids are root's inside, its umask is 0, and it has its
 /// pid, ipc and network namespaces already, which decide what /proc, /dev/mqueue and /sys show.
 pub fn assemble(container: &Container, template: &Template, prepared: &Prepared) -> Result<Root> {
+    if !template.copies_detached {
+        // The steps' own, where what is to be copied can be attached.
+        sys::enter_new_mount_namespace().context(|| "cannot make a mount namespace")?;
+    }
     let sources = source::open_all(&container.mounts, template)?;
-    let skeleton = if sources.is_empty() {
+    // An older kernel attaches it to this step's namespace, and then it is no other's.
+    let skeleton = if sources.is_empty() && template.copies_detached {
         template.skeleton.try_clone().context(|| "cannot take another descriptor")?
     } else {
         let targets = container.mounts.iter().map(|mount| mount.target.as_str());
         skeleton::make(targets.zip(sources.iter().map(|source| source.shape)), &template.mapping)?
     };
-    let overlay = overlay(prepared, skeleton.as_fd(), template)?;
+    let overlay = overlay(container, prepared, skeleton.as_fd(), template)?;
     let is_sandboxed = container.security == Security::Sandbox;
     // In a user namespace the kernel makes these only for who sees the host's own.
     let proc = mount::filesystem("proc", &[], DATA_ONLY)?;
@@ -47,12 +52,10 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
         false => None,
     };
     let queues = device::message_queues(&template.mapping)?;
-    // A copy of the host's mounts can be copied only where they are in sight.
-    let devices = template.host_devices.iter().map(|HostDevice { name, mount }| {
-        let device = mount::copy_of(mount.as_fd()).context(|| format!("cannot mount the host's `/dev/{name}`"))?;
-        Ok((*name, device))
-    });
-    let devices = devices.collect::<Result<Vec<_>>>()?;
+    let devices = device::of_host(&template.mapping)?;
+    let owner = template.mapping.root().to_string();
+    let options = [("mode", "555"), ("size", "4096"), ("uid", owner.as_str()), ("gid", owner.as_str())];
+    let empty = mount::filesystem("tmpfs", &options, READ_ONLY | DATA_ONLY)?;
     // All that is the host's has been opened.
     move_in(&overlay, template.mount_namespace.as_fd()).context(|| "cannot enter the container's root")?;
     let mut stubs = Vec::new();
@@ -67,20 +70,14 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
     for (place, mount) in [("dev", dev), ("dev/pts", pts), ("dev/shm", shm), ("dev/mqueue", &queues)] {
         put_fixed(root, place, mount, &mut stubs)?;
     }
-    for (name, device) in &devices {
-        put(root, &format!("dev/{name}"), device.as_fd(), Shape::File, &mut stubs)?;
+    for HostDevice { name, mount } in &devices {
+        put(root, &format!("dev/{name}"), mount.as_fd(), Shape::File, &mut stubs)?;
     }
     if is_sandboxed {
-        let device;
-        let null = match &template.null {
-            Some(null) => null,
-            None => {
-                let doing = || "cannot open the container's `/dev/null`";
-                device = mount::place(root, "dev/null", OFlags::NOFOLLOW, BENEATH).context(doing)?;
-                &device
-            }
-        };
-        mask::apply(&template.masks, root, null, &template.empty)?;
+        // Not the image's, which could be something else: this /dev is ours.
+        let doing = || "cannot open the container's `/dev/null`";
+        let null = mount::place(root, "dev/null", OFlags::NOFOLLOW, BENEATH).context(doing)?;
+        mask::apply(&template.masks, root, &null, &empty)?;
     }
     for (file, place) in [(&prepared.hosts, skeleton::HOSTS), (&prepared.resolv_conf, skeleton::RESOLV_CONF)] {
         put(root, place, file.as_fd(), Shape::File, &mut stubs)?;
@@ -114,11 +111,30 @@ fn move_in(root: &OwnedFd, namespace: BorrowedFd<'_>) -> std::io::Result<()> {
 }
 
 /// The layers and the draft stay open in the spawner beyond the step.
-fn overlay(prepared: &Prepared, skeleton: BorrowedFd<'_>, template: &Template) -> Result<OwnedFd> {
+fn overlay(
+    container: &Container,
+    prepared: &Prepared,
+    skeleton: BorrowedFd<'_>,
+    template: &Template,
+) -> Result<OwnedFd> {
+    if !template.copies_detached {
+        // What has to be found by name has to be attached, here.
+        let anchor = |mount: BorrowedFd<'_>| mount::anchor(mount).context(|| "cannot attach a layer");
+        let layers = source::mapped_layers(&container.lowers, template)?;
+        layers.iter().map(AsFd::as_fd).chain([skeleton]).try_for_each(anchor)?;
+        let draft = source::mapped(&container.draft, template)?;
+        anchor(draft.as_fd())?;
+        let lowers: Vec<_> = layers.iter().map(AsFd::as_fd).chain([skeleton]).collect();
+        return overlay_on(&lowers, draft.as_fd(), template);
+    }
     let lowers: Vec<_> = prepared.layers.iter().map(|layer| layer.as_fd()).chain([skeleton]).collect();
-    let (upper, work) = overlay::upper_of(prepared.draft.as_fd())?;
+    overlay_on(&lowers, prepared.draft.as_fd(), template)
+}
+
+fn overlay_on(lowers: &[BorrowedFd<'_>], draft: BorrowedFd<'_>, template: &Template) -> Result<OwnedFd> {
+    let (upper, work) = overlay::upper_of(draft)?;
     let upper = Upper { upper: upper.as_fd(), work: work.as_fd() };
-    overlay::mount(&lowers, Some(&upper), Span::SeveralFileSystems, template.attributes())
+    overlay::mount(lowers, Some(&upper), Span::SeveralFileSystems, template.attributes())
 }
 
 fn put(root: BorrowedFd<'_>, path: &str, mount: BorrowedFd<'_>, shape: Shape, stubs: &mut Vec<Stub>) -> Result<()> {

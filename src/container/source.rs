@@ -52,20 +52,24 @@ fn open(kind: &MountKind, template: &Template, files: &mut Option<Files>) -> Res
         MountKind::Context { root, path, is_readonly: false } => {
             let lower = mount::copy_of_path(root).context(|| format!("cannot open `{}`", root.display()))?;
             map_context(lower.as_fd(), root, template)?;
-            within(&discarding(&[lower], template)?, path)
+            within(&discarding(vec![lower], template)?, path, template)
         }
         MountKind::Layers { lowers, path, is_readonly } => {
             let lowers = mapped_layers(lowers, template)?;
-            let tree = match (lowers.as_slice(), is_readonly) {
-                (_, false) => discarding(&lowers, template)?,
-                ([], true) => mount::filesystem("tmpfs", &[("size", "4096"), ("mode", "755")], NO_DEV)?,
-                ([layer], true) => mount::copy_of(layer.as_fd()).context(|| "cannot mount a layer")?,
-                (layers, true) => {
+            let tree = match (<[OwnedFd; 1]>::try_from(lowers), is_readonly) {
+                (Ok(layer), false) => discarding(layer.into(), template)?,
+                (Err(layers), false) => discarding(layers, template)?,
+                (Ok([layer]), true) => layer,
+                (Err(layers), true) if layers.is_empty() => {
+                    mount::filesystem("tmpfs", &[("size", "4096"), ("mode", "755")], NO_DEV)?
+                }
+                (Err(layers), true) => {
+                    anchor_all(&layers, template)?;
                     let layers: Vec<_> = layers.iter().map(AsFd::as_fd).collect();
                     overlay::mount(&layers, None, Span::OneFileSystem, template.attributes())?
                 }
             };
-            let mount = within(&tree, path)?;
+            let mount = within(&tree, path, template)?;
             let attributes = NO_DEV | if *is_readonly { READ_ONLY } else { 0 };
             mount::set(mount.as_fd(), attributes).context(|| "cannot mount layers")?;
             Ok(mount)
@@ -78,7 +82,7 @@ fn open(kind: &MountKind, template: &Template, files: &mut Option<Files>) -> Res
         MountKind::File { content, mode, uid, gid } => {
             let files = match files {
                 Some(files) => files,
-                None => files.insert(Files::new()?),
+                None => files.insert(Files::new(template)?),
             };
             files.add(content, *mode, (*uid, *gid), &template.mapping)
         }
@@ -117,7 +121,8 @@ fn missing(path: &str, errno: Errno) -> Diagnostic {
 }
 
 /// The part of a tree below `path`.
-fn within(tree: &OwnedFd, path: &str) -> Result<OwnedFd> {
+fn within(tree: &OwnedFd, path: &str, template: &Template) -> Result<OwnedFd> {
+    anchor_all(std::slice::from_ref(tree), template)?;
     let place = mount::place(tree.as_fd(), path, OFlags::empty(), BENEATH).map_err(|errno| missing(path, errno))?;
     mount::copy_of(place.as_fd()).map_err(|errno| missing(path, errno))
 }
@@ -163,20 +168,26 @@ pub fn unmappable(path: &Path, errno: Errno) -> Diagnostic {
     }
 }
 
+/// Attaches mounts out of sight, where an older kernel does nothing with them else.
+fn anchor_all(mounts: &[OwnedFd], template: &Template) -> Result<()> {
+    let mut mounts = mounts.iter().filter(|_| !template.copies_detached);
+    mounts.try_for_each(|mount| mount::anchor(mount.as_fd())).context(|| "cannot attach the source of a mount")
+}
+
 /// A writable view of `lowers` whose changes end with it.
-fn discarding(lowers: &[OwnedFd], template: &Template) -> Result<OwnedFd> {
+fn discarding(mut lowers: Vec<OwnedFd>, template: &Template) -> Result<OwnedFd> {
     let doing = || "cannot make room for changes that are discarded";
     let room = mount::filesystem("tmpfs", &[("mode", "755")], NO_DEV)?;
     for name in ["u", "w"] {
         rustix::fs::mkdirat(&room, name, Mode::from_raw_mode(0o755)).context(doing)?;
     }
-    let (upper, work) = overlay::upper_of(room.as_fd())?;
-    let nothing;
-    let mut layers: Vec<_> = lowers.iter().map(AsFd::as_fd).collect();
-    if layers.is_empty() {
-        nothing = mount::filesystem("tmpfs", &[("size", "4096"), ("mode", "755")], NO_DEV)?;
-        layers.push(nothing.as_fd());
+    if lowers.is_empty() {
+        lowers.push(mount::filesystem("tmpfs", &[("size", "4096"), ("mode", "755")], NO_DEV)?);
     }
+    anchor_all(&lowers, template)?;
+    anchor_all(std::slice::from_ref(&room), template)?;
+    let (upper, work) = overlay::upper_of(room.as_fd())?;
+    let layers: Vec<_> = lowers.iter().map(AsFd::as_fd).collect();
     // The root of the view is the upper's: it must look as the topmost layer's does.
     let root = rustix::fs::fstat(layers[0]).context(doing)?;
     rustix::fs::chownat(
@@ -201,10 +212,11 @@ struct Files {
 }
 
 impl Files {
-    fn new() -> Result<Self> {
+    fn new(template: &Template) -> Result<Self> {
         let attributes = NO_SUID | NO_DEV;
         let tmpfs = mount::filesystem("tmpfs", &[("mode", "700"), ("noswap", "")], attributes)
             .or_else(|_| mount::filesystem("tmpfs", &[("mode", "700")], attributes))?;
+        anchor_all(std::slice::from_ref(&tmpfs), template)?;
         Ok(Self { tmpfs, count: 0 })
     }
 

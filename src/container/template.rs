@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
+use rustix::fs::{CWD, Mode, OFlags};
 
 use super::binfmt::Handlers;
 use super::cgroup::{Group, Groups};
-use super::device::{self, Devices, HostDevice};
+use super::device::Devices;
 use super::mask::{self, Masks};
 use super::network::Lane;
 use super::overlay::Attributes;
@@ -28,20 +28,17 @@ pub struct Template {
     pub mount_namespace: OwnedFd,
     /// For steps without mounts of their own.
     pub skeleton: OwnedFd,
-    /// A tmpfs for the files below.
+    /// Whether mounts that are attached nowhere can be copied, and found by name.
+    pub copies_detached: bool,
+    /// A tmpfs for texts.
     files: OwnedFd,
-    /// A null device of our own: an image's could be something else. In a user namespace there is only
-    /// the one in each /dev.
-    pub null: Option<OwnedFd>,
-    pub empty: OwnedFd,
-    /// To be mounted in each /dev.
-    pub host_devices: Vec<HostDevice>,
     pub masks: Masks,
     /// Whether the host has cgroup v2 where everybody looks for it.
     pub has_cgroup2: bool,
     pub filter: Vec<sys::Instruction>,
     /// The next step's, made while an earlier one runs.
     spare: Option<Devices>,
+    /// Places in it.
     texts: BTreeMap<String, OwnedFd>,
     mapped: BTreeMap<PathBuf, Arc<OwnedFd>>,
     /// User namespaces that only lend their maps to mounts, by the owner shown as root.
@@ -80,25 +77,12 @@ impl Template {
         let mapping = Mapping::of_this_process()?;
         let (uid_map, gid_map) = mapping.maps();
         let user_namespace = userns::create(proc.as_fd(), &uid_map, &gid_map)?;
-        let host_devices = device::of_host(&mapping)?;
         let mount_namespace = mount::bare_namespace(proc.as_fd())?;
         let files = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "16m")], mount::NO_SUID | mount::NO_EXEC)?;
-        rustix::fs::mkdirat(&files, "empty", Mode::from_raw_mode(0o555)).context(doing)?;
-        let open = |name: &str| {
-            let place =
-                rustix::fs::openat(&files, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
-            mapping.give(&place, 0, 0).context(doing)?;
-            mount::copy_of(place.as_fd()).context(doing)
-        };
-        let empty = open("empty")?;
-        let null = if mapping.is_shifted() {
-            let mode = Mode::from_raw_mode(0o666);
-            rustix::fs::mknodat(&files, "null", FileType::CharacterDevice, mode, makedev(1, 3)).context(doing)?;
-            Some(open("null")?)
-        } else {
-            None
-        };
-        mount::set(empty.as_fd(), mount::READ_ONLY | mount::DATA_ONLY).context(doing)?;
+        let copies_detached = mount::copies_detached()?;
+        if !copies_detached {
+            mount::anchor(files.as_fd()).context(doing)?;
+        }
         let sys = mount::host_directory(Path::new("/sys")).context(|| "cannot open `/sys`")?;
         Ok(Self {
             masks: mask::find(proc.as_fd(), sys.as_fd()),
@@ -118,10 +102,8 @@ impl Template {
             user_namespace,
             mount_namespace,
             spare: None,
+            copies_detached,
             files,
-            null,
-            empty,
-            host_devices,
         })
     }
 
@@ -190,9 +172,13 @@ impl Template {
     /// A read-only file with this content.
     fn text(&mut self, text: String) -> Result<OwnedFd> {
         let doing = || "cannot make a file for a container";
-        let copy = |mount: &OwnedFd| mount::copy_of(mount.as_fd()).context(doing);
+        let copy = |place: &OwnedFd| {
+            let mount = mount::copy_of(place.as_fd())?;
+            mount::set(mount.as_fd(), mount::READ_ONLY | mount::DATA_ONLY)?;
+            Ok::<_, rustix::io::Errno>(mount)
+        };
         if let Some(known) = self.texts.get(&text) {
-            return copy(known);
+            return copy(known).context(doing);
         }
         let name = format!("text.{}", self.texts.len());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
@@ -201,10 +187,7 @@ impl Template {
         self.mapping.give(&file, 0, 0).context(doing)?;
         let place =
             rustix::fs::openat(&self.files, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
-        let mount = mount::copy_of(place.as_fd()).context(doing)?;
-        mount::set(mount.as_fd(), mount::READ_ONLY | mount::DATA_ONLY).context(doing)?;
-        let mount = self.texts.entry(text).or_insert(mount);
-        copy(mount)
+        copy(self.texts.entry(text).or_insert(place)).context(doing)
     }
 
     fn swap(&mut self, owner: (u32, u32)) -> Result<()> {

@@ -202,6 +202,9 @@ fn refused(above: &Directory, errno: Errno, hierarchy: &Hierarchy) -> Diagnostic
         Errno::ACCESS | Errno::PERM if is_session => error.hint(
             "a login session's processes cannot be limited by their user; begin with `systemd-run --user --scope`",
         ),
+        Errno::ACCESS | Errno::PERM if !hierarchy.controllers.is_empty() => {
+            error.hint("on this host only root may limit processes: its control groups are of version 1")
+        }
         _ => error,
     }
 }

@@ -147,6 +147,27 @@ fn a_limit_that_cannot_be_had_is_an_error() {
 }
 
 #[test]
+fn block_io_is_weighed_or_refused() {
+    let bench = Bench::new();
+    let mut container =
+        limited(&bench, "echo ready; sleep 1000; true", Limits { io_weight: Some(200), ..Limits::default() });
+    let schedulers = fs::read_dir("/sys/block").unwrap().flatten();
+    let schedulers = schedulers.filter_map(|disk| fs::read_to_string(disk.path().join("queue/scheduler")).ok());
+    if schedulers.into_iter().any(|text| text.contains("[bfq]")) {
+        bench.while_running_in(container, |payload| {
+            let groups = groups_of(payload);
+            // Version 2 shows the weight of the disks that have none of their own.
+            let files = ["io.bfq.weight", "blkio.bfq.weight", "blkio.weight"];
+            assert_eq!(setting(&groups, &files).trim_start_matches("default "), "200");
+        });
+    } else {
+        container.argv[2] = "true".into();
+        let error = bench.run(&container).exit.unwrap_err();
+        assert_eq!(error.message, "cannot limit block I/O of a step");
+    }
+}
+
+#[test]
 fn time_is_bounded() {
     let bench = Bench::new();
     let limit = |script: &str, ms| Container { timeout: Some(Duration::from_millis(ms)), ..bench.script(script) };

@@ -179,7 +179,8 @@ fn everybody_may_ping_and_listen_on_any_port() {
     let ping = "ping -c 1 -W 5 127.0.0.1 | grep -c 'bytes from'; \
                 ping -c 1 -W 5 203.0.113.80 2>/dev/null | grep -c 'bytes from'";
     let groups = "cat /proc/sys/net/ipv4/ping_group_range";
-    let listen = "(echo hello | nc -l -p 80) & while ! nc 127.0.0.1 80 </dev/null 2>/dev/null; do :; done";
+    // Not `echo hello | nc -l`: that ends with what it hears, which may be before it says anything.
+    let listen = "nc -l -p 80 -e echo hello & while ! nc 127.0.0.1 80 2>/dev/null; do :; done";
     for network in [Network::Default, Network::None] {
         let container = Container { network, ..bench.script(&format!("{ping}; {listen}")) };
         let expected = if network == Network::Default { "1\n1\nhello\n" } else { "1\n0\nhello\n" };
