@@ -154,15 +154,18 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes every descriptor above standard error but `keep`. For a process that has just been
+/// Closes every descriptor above standard error but those in `keep`. For a process that has just been
 /// forked and drops nothing that it inherited.
-pub fn close_all_but(keep: BorrowedFd<'_>) -> io::Result<()> {
-    let keep = keep.as_raw_fd() as u32;
-    for (first, last) in [(3, keep - 1), (keep + 1, u32::MAX)] {
-        if first <= last {
+pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for next in kept.into_iter().chain([u32::MAX]) {
+        if first < next {
             // SAFETY: the owners of these descriptors live on in the parent process only.
-            checked(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;
+            checked(unsafe { libc::syscall(libc::SYS_close_range, first, next - 1, 0) })?;
         }
+        first = first.max(next.saturating_add(1));
     }
     Ok(())
 }
@@ -198,14 +201,97 @@ pub fn exec(path: &CStr, arguments: &[CString], environment: &[CString]) -> io::
 /// One instruction of classic BPF.
 pub type Instruction = libc::sock_filter;
 
-/// Makes `filter` decide on every later system call of this process and its descendants.
-pub fn install_seccomp_filter(filter: &[Instruction]) -> io::Result<()> {
+/// Makes `filter` decide on every later system call of this process and its descendants. Calls that it
+/// does not decide on (`SECCOMP_RET_USER_NOTIF`) are asked about on the descriptor returned.
+pub fn install_seccomp_filter(filter: &[Instruction]) -> io::Result<OwnedFd> {
     let program = libc::sock_fprog {
         len: filter.len().try_into().map_err(|_| io::Error::other("the filter is too long"))?,
         filter: filter.as_ptr().cast_mut(),
     };
-    // SAFETY: `program` points to `len` instructions, which the kernel only reads.
-    checked(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })?;
+    let install = |flags: libc::c_ulong| {
+        // SAFETY: `program` points to `len` instructions, which the kernel only reads.
+        checked(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
+    };
+    // A call that is interrupted by a signal starts over, although it may have been done already; with
+    // the second flag (Linux 5.19) it waits, as a call that works on a disk does.
+    let listening = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    let listener = match install(listening | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => install(listening)?,
+        installed => installed?,
+    };
+    let listener = c_int::try_from(listener).map_err(|_| io::Error::other("not a descriptor"))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(listener) })
+}
+
+/// A system call that waits for an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Notification {
+    pub id: u64,
+    /// The thread that made it, in the pid namespace of the one that received this.
+    pub thread: u32,
+    /// `AUDIT_ARCH_*`.
+    pub machine: u32,
+    pub number: u32,
+    pub arguments: [u64; 6],
+}
+
+/// What becomes of a system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It returns this.
+    Return(i64),
+    /// It fails with this number.
+    Fail(i32),
+    /// It is carried out as if nobody had asked; its caller may have changed what it points at.
+    Continue,
+}
+
+/// Waits for the next call; `ENOENT` if its thread ended meanwhile.
+pub fn receive_notification(listener: BorrowedFd<'_>) -> io::Result<Notification> {
+    // SAFETY: all fields are integers, for which zero is a value, and the one that the kernel wants.
+    let mut received: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    let request = libc::SECCOMP_IOCTL_NOTIF_RECV;
+    // SAFETY: this request writes one `seccomp_notif`, which is live.
+    checked(unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw mut received) }.into())?;
+    Ok(Notification {
+        id: received.id,
+        thread: received.pid,
+        machine: received.data.arch,
+        number: received.data.nr.cast_unsigned(),
+        arguments: received.data.args,
+    })
+}
+
+/// Lets the answered thread go on where the answer was given (Linux 6.6): it waits for nothing else,
+/// so that waking another processor would only take longer.
+pub fn answer_on_this_processor(listener: BorrowedFd<'_>) -> io::Result<()> {
+    /// `SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`
+    const SYNC_WAKE_UP: u64 = 1;
+    let request = libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS;
+    // SAFETY: this request takes a number in the place of a pointer.
+    checked(unsafe { libc::ioctl(listener.as_raw_fd(), request, SYNC_WAKE_UP) }.into())?;
+    Ok(())
+}
+
+/// Whether the thread that made the call still waits, so that its number means nobody else.
+pub fn is_notification_valid(listener: BorrowedFd<'_>, id: u64) -> bool {
+    let request = libc::SECCOMP_IOCTL_NOTIF_ID_VALID;
+    // SAFETY: this request reads one number, which is live.
+    unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw const id) == 0 }
+}
+
+/// Answers a call; `ENOENT` if nobody waits any more.
+pub fn answer_notification(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<()> {
+    let (val, error, flags) = match answer {
+        Answer::Return(value) => (value, 0, 0),
+        Answer::Fail(errno) => (0, -errno, 0),
+        Answer::Continue => (0, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
+    };
+    let response = libc::seccomp_notif_resp { id, val, error, flags };
+    let request = libc::SECCOMP_IOCTL_NOTIF_SEND;
+    // SAFETY: this request reads one `seccomp_notif_resp`, which is live.
+    checked(unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw const response) }.into())?;
     Ok(())
 }
 

@@ -9,6 +9,7 @@
 //! in the mount namespaces of these processes or are detached: the host's mount table is never
 //! touched, and nothing is written to its disk but a step's upper dir.
 
+mod call;
 mod caps;
 mod device;
 mod exec;
@@ -23,6 +24,7 @@ mod overlay;
 pub mod passwd;
 mod protocol;
 mod root;
+mod running;
 mod seccomp;
 mod seccomp_table;
 mod serve;
@@ -31,6 +33,7 @@ mod skeleton;
 mod source;
 mod spawner;
 mod step;
+mod supervisor;
 mod template;
 mod userns;
 

@@ -3,8 +3,8 @@
 //! ```text
 //! builder → spawner   [REQUEST] + fds: memfd of the Container as JSON, output, reply socket
 //!                     [KILL, signal]
-//! step    → spawner   Report as JSON + fds: overlay, skeleton, stub parents and stubs
-//!                     (end of file: the payload runs)
+//! step    → spawner   Report as JSON + fds: overlay, skeleton, stub parents and stubs; then the
+//!                     descriptor on which its filter asks (end of file: the payload runs)
 //! spawner → builder   Answer as JSON + fd: skeleton, on the request's own reply socket
 //! ```
 //!
@@ -76,6 +76,8 @@ pub enum Report {
     Mounted {
         stubs: Vec<super::mount_point::StubRecord>,
     },
+    /// With it comes the descriptor on which the filter asks.
+    Filtered,
     Failed(Failure),
 }
 

@@ -1,6 +1,7 @@
 //! Which system calls are allowed, by number. Made from `testdata/container/seccomp` by the tests of
 //! `seccomp.rs`: run them with BLESS=1 when the lists change.
 
+use super::call::{Call, Width};
 use super::seccomp::Abi;
 
 /// This machine, and the one whose programs it also runs.
@@ -51,6 +52,10 @@ pub const X86_64: Abi = Abi {
     clone3: 435,
     personality: 135,
     socket: 41,
+    asked: &[
+        (133, Call::Mknod, Width::Bits32),
+        (259, Call::Mknodat, Width::Bits32),
+    ],
 };
 
 #[cfg_attr(not(test), allow(dead_code, reason = "one machine is native"))]
@@ -122,6 +127,10 @@ pub const I386: Abi = Abi {
     clone3: 435,
     personality: 136,
     socket: 359,
+    asked: &[
+        (14, Call::Mknod, Width::Bits32),
+        (297, Call::Mknodat, Width::Bits32),
+    ],
 };
 
 #[cfg_attr(not(test), allow(dead_code, reason = "one machine is native"))]
@@ -168,6 +177,9 @@ pub const AARCH64: Abi = Abi {
     clone3: 435,
     personality: 92,
     socket: 198,
+    asked: &[
+        (33, Call::Mknodat, Width::Bits32),
+    ],
 };
 
 #[cfg_attr(not(test), allow(dead_code, reason = "one machine is native"))]
@@ -248,4 +260,8 @@ pub const ARM: Abi = Abi {
     clone3: 435,
     personality: 136,
     socket: 281,
+    asked: &[
+        (14, Call::Mknod, Width::Bits32),
+        (324, Call::Mknodat, Width::Bits32),
+    ],
 };

@@ -8,38 +8,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
 use rustix::mount::MountPropagationFlags;
 use rustix::process::Signal;
 use rustix::thread::CapabilitiesSecureBits;
 
-use super::mount_point::Stub;
-use super::protocol::{self, Answer, Failure, KILL, REQUEST, Report};
+use super::protocol::{self, Answer, KILL, REQUEST};
+use super::running::{self, Event, Running};
 use super::template::{Prepared, Template};
 use super::{Container, step};
-use crate::diag::{Context, Diagnostic, Result};
+use crate::diag::{Context, Result};
 use crate::sys::{self, Child};
-
-/// A step from its fork to its answer.
-struct Running {
-    child: Child,
-    /// What the step mounts: the last descriptors of these are closed after its answer.
-    _prepared: Prepared,
-    /// Open until exec.
-    reports: Option<OwnedFd>,
-    reply: OwnedFd,
-    mounted: Option<Mounted>,
-    failure: Option<Failure>,
-    has_ended: bool,
-}
-
-/// What a step handed over.
-struct Mounted {
-    /// Held beyond the step's end, so that neither it nor its answer waits for the unmount.
-    _overlay: OwnedFd,
-    skeleton: OwnedFd,
-    stubs: Vec<Stub>,
-}
 
 /// Turns a fresh fork of the builder into the spawner, until the builder is gone.
 pub fn serve(requests: &OwnedFd) {
@@ -57,15 +35,12 @@ struct State {
 
 /// Waits once and does what there is to do; whether there is a builder still.
 fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
-    let (requested, ready) = wait(requests.as_fd(), &state.running)?;
-    for (step, events) in state.running.iter_mut().zip(ready) {
-        if events.has_report {
-            read_reports(step);
-        }
-        step.has_ended = events.has_ended;
+    let (requested, happened) = wait(requests.as_fd(), &state.running)?;
+    for (index, event) in happened {
+        state.running[index].take_in(event, state.template.as_ref());
     }
-    for step in state.running.extract_if(.., |step| step.has_ended) {
-        finish(step);
+    for step in state.running.extract_if(.., |step| step.is_over()) {
+        step.finish();
     }
     if requested {
         match protocol::receive(requests.as_fd()).context(|| "cannot receive a request")? {
@@ -76,51 +51,35 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
     Ok(true)
 }
 
-struct Events {
-    has_ended: bool,
-    has_report: bool,
-}
-
-/// Sleeps until something happens: whether there is a request, and what of each step.
-fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<Events>)> {
+/// Sleeps until something happens: whether there is a request, and what of which step.
+fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<(usize, Event)>)> {
     let mut polled = vec![PollFd::from_borrowed_fd(requests, PollFlags::IN)];
-    for step in running {
-        let pidfd = step.child.pidfd.as_fd();
-        // A closed channel would be reported again and again: the pidfd, with no interest in it,
-        // keeps its place.
-        let (reports, interest) = match &step.reports {
-            Some(reports) => (reports.as_fd(), PollFlags::IN),
-            None => (pidfd, PollFlags::empty()),
-        };
-        polled.push(PollFd::from_borrowed_fd(pidfd, PollFlags::IN));
-        polled.push(PollFd::from_borrowed_fd(reports, interest));
+    let mut events = Vec::new();
+    for (index, step) in running.iter().enumerate() {
+        for (event, fd) in step.events() {
+            polled.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            events.push((index, event));
+        }
     }
     rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None)).context(|| "cannot wait for steps")?;
-    let happened = |polled: &PollFd<'_>| !polled.revents().is_empty();
-    let events =
-        polled[1..].chunks(2).map(|step| Events { has_ended: happened(&step[0]), has_report: happened(&step[1]) });
-    Ok((happened(&polled[0]), events.collect()))
+    let has_happened = |polled: &PollFd<'_>| !polled.revents().is_empty();
+    let happened = events.into_iter().zip(&polled[1..]).filter(|(_, polled)| has_happened(polled));
+    let happened = happened.map(|((index, event), polled)| match event {
+        Event::Question if !polled.revents().contains(PollFlags::IN) => (index, Event::NoMoreQuestions),
+        event => (index, event),
+    });
+    Ok((has_happened(&polled[0]), happened.collect()))
 }
 
 fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
     match (packet, <[OwnedFd; 3]>::try_from(fds)) {
         ([REQUEST], Ok([container, output, reply])) => match begin(&container, &output, state) {
-            Ok((child, reports, prepared)) => state.running.push(Running {
-                child,
-                _prepared: prepared,
-                reports: Some(reports),
-                reply,
-                mounted: None,
-                failure: None,
-                has_ended: false,
-            }),
-            Err(failure) => answer(&reply, &Answer::Failed(failure.into()), None),
+            Ok((child, reports, prepared)) => state.running.push(Running::new(child, reports, prepared, reply)),
+            Err(failure) => running::answer(&reply, &Answer::Failed(failure.into()), None),
         },
         ([KILL, signal], _) => {
             let Some(signal) = Signal::from_named_raw(i32::from(*signal)) else { return };
-            for step in &state.running {
-                let _ = rustix::process::pidfd_send_signal(&step.child.pidfd, signal);
-            }
+            state.running.iter().for_each(|step| step.signal(signal));
         }
         // Not from our builder; whoever waits sees the reply socket close.
         _ => {}
@@ -150,62 +109,6 @@ fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Ch
     }
 }
 
-/// Takes in what a step has said so far.
-fn read_reports(step: &mut Running) {
-    while let Some(reports) = &step.reports {
-        match protocol::receive_now(reports.as_fd()) {
-            Ok(Some((packet, fds))) => match protocol::decode(&packet) {
-                Ok(Report::Mounted { stubs }) => {
-                    let mut fds = fds.into_iter();
-                    let (Some(overlay), Some(skeleton)) = (fds.next(), fds.next()) else { continue };
-                    let mut made = Vec::new();
-                    for record in stubs {
-                        let (Some(parent), Some(entry)) = (fds.next(), fds.next()) else { break };
-                        made.push(Stub { parent, entry, record });
-                    }
-                    step.mounted = Some(Mounted { _overlay: overlay, skeleton, stubs: made });
-                }
-                Ok(Report::Failed(failure)) => step.failure = Some(failure),
-                Err(failure) => step.failure = Some(failure.into()),
-            },
-            Err(Errno::AGAIN) => return,
-            // Closed by exec, or by the end of a process that never came to it.
-            Ok(None) | Err(_) => step.reports = None,
-        }
-    }
-}
-
-/// Waits for a process that has ended, cleans up after it and answers.
-fn finish(mut step: Running) {
-    read_reports(&mut step);
-    let waited = sys::wait(step.child.pid).context(|| "cannot wait for a container");
-    let mounted = step.mounted.as_mut();
-    let skeleton = mounted.map(|mounted| {
-        for stub in mounted.stubs.drain(..).rev() {
-            stub.remove();
-        }
-        mounted.skeleton.as_fd()
-    });
-    match (step.failure, waited, skeleton) {
-        (Some(failure), ..) => answer(&step.reply, &Answer::Failed(failure), None),
-        (None, Err(failure), _) => answer(&step.reply, &Answer::Failed(failure.into()), None),
-        (None, Ok(waited), Some(skeleton)) => {
-            let cpu_us = u64::try_from(waited.cpu.as_micros()).unwrap_or(u64::MAX);
-            let ended = Answer::Ended { status: waited.status, cpu_us, peak_bytes: waited.peak_bytes };
-            answer(&step.reply, &ended, Some(skeleton));
-        }
-        (None, Ok(_), None) => {
-            let failure = Diagnostic::error("the container was killed before it started");
-            answer(&step.reply, &Answer::Failed(failure.into()), None);
-        }
-    }
-}
-
-fn answer(reply: &OwnedFd, answer: &Answer, skeleton: Option<BorrowedFd<'_>>) {
-    // Who does not wait any more needs no answer.
-    let _ = protocol::send(reply.as_fd(), &protocol::encode(answer), skeleton.as_slice());
-}
-
 fn settle(requests: &OwnedFd) -> Result<()> {
     let doing = || "cannot set up the spawner";
     // The builder may have died before this was set; then its end of the socket is closed, which
@@ -215,7 +118,7 @@ fn settle(requests: &OwnedFd) -> Result<()> {
     // it has no handler for, and steps inherit the default actions.
     rustix::process::setsid().context(doing)?;
     sys::reset_signals();
-    sys::close_all_but(requests.as_fd()).context(doing)?;
+    sys::close_all_but(&[requests.as_fd()]).context(doing)?;
     // Whoever reads the builder's output must not have to wait for this process; standard error
     // is kept for our own bugs.
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(doing)?;

@@ -64,11 +64,12 @@ fn start(
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
     become_user(user, template.user_namespace.as_fd(), container.security)?;
-    if container.security == Security::Sandbox {
-        // Needs CAP_SYS_ADMIN, which the user loses next: without it a filter would take
-        // no_new_privs, and sudo would not work.
+    let is_sandboxed = container.security == Security::Sandbox;
+    if is_sandboxed {
         caps::bound(caps::DEFAULT)?;
-        sys::install_seccomp_filter(&template.filter).context(|| "cannot install the system call filter")?;
+    }
+    filter(template.filter(container.security), reports)?;
+    if is_sandboxed {
         caps::set(if user.uid == 0 { caps::DEFAULT } else { CapabilitySet::empty() })?;
     }
     sys::close_on_exec_from(3).context(|| "cannot close descriptors")?;
@@ -96,6 +97,14 @@ fn announce(root: root::Root, reports: &OwnedFd) -> Result<()> {
     // `Report` owns its records; the descriptors stay ours.
     let records = root.stubs.iter().map(|stub| stub.record.clone()).collect();
     protocol::send(reports.as_fd(), &protocol::encode(&Report::Mounted { stubs: records }), &fds)
+        .context(|| "cannot report to the spawner")
+}
+
+/// Installs the filter and hands the spawner what it asks on. Needs CAP_SYS_ADMIN, which the user loses
+/// next: without it a filter would take no_new_privs, and sudo would not work.
+fn filter(filter: &[sys::Instruction], reports: &OwnedFd) -> Result<()> {
+    let listener = sys::install_seccomp_filter(filter).context(|| "cannot install the system call filter")?;
+    protocol::send(reports.as_fd(), &protocol::encode(&Report::Filtered), &[listener.as_fd()])
         .context(|| "cannot report to the spawner")
 }
 

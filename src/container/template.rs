@@ -7,16 +7,17 @@ use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 
+use super::call::Watch;
 use super::device::Devices;
 use super::mask::{self, Masks};
 use super::{Container, MountKind, hosts, mount, network, seccomp, skeleton, source, userns};
 use crate::diag::{Context, Result};
-use crate::plan::Network;
+use crate::plan::{Network, Security};
 use crate::sys;
 
 pub struct Template {
     /// A procfs of the spawner's pid namespace; the host's knows its children by other numbers.
-    proc: OwnedFd,
+    pub proc: OwnedFd,
     pub user_namespace: OwnedFd,
     /// Copied for each step; has nothing of the host's.
     pub mount_namespace: OwnedFd,
@@ -30,7 +31,8 @@ pub struct Template {
     pub masks: Masks,
     /// Whether the host has cgroup v2 where everybody looks for it.
     pub has_cgroup2: bool,
-    pub filter: Vec<sys::Instruction>,
+    sandbox: Vec<sys::Instruction>,
+    insecure: Vec<sys::Instruction>,
     /// The next step's, made while an earlier one runs.
     spare: Option<Devices>,
     texts: BTreeMap<String, OwnedFd>,
@@ -86,7 +88,8 @@ impl Template {
             masks: mask::find(proc.as_fd(), sys.as_fd()),
             skeleton: skeleton::make([])?,
             has_cgroup2: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC),
-            filter: seccomp::filter(),
+            sandbox: seccomp::filter(seccomp::Base::Sandbox, Watch::Nodes),
+            insecure: seccomp::filter(seccomp::Base::Everything, Watch::Nodes),
             texts: BTreeMap::new(),
             mapped: BTreeMap::new(),
             swapped: BTreeMap::new(),
@@ -125,6 +128,13 @@ impl Template {
             resolv_conf: self.text(resolv_conf(container.network)?)?,
             network,
         })
+    }
+
+    pub fn filter(&self, security: Security) -> &[sys::Instruction] {
+        match security {
+            Security::Sandbox => &self.sandbox,
+            Security::Insecure => &self.insecure,
+        }
     }
 
     /// Makes ahead what the next step is likely to need.

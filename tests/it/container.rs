@@ -7,4 +7,5 @@ mod bench;
 mod inside;
 mod lifetime;
 mod mounts;
+mod nodes;
 mod overlay;

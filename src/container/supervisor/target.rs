@@ -1,0 +1,202 @@
+//! A thread that waits for the answer to its system call: its memory, its view of the file system and
+//! its credentials.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Gid, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups};
+
+use super::status::Status;
+use crate::sys::{self, Notification};
+
+/// As the kernel's limit on a path, its end included.
+const PATH_BYTES: usize = 4096;
+const PAGE_BYTES: u64 = 4096;
+/// `AT_FDCWD`, of which a call may have set the lower half only.
+const CURRENT_DIRECTORY: i32 = libc::AT_FDCWD;
+
+pub struct Target {
+    /// Its directory in procfs, which stays its own: when it is gone nothing is found there.
+    dir: OwnedFd,
+    pub status: Status,
+}
+
+/// A path as a call gives it: what it is relative to, and the rest as far as the last name.
+pub struct Place {
+    /// The directory of the last name.
+    pub parent: OwnedFd,
+    /// With the slashes that follow it.
+    pub name: CString,
+}
+
+impl Target {
+    /// Finds the thread in `proc`, a procfs of this process's pid namespace.
+    pub fn find(
+        proc: BorrowedFd<'_>,
+        listener: BorrowedFd<'_>,
+        notification: &Notification,
+    ) -> Result<Self, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(proc, notification.thread.to_string(), flags, Mode::empty())?;
+        // While it waits its number is no other's; from here on its directory is held.
+        if !sys::is_notification_valid(listener, notification.id) {
+            return Err(Errno::SRCH);
+        }
+        let status = read(&dir, "status")?;
+        let status = Status::parse(&String::from_utf8_lossy(&status)).ok_or(Errno::SRCH)?;
+        Ok(Self { dir, status })
+    }
+
+    /// Whether its ids and capabilities are those of the user namespace `namespace`.
+    pub fn is_of(&self, namespace: BorrowedFd<'_>) -> Result<bool, Errno> {
+        let own = rustix::fs::statat(&self.dir, "ns/user", rustix::fs::AtFlags::empty())?;
+        let expected = rustix::fs::fstat(namespace)?;
+        Ok((own.st_dev, own.st_ino) == (expected.st_dev, expected.st_ino))
+    }
+
+    /// The string at `address` in its memory.
+    pub fn string(&self, address: u64) -> Result<CString, Errno> {
+        let memory = rustix::fs::openat(&self.dir, "mem", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut bytes = Vec::new();
+        while bytes.len() < PATH_BYTES {
+            let from = address.checked_add(bytes.len() as u64).ok_or(Errno::FAULT)?;
+            // Up to the end of a page: the next one need not be there.
+            let room = usize::try_from(PAGE_BYTES - from % PAGE_BYTES).unwrap_or(0).min(PATH_BYTES - bytes.len());
+            let mut piece = vec![0; room];
+            let count = match rustix::io::retry_on_intr(|| rustix::io::pread(&memory, &mut piece, from)) {
+                Ok(0) | Err(Errno::IO) => return Err(Errno::FAULT),
+                read => read?,
+            };
+            bytes.extend_from_slice(&piece[..count]);
+            if let Some(end) = bytes.iter().position(|byte| *byte == 0) {
+                bytes.truncate(end);
+                return CString::new(bytes).map_err(|_| Errno::FAULT);
+            }
+        }
+        Err(Errno::NAMETOOLONG)
+    }
+
+    /// Makes this process see files as the thread does, and acts as it: with its ids and its
+    /// capabilities, in its root, under its creation mask. What a path means is then for the kernel to
+    /// say: no rule of ours about links or `..` has to be right.
+    pub fn act(&self) -> Result<Actor, Errno> {
+        // A place may be searched by its owner only, and here everything is still allowed.
+        let root = self.directory("root")?;
+        let cwd = self.directory("cwd")?;
+        rustix::process::fchdir(&root)?;
+        rustix::process::chroot(".")?;
+        rustix::process::fchdir(&cwd)?;
+        rustix::process::umask(Mode::from_raw_mode(self.status.umask));
+        let own = capabilities(None)?;
+        let groups: Vec<Gid> = self.status.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+        set_thread_groups(&groups)?;
+        let (uid, gid) = self.status.filesystem_ids;
+        sys::set_filesystem_ids(uid, gid);
+        let actor = Actor { own };
+        actor.limit(self.status.capabilities)?;
+        Ok(actor)
+    }
+
+    /// The directory that a call names by a number.
+    fn base(&self, number: u64) -> Result<OwnedFd, Errno> {
+        // The kernel takes an `int`.
+        match number as u32 as i32 {
+            CURRENT_DIRECTORY => self.directory("cwd"),
+            number @ 0.. => match self.directory(&format!("fd/{number}")) {
+                Err(Errno::NOENT) => Err(Errno::BADF),
+                opened => opened,
+            },
+            _ => Err(Errno::BADF),
+        }
+    }
+
+    fn directory(&self, name: &str) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.dir, name, flags, Mode::empty())
+    }
+
+    /// What the path at `address`, relative to the directory `number`, is to be looked up from. To be
+    /// asked for before [`Target::act`].
+    pub fn path(&self, number: u64, address: u64) -> Result<Path, Errno> {
+        let text = self.string(address)?;
+        if text.is_empty() {
+            return Err(Errno::NOENT);
+        }
+        if text.to_bytes().starts_with(b"/") {
+            return Ok(Path { base: None, text: self.own_name(text) });
+        }
+        Ok(Path { base: Some(self.base(number)?), text })
+    }
+
+    /// `/proc/self` is whoever asks; the thread has numbers there.
+    fn own_name(&self, path: CString) -> CString {
+        let bytes = path.to_bytes();
+        let (process, thread) = self.status.own_numbers;
+        let own = [("/proc/self/", format!("/proc/{process}/")), ("/proc/thread-self/", format!("/proc/{process}/task/{thread}/"))];
+        for (prefix, name) in own {
+            if let Some(rest) = bytes.strip_prefix(prefix.as_bytes()) {
+                // Made of a C string and our own digits.
+                return CString::new([name.as_bytes(), rest].concat()).unwrap_or(path);
+            }
+        }
+        path
+    }
+}
+
+/// A path of the thread's.
+pub struct Path {
+    /// None for an absolute one.
+    base: Option<OwnedFd>,
+    text: CString,
+}
+
+impl Path {
+    /// Goes to the directory of the last name, as whoever acts.
+    pub fn place(&self) -> Result<Place, Errno> {
+        let bytes = self.text.to_bytes();
+        let end = bytes.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+        let start = bytes[..end].iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+        let (parent, name) = bytes.split_at(start);
+        let parent = if parent.is_empty() { b"." } else { parent };
+        // Of the root alone nothing is left.
+        let name = if name.is_empty() { b"." } else { name };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let base = self.base.as_ref().map_or(rustix::fs::CWD, AsFd::as_fd);
+        let parent = rustix::fs::openat(base, parent, flags, Mode::empty())?;
+        Ok(Place { parent, name: CString::new(name).map_err(|_| Errno::INVAL)? })
+    }
+}
+
+/// This process in another's place, until it is dropped. The view of the file system stays.
+pub struct Actor {
+    own: CapabilitySets,
+}
+
+impl Actor {
+    /// Lets go of all capabilities but these.
+    pub fn limit(&self, kept: CapabilitySet) -> Result<(), Errno> {
+        set_capabilities(None, CapabilitySets { effective: self.own.effective & kept, ..self.own })
+    }
+}
+
+impl Drop for Actor {
+    fn drop(&mut self) {
+        // Both are always possible: what is effective may be what is permitted.
+        let _ = set_capabilities(None, self.own);
+        sys::set_filesystem_ids(0, 0);
+        rustix::process::umask(Mode::empty());
+    }
+}
+
+fn read(dir: &OwnedFd, name: &str) -> Result<Vec<u8>, Errno> {
+    let file = rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut bytes = Vec::with_capacity(4096);
+    loop {
+        if rustix::io::retry_on_intr(|| rustix::io::read(&file, rustix::buffer::spare_capacity(&mut bytes)))? == 0 {
+            return Ok(bytes);
+        }
+        bytes.reserve(4096);
+    }
+}
