@@ -1,12 +1,14 @@
 //! The extended attributes that belong to a layer: `user.*` and `security.capability`. What the
-//! overlay filesystem keeps for itself, what belongs to the host (SELinux labels) and what no layer
-//! tar can say portably (ACLs) does not.
+//! overlay filesystem keeps for itself, what belongs to the host (SELinux labels), what no layer
+//! tar can say portably (ACLs) and our own records do not.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{self, XattrFlags};
 use rustix::io::Errno;
+
+use super::record;
 
 /// Name and value, sorted by name.
 pub type Xattrs = Vec<(CString, Vec<u8>)>;
@@ -15,7 +17,8 @@ pub const CAPABILITY: &CStr = c"security.capability";
 
 /// Whether a layer carries the attribute.
 pub fn is_kept(name: &[u8]) -> bool {
-    name == CAPABILITY.to_bytes() || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+    let is_reserved = name.starts_with(b"user.overlay.") || name.starts_with(record::PREFIX);
+    name == CAPABILITY.to_bytes() || (name.starts_with(b"user.") && !is_reserved)
 }
 
 /// Whether the attribute must not be found in a layer dir. What is neither this nor kept is the
@@ -41,6 +44,10 @@ pub fn list(dir: impl AsFd, name: &CStr) -> Result<Vec<CString>, Errno> {
 pub fn get(dir: impl AsFd, name: &CStr, attribute: &CStr) -> Result<Vec<u8>, Errno> {
     let path = path(dir, name);
     sized(|buffer| fs::lgetxattr(path.as_c_str(), attribute, buffer))
+}
+
+pub fn put(dir: impl AsFd, name: &CStr, attribute: &CStr, value: &[u8]) -> Result<(), Errno> {
+    fs::lsetxattr(path(dir, name).as_c_str(), attribute, value, XattrFlags::empty())
 }
 
 pub fn remove(dir: impl AsFd, name: &CStr, attribute: &CStr) -> Result<(), Errno> {
