@@ -115,6 +115,9 @@ pub fn export(
     layers: &Layers<'_>,
 ) -> Result<Exported> {
     let mut exported = Exported::default();
+    if reads_layers(images, outputs, host)? {
+        host.store.enter()?;
+    }
     for image in images {
         exported.image_ids.push(host.store.put_blob(&image.config.to_json())?);
     }
@@ -165,6 +168,27 @@ pub fn export(
         }
     }
     Ok(exported)
+}
+
+/// Whether files of layers are read for an output: always for those that are files themselves, else for
+/// layers that have no blob yet.
+fn reads_layers(images: &[Built], outputs: &[Output], host: &Host<'_>) -> Result<bool> {
+    for output in outputs {
+        let compression = match output {
+            Output::Tar { .. } | Output::Local { .. } => return Ok(true),
+            Output::Store => continue,
+            Output::Oci { compression, .. }
+            | Output::Docker { compression, .. }
+            | Output::OciDirectory { compression, .. }
+            | Output::Registry { compression, .. } => *compression,
+        };
+        for layer in images.iter().flat_map(|image| image.stack.layers()) {
+            if host.store.form(&layer.diff_id, compression)?.is_none() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 fn push(images: &[Built], names: &[Reference], host: &Host<'_>, compression: Compression) -> Result<Descriptor> {

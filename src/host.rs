@@ -21,8 +21,6 @@ pub struct Host<'a> {
     pub numbers: Numbers,
     pub registry: &'a registry::Client,
     pub pulls: Pulls,
-    /// Whether this process may make files of any owner, mount and make namespaces.
-    pub is_root: bool,
     /// When the build began, in seconds since the epoch: the only time that gets into an image.
     pub now: i64,
     /// The clock that stamps files (`CLOCK_REALTIME_COARSE`) when the build began, in seconds since the

@@ -6,6 +6,7 @@
 pub mod digest;
 pub mod diag;
 pub mod sys;
+pub mod ids;
 pub mod progress;
 pub mod image;
 pub mod layer;

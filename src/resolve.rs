@@ -48,6 +48,8 @@ fn of_name(name: &str, wanted: &Wanted, host: &Host<'_>) -> Result<Resolved> {
     if host.pulls == Pulls::Never {
         return Err(not_stored(name, &reference, wanted, host)?);
     }
+    // What has to be fetched was never built on: the rest of the build will take it anyway.
+    host.store.enter()?;
     let title = format!("[pull] {}", reference.familiar());
     let pulled = Meter::show(host.reporter, host.numbers.next(), &title, |meter| {
         registry::pull(host.registry, host.store, &reference, platform, meter)

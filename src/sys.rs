@@ -302,6 +302,14 @@ pub fn join_new_session_keyring() -> io::Result<()> {
     Ok(())
 }
 
+/// Moves this process into a new user namespace, and a copy of its mount namespace that belongs to
+/// it. Fails in a process with several threads.
+pub fn enter_new_user_namespace() -> io::Result<()> {
+    let flags = rustix::thread::UnshareFlags::NEWUSER | rustix::thread::UnshareFlags::NEWNS;
+    // SAFETY: changes nothing about memory or file descriptors.
+    Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}
+
 /// Moves this process into a new network namespace, owned by its user namespace.
 pub fn enter_new_network_namespace() -> io::Result<()> {
     // SAFETY: changes nothing about memory or file descriptors.

@@ -19,6 +19,9 @@ pub struct Report {
 /// record), then every layer and blob that no remaining record and no image names and that no
 /// running build holds. With `is_dry_run` nothing is removed.
 pub fn prune(store: &Store, unused_since: Option<i64>, is_dry_run: bool) -> Result<Report> {
+    if !is_dry_run {
+        store.enter()?;
+    }
     let records = Records::of(store);
     let mut keep = Keep::default();
     for image in store.images()?.into_values().flatten() {

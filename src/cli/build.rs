@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::args::Build;
+use super::entrance::Entrance;
 use super::interrupt::{Interrupts, Urgency};
 use super::{Failure, has_color, output, print, usage, values};
 use rustix::process::Signal;
@@ -20,7 +21,7 @@ use crate::host::{Host, LocalContext, Pulls};
 use crate::image::{Platform, Reference};
 use crate::layer::Compression;
 use crate::plan::{self, Network};
-use crate::progress::{self, Reporter};
+use crate::progress::{self, Event, Held, Reporter};
 use crate::solve::{NoCache, Settings};
 use crate::store::Store;
 
@@ -32,24 +33,44 @@ const SHM_SIZE_BYTES: u64 = 64 << 20;
 
 const HOSTNAME: &str = "buildkitsandbox";
 
-pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
+pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, context, mut world) = request(&arguments)?;
+    let (request, context, mut world) = request(&arguments, entrance)?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
-    let spawner = Spawner::fork()?;
+    let spawner = if entrance.is_outside() { None } else { Some(Spawner::fork()?) };
     let (interrupts, stop) = Interrupts::block()?;
-    let store = Store::open(root)?;
+    let canceled = Arc::new(AtomicBool::new(false));
     let reporter = reporter(arguments.progress.as_deref(), arguments.quiet)?;
+    let (reporter, access) = if entrance.is_outside() {
+        // The program that enters tells of everything again.
+        let (held, is_canceled) = (Arc::new(Held::new(reporter)), Arc::clone(&canceled));
+        let leaving = Arc::clone(&held);
+        let access = entrance.access(move || {
+            if is_canceled.load(Ordering::Relaxed) {
+                return Err(Diagnostic::error("the build was canceled"));
+            }
+            leaving.drop_all();
+            Ok(())
+        });
+        (held as Arc<dyn Reporter>, access?)
+    } else {
+        (Arc::from(reporter), entrance.access(|| Ok(()))?)
+    };
+    let store = Store::open_with(root, access)?;
+    if let Some(poverty) = entrance.poverty.as_ref().filter(|_| !entrance.is_outside()) {
+        reporter.report(Event::Warning(poverty));
+    }
     let registry = super::registry::client(&arguments.insecure_registries);
-    let canceled = AtomicBool::new(false);
     let host = Host {
         store: &store,
-        executor: &spawner,
+        executor: match &spawner {
+            Some(spawner) => spawner,
+            None => &NothingRuns,
+        },
         reporter: &*reporter,
         numbers: progress::Numbers::default(),
         registry: &registry,
         pulls: pulls(&arguments),
-        is_root: rustix::process::geteuid().is_root(),
         now: request.epoch.unwrap_or_else(now),
         files_now: files_now(),
         context: Some(context),
@@ -61,10 +82,12 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         let watch = interrupts.watch(scope, stop, |urgency| {
             canceled.store(true, Ordering::Relaxed);
             registry.cancel();
-            let _ = spawner.kill_all(match urgency {
-                Urgency::Gently => Signal::TERM,
-                Urgency::AtOnce => Signal::KILL,
-            });
+            if let Some(spawner) = &spawner {
+                let _ = spawner.kill_all(match urgency {
+                    Urgency::Gently => Signal::TERM,
+                    Urgency::AtOnce => Signal::KILL,
+                });
+            }
         });
         let built = build::build(&request, &host);
         drop(watch);
@@ -99,10 +122,14 @@ pub fn build(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
+pub fn explain(
+    open: &dyn Fn() -> crate::diag::Result<Store>,
+    entrance: &Entrance,
+    arguments: Build,
+) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, context, world) = request(&arguments)?;
-    let store = Store::open(root)?;
+    let (request, context, world) = request(&arguments, entrance)?;
+    let store = open()?;
     let registry = super::registry::client(&arguments.insecure_registries);
     let canceled = AtomicBool::new(false);
     let host = Host {
@@ -112,7 +139,6 @@ pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
         numbers: progress::Numbers::default(),
         registry: &registry,
         pulls: pulls(&arguments),
-        is_root: rustix::process::geteuid().is_root(),
         now: request.epoch.unwrap_or_else(now),
         files_now: files_now(),
         context: Some(context),
@@ -134,7 +160,7 @@ pub fn explain(root: &Path, arguments: Build) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The executor of an explanation.
+/// The executor of an explanation, and of a user's build before it enters.
 struct NothingRuns;
 
 impl crate::host::Executor for NothingRuns {
@@ -143,7 +169,7 @@ impl crate::host::Executor for NothingRuns {
         _: &crate::container::Container,
         _: &mut dyn std::io::Write,
     ) -> crate::diag::Result<crate::container::Exit> {
-        Err(Diagnostic::error("nothing is executed while explaining"))
+        Err(Diagnostic::error("nothing is executed here"))
     }
 
     fn cancel(&self) {}
@@ -182,9 +208,9 @@ fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     Ok(())
 }
 
-fn request(arguments: &Build) -> Result<(Request, LocalContext, World), Failure> {
+fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, LocalContext, World), Failure> {
     let context = context_dir(&arguments.context)?;
-    let (source, dockerfile_path) = read_dockerfile(arguments, &context)?;
+    let (source, dockerfile_path) = read_dockerfile(arguments, &context, entrance)?;
     let ignore = match &dockerfile_path {
         Some(path) => {
             let mut beside = path.clone().into_os_string();
@@ -307,7 +333,11 @@ fn context_dir(text: &str) -> Result<PathBuf, Failure> {
 }
 
 /// The Dockerfile, named as the user would name it, and its path unless it came by standard input.
-fn read_dockerfile(arguments: &Build, context: &Path) -> Result<(Arc<Source>, Option<PathBuf>), Failure> {
+fn read_dockerfile(
+    arguments: &Build,
+    context: &Path,
+    entrance: &Entrance,
+) -> Result<(Arc<Source>, Option<PathBuf>), Failure> {
     let (path, shown) = match arguments.file.as_deref() {
         Some("-") => {
             let mut bytes = Vec::new();
@@ -315,6 +345,7 @@ fn read_dockerfile(arguments: &Build, context: &Path) -> Result<(Arc<Source>, Op
                 .take(TEXT_LIMIT_BYTES)
                 .read_to_end(&mut bytes)
                 .context(|| "cannot read the Dockerfile from standard input")?;
+            entrance.put_back_stdin(&bytes)?;
             return Ok((Source::new("<stdin>", String::from_utf8_lossy(&bytes)), None));
         }
         Some(file) => (PathBuf::from(file), file.to_owned()),

@@ -5,6 +5,7 @@
 mod args;
 mod build;
 mod cache;
+mod entrance;
 mod images;
 mod interrupt;
 mod output;
@@ -18,8 +19,9 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::diag::{Diagnostic, Result, Severity};
+use crate::diag::{Diagnostic, Severity};
 use crate::store::Store;
+use entrance::Entrance;
 
 /// Why a command did not succeed.
 pub(crate) enum Failure {
@@ -73,35 +75,33 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: args::Arguments) -> std::result::Result<ExitCode, Failure> {
+fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
     let root = match arguments.root {
         Some(root) => root,
         None => default_root()?,
     };
+    let entrance = Entrance::find()?;
+    let open = || Store::open_with(&root, entrance.access(|| Ok(()))?);
     match arguments.command {
-        args::Command::Build(build) => build::build(&root, *build),
-        args::Command::Cache(args::Cache::Explain(build)) => build::explain(&root, *build),
-        args::Command::Cache(args::Cache::Ls { json }) => cache::ls(&open(&root)?, json),
+        args::Command::Build(build) => build::build(&root, &entrance, *build),
+        args::Command::Cache(args::Cache::Explain(build)) => build::explain(&open, &entrance, *build),
+        args::Command::Cache(args::Cache::Ls { json }) => cache::ls(&open()?, json),
         args::Command::Cache(args::Cache::Prune { all, older_than, dry_run }) => {
-            cache::prune(&open(&root)?, all, older_than.as_deref(), dry_run)
+            cache::prune(&open()?, all, older_than.as_deref(), dry_run)
         }
-        args::Command::Pull(pull) => registry::pull(&open(&root)?, &pull),
-        args::Command::Push(push) => registry::push(&open(&root)?, &push),
-        args::Command::Load { input } => registry::load(&open(&root)?, input.as_deref()),
-        args::Command::Save { names, output } => registry::save(&open(&root)?, &names, output),
-        args::Command::Images(images) => images::list(&open(&root)?, &images),
-        args::Command::Tag { image, name } => images::tag(&open(&root)?, &image, &name),
-        args::Command::Rmi { images } => images::remove(&open(&root)?, &images),
-        args::Command::History { image, json } => images::history(&open(&root)?, &image, json),
-        args::Command::Inspect { images } => images::inspect(&open(&root)?, &images),
+        args::Command::Pull(pull) => registry::pull(&open()?, &pull),
+        args::Command::Push(push) => registry::push(&open()?, &push),
+        args::Command::Load { input } => registry::load(&open()?, input.as_deref()),
+        args::Command::Save { names, output } => registry::save(&open()?, &names, output),
+        args::Command::Images(images) => images::list(&open()?, &images),
+        args::Command::Tag { image, name } => images::tag(&open()?, &image, &name),
+        args::Command::Rmi { images } => images::remove(&open()?, &images),
+        args::Command::History { image, json } => images::history(&open()?, &image, json),
+        args::Command::Inspect { images } => images::inspect(&open()?, &images),
     }
 }
 
-fn open(root: &Path) -> Result<Store> {
-    Store::open(root)
-}
-
-fn default_root() -> std::result::Result<PathBuf, Failure> {
+fn default_root() -> Result<PathBuf, Failure> {
     if let Some(root) = std::env::var_os("WYTHE_ROOT").filter(|root| !root.is_empty()) {
         return Ok(root.into());
     }

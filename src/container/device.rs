@@ -1,12 +1,13 @@
-//! A container's /dev: a tmpfs of its own with the six harmless devices.
+//! A container's /dev: a tmpfs of its own with the six harmless devices. In a user namespace no device
+//! can be made: there they are the host's, each mounted on a file.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, Uid, makedev};
+use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 
 use super::mount::{self, NO_EXEC, NO_SUID};
-use super::userns::BASE;
-use crate::diag::{Context, Result};
+use super::userns::Mapping;
+use crate::diag::{Context, Diagnostic, Result};
 
 const DEVICES: [(&str, u32, u32); 6] =
     [("full", 1, 7), ("null", 1, 3), ("random", 1, 8), ("tty", 5, 0), ("urandom", 1, 9), ("zero", 1, 5)];
@@ -32,54 +33,84 @@ pub struct Devices {
 }
 
 impl Devices {
-    pub fn new(shm_size_bytes: u64) -> Result<Self> {
-        let (base, size) = (BASE.to_string(), shm_size_bytes.to_string());
-        let options = [("mode", "1777"), ("size", &size), ("uid", &base), ("gid", &base)];
+    pub fn new(shm_size_bytes: u64, mapping: &Mapping) -> Result<Self> {
+        let (root, size) = (mapping.root().to_string(), shm_size_bytes.to_string());
+        let options = [("mode", "1777"), ("size", &size), ("uid", &root), ("gid", &root)];
         let shm = mount::filesystem("tmpfs", &options, mount::DATA_ONLY)?;
-        Ok(Self { dev: devices()?, pts: terminals()?, shm, shm_size_bytes })
+        Ok(Self { dev: devices(mapping)?, pts: terminals(mapping)?, shm, shm_size_bytes })
     }
 }
 
 /// The message queues of this process's ipc namespace.
-pub fn message_queues() -> Result<OwnedFd> {
+pub fn message_queues(mapping: &Mapping) -> Result<OwnedFd> {
     let queues = mount::filesystem("mqueue", &[], mount::DATA_ONLY)?;
-    give_to_root(&queues, "")?;
+    give_to_root(&queues, "", mapping)?;
     Ok(queues)
 }
 
-fn devices() -> Result<OwnedFd> {
-    let base = BASE.to_string();
-    let options = [("mode", "755"), ("size", SIZE_BYTES), ("uid", &base), ("gid", &base)];
+/// A device of the host's, to be mounted on the file of its name in a container's /dev.
+pub struct HostDevice {
+    pub name: &'static str,
+    pub mount: OwnedFd,
+}
+
+/// The host's devices; none where a container has its own.
+pub fn of_host(mapping: &Mapping) -> Result<Vec<HostDevice>> {
+    let devices = DEVICES.iter().filter(|_| !mapping.is_shifted());
+    devices.map(|(name, major, minor)| Ok(HostDevice { name, mount: open_host(name, (*major, *minor))? })).collect()
+}
+
+/// What is at `/dev/NAME`, if it is the device of that name.
+fn open_host(name: &str, number: (u32, u32)) -> Result<OwnedFd> {
+    let doing = || format!("cannot use the host's `/dev/{name}`");
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let place = rustix::fs::openat(CWD, format!("/dev/{name}"), flags, Mode::empty()).context(doing)?;
+    let stat = rustix::fs::fstat(&place).context(doing)?;
+    let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+    if !is_device || stat.st_rdev != makedev(number.0, number.1) {
+        return Err(Diagnostic::error(doing()).caused_by("it is another file"));
+    }
+    let mount = mount::copy_of(place.as_fd()).context(doing)?;
+    mount::set(mount.as_fd(), NO_SUID | NO_EXEC).context(doing)?;
+    Ok(mount)
+}
+
+fn devices(mapping: &Mapping) -> Result<OwnedFd> {
+    let root = mapping.root().to_string();
+    let options = [("mode", "755"), ("size", SIZE_BYTES), ("uid", &root), ("gid", &root)];
     let dev = mount::filesystem("tmpfs", &options, NO_SUID | NO_EXEC)?;
     let doing = || "cannot make the devices of a container";
     for (name, major, minor) in DEVICES {
-        let mode = Mode::from_raw_mode(0o666);
-        rustix::fs::mknodat(&dev, name, FileType::CharacterDevice, mode, makedev(major, minor)).context(doing)?;
-        give_to_root(&dev, name)?;
+        let (kind, device) = match mapping.is_shifted() {
+            true => (FileType::CharacterDevice, makedev(major, minor)),
+            false => (FileType::RegularFile, 0),
+        };
+        rustix::fs::mknodat(&dev, name, kind, Mode::from_raw_mode(0o666), device).context(doing)?;
+        give_to_root(&dev, name, mapping)?;
     }
     for (name, target) in LINKS {
         rustix::fs::symlinkat(target, &dev, name).context(doing)?;
-        give_to_root(&dev, name)?;
+        give_to_root(&dev, name, mapping)?;
     }
     for name in DIRECTORIES {
         rustix::fs::mkdirat(&dev, name, Mode::from_raw_mode(0o755)).context(doing)?;
-        give_to_root(&dev, name)?;
+        give_to_root(&dev, name, mapping)?;
     }
     Ok(dev)
 }
 
-fn terminals() -> Result<OwnedFd> {
-    let tty_gid = (BASE + TTY_GID).to_string();
-    let options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", tty_gid.as_str())];
+fn terminals(mapping: &Mapping) -> Result<OwnedFd> {
+    // Where there is one group only it is root's.
+    let (_, gid) = mapping.outside(0, TTY_GID).unwrap_or((0, mapping.root()));
+    let gid = gid.to_string();
+    let options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", gid.as_str())];
     let pts = mount::filesystem("devpts", &options, NO_SUID | NO_EXEC)?;
-    give_to_root(&pts, "")?;
-    give_to_root(&pts, "ptmx")?;
+    give_to_root(&pts, "", mapping)?;
+    give_to_root(&pts, "ptmx", mapping)?;
     Ok(pts)
 }
 
-/// For what was made as the host's root, which is nobody inside.
-fn give_to_root(mount: &OwnedFd, name: &str) -> Result<()> {
-    let (uid, gid) = (Uid::from_raw(BASE), Gid::from_raw(BASE));
-    rustix::fs::chownat(mount, name, Some(uid), Some(gid), AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)
-        .context(|| "cannot make the devices of a container")
+/// For what was made as the builder's root, which is nobody inside.
+fn give_to_root(mount: &OwnedFd, name: &str, mapping: &Mapping) -> Result<()> {
+    mapping.give_at(mount, name, 0, 0).context(|| "cannot make the devices of a container")
 }

@@ -12,6 +12,7 @@
 mod call;
 mod caps;
 mod device;
+pub mod entry;
 mod exec;
 mod holder;
 mod hosts;

@@ -2,14 +2,14 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
 };
 
-use super::{holder, userns};
+use super::holder;
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys::{self, MountAttributes};
 
@@ -64,6 +64,12 @@ pub fn copy_of(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
     copy_at(fd, "")
 }
 
+/// The same with everything that is mounted below.
+pub fn copy_of_all(fd: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    open_tree(fd, "", flags | OpenTreeFlags::AT_RECURSIVE)
+}
+
 /// A copy of the mount at the host path `path`, from there on down, without what is mounted below.
 pub fn copy_of_path(path: &std::path::Path) -> Result<OwnedFd, Errno> {
     copy_at(CWD, path)
@@ -78,6 +84,12 @@ fn copy_at(dir: BorrowedFd<'_>, path: impl rustix::path::Arg) -> Result<OwnedFd,
 pub fn set(mount: BorrowedFd<'_>, attributes: u64) -> Result<(), Errno> {
     let attributes = MountAttributes { set: attributes, id_map: None };
     sys::mount_setattr(mount, false, attributes).map_err(errno)
+}
+
+/// The same, for all mounts below it too.
+pub fn set_all(mount: BorrowedFd<'_>, attributes: u64) -> Result<(), Errno> {
+    let attributes = MountAttributes { set: attributes, id_map: None };
+    sys::mount_setattr(mount, true, attributes).map_err(errno)
 }
 
 /// Shows a mount that is attached nowhere through the id map of a user namespace.
@@ -135,16 +147,4 @@ pub fn place(root: BorrowedFd<'_>, path: &str, flags: OFlags, resolve: ResolveFl
 /// A directory of the host as a place only.
 pub fn host_directory(path: &std::path::Path) -> Result<OwnedFd, Errno> {
     rustix::fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// Sets the owner of what `fd` stands for, as ids inside.
-pub fn give_to(fd: impl AsFd, uid: u32, gid: u32) -> Result<(), Errno> {
-    let (uid, gid) = (userns::outside(uid).ok_or(Errno::INVAL)?, userns::outside(gid).ok_or(Errno::INVAL)?);
-    rustix::fs::chownat(
-        fd,
-        "",
-        Some(rustix::fs::Uid::from_raw(uid)),
-        Some(rustix::fs::Gid::from_raw(gid)),
-        AtFlags::EMPTY_PATH,
-    )
 }

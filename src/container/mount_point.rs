@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::mount::{self, BENEATH};
+use super::userns::Mapping;
 use crate::diag::{Context, Diagnostic, Result};
 
 /// As many symbolic links as the kernel follows in one path.
@@ -125,12 +126,17 @@ pub fn find_or_make(root: BorrowedFd<'_>, target: &str, shape: Shape, stubs: &mu
 
 /// Opens the directory `path` beneath `root`; each missing one on the way is made, mode 0755, for
 /// this owner.
-pub fn make_directories(root: BorrowedFd<'_>, path: &str, uid: u32, gid: u32) -> Result<OwnedFd, Errno> {
+pub fn make_directories(
+    root: BorrowedFd<'_>,
+    path: &str,
+    (uid, gid): (u32, u32),
+    mapping: &Mapping,
+) -> Result<OwnedFd, Errno> {
     match mount::place(root, path, OFlags::DIRECTORY, BENEATH) {
         Err(Errno::NOENT) => walk(root, path, |parent, name, _| {
             rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
             let entry = open_entry(parent, name)?;
-            mount::give_to(&entry, uid, gid)?;
+            mapping.give(&entry, uid, gid)?;
             Ok(entry)
         }),
         found => found,

@@ -9,6 +9,7 @@ use rustix::mount::{FsOpenFlags, fsconfig_set_fd, fsconfig_set_flag, fsconfig_se
 
 use super::mount;
 use crate::diag::{Context, Diagnostic, Result};
+use crate::ids;
 
 /// The kernel stacks no more lower layers (OVL_MAX_STACK).
 const MAX_LOWERS: usize = 500;
@@ -28,9 +29,23 @@ pub enum Span {
     SeveralFileSystems,
 }
 
+/// Where an overlay writes down what it has to know about a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attributes {
+    /// `trusted.overlay.*`, which only the host's root may set.
+    Trusted,
+    /// `user.overlay.*`.
+    User,
+}
+
 /// Mounts an overlay nowhere. `lowers` are directories, topmost first; there must be two at least
 /// if there is no upper.
-pub fn mount(lowers: &[BorrowedFd<'_>], upper: Option<&Upper<'_>>, span: Span) -> Result<OwnedFd> {
+pub fn mount(
+    lowers: &[BorrowedFd<'_>],
+    upper: Option<&Upper<'_>>,
+    span: Span,
+    attributes: Attributes,
+) -> Result<OwnedFd> {
     let doing = || "cannot mount an overlay of the layers";
     if lowers.len() > MAX_LOWERS {
         return Err(Diagnostic::error(format!(
@@ -56,8 +71,13 @@ pub fn mount(lowers: &[BorrowedFd<'_>], upper: Option<&Upper<'_>>, span: Span) -
     }
     // Distributions differ in their defaults. Each of these would put into an upper dir what is
     // no part of a layer: redirects, files without data, an index.
-    for option in ["redirect_dir", "index", "metacopy"] {
+    for option in ["index", "metacopy"] {
         fsconfig_set_string(&context, option, "off").map_err(refused)?;
+    }
+    match attributes {
+        Attributes::Trusted => fsconfig_set_string(&context, "redirect_dir", "off").map_err(refused)?,
+        // Implies that redirects are neither made nor followed, and takes no other word on it.
+        Attributes::User => fsconfig_set_flag(&context, "userxattr").map_err(refused)?,
     }
     let xino = if span == Span::SeveralFileSystems { "on" } else { "off" };
     fsconfig_set_string(&context, "xino", xino).map_err(refused)?;
@@ -81,6 +101,7 @@ pub fn overlay_detached(lowers: &[PathBuf], draft: Option<&Path>) -> Result<Owne
         |path: &Path| mount::host_directory(path).context(|| format!("cannot open the layer `{}`", path.display()));
     let dirs: Vec<OwnedFd> = lowers.iter().map(|path| open(path)).collect::<Result<_>>()?;
     let lowers: Vec<BorrowedFd<'_>> = dirs.iter().map(AsFd::as_fd).collect();
+    let attributes = if ids::are_the_hosts() { Attributes::Trusted } else { Attributes::User };
     match (lowers.as_slice(), draft) {
         ([], None) => mount::filesystem("tmpfs", &[("size", "4096"), ("mode", "755")], mount::READ_ONLY),
         // On nothing, an upper dir alone is the merged view.
@@ -92,11 +113,12 @@ pub fn overlay_detached(lowers: &[PathBuf], draft: Option<&Path>) -> Result<Owne
             });
             readonly.context(|| "cannot mount a layer")
         }
-        (lowers, None) => mount(lowers, None, Span::OneFileSystem),
+        (lowers, None) => mount(lowers, None, Span::OneFileSystem, attributes),
         (lowers, Some(draft)) => {
             let draft = open(draft)?;
             let (upper, work) = upper_of(draft.as_fd())?;
-            mount(lowers, Some(&Upper { upper: upper.as_fd(), work: work.as_fd() }), Span::OneFileSystem)
+            let upper = Upper { upper: upper.as_fd(), work: work.as_fd() };
+            mount(lowers, Some(&upper), Span::OneFileSystem, attributes)
         }
     }
 }

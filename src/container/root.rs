@@ -1,12 +1,13 @@
 //! The root of a container: an overlay, the fixed mounts, those of the Dockerfile.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::device::Devices;
+use super::device::{Devices, HostDevice};
 use super::mount::{self, BENEATH, DATA_ONLY, READ_ONLY};
 use super::mount_point::{Shape, Stub, find_or_make};
 use super::overlay::{self, Span, Upper};
@@ -33,32 +34,53 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
         template.skeleton.try_clone().context(|| "cannot take another descriptor")?
     } else {
         let targets = container.mounts.iter().map(|mount| mount.target.as_str());
-        skeleton::make(targets.zip(sources.iter().map(|source| source.shape)))?
+        skeleton::make(targets.zip(sources.iter().map(|source| source.shape)), &template.mapping)?
     };
-    let overlay = overlay(prepared, skeleton.as_fd())?;
+    let overlay = overlay(prepared, skeleton.as_fd(), template)?;
+    let is_sandboxed = container.security == Security::Sandbox;
+    // In a user namespace the kernel makes these only for who sees the host's own.
+    let proc = mount::filesystem("proc", &[], DATA_ONLY)?;
+    let sys = sysfs(is_sandboxed)?;
+    // Programs look for their limits there. Not every host lets one have it.
+    let groups = match template.has_cgroup2 {
+        true => mount::filesystem("cgroup2", &[], DATA_ONLY | READ_ONLY).ok(),
+        false => None,
+    };
+    let queues = device::message_queues(&template.mapping)?;
+    // A copy of the host's mounts can be copied only where they are in sight.
+    let devices = template.host_devices.iter().map(|HostDevice { name, mount }| {
+        let device = mount::copy_of(mount.as_fd()).context(|| format!("cannot mount the host's `/dev/{name}`"))?;
+        Ok((*name, device))
+    });
+    let devices = devices.collect::<Result<Vec<_>>>()?;
     // All that is the host's has been opened.
     move_in(&overlay, template.mount_namespace.as_fd()).context(|| "cannot enter the container's root")?;
     let mut stubs = Vec::new();
     let root = overlay.as_fd();
-    let is_sandboxed = container.security == Security::Sandbox;
 
-    let proc = mount::filesystem("proc", &[], DATA_ONLY)?;
     put_fixed(root, "proc", &proc, &mut stubs)?;
-    let sys = mount::filesystem("sysfs", &[], DATA_ONLY | if is_sandboxed { READ_ONLY } else { 0 })?;
     put_fixed(root, "sys", &sys, &mut stubs)?;
-    if template.has_cgroup2 {
-        // Programs look for their limits there. Not every host lets one have it.
-        if let Ok(groups) = mount::filesystem("cgroup2", &[], DATA_ONLY | READ_ONLY) {
-            put_fixed(root, "sys/fs/cgroup", &groups, &mut stubs)?;
-        }
+    if let Some(groups) = groups {
+        put_fixed(root, "sys/fs/cgroup", &groups, &mut stubs)?;
     }
     let Devices { dev, pts, shm, .. } = &prepared.devices;
-    for (place, mount) in [("dev", dev), ("dev/pts", pts), ("dev/shm", shm), ("dev/mqueue", &device::message_queues()?)]
-    {
+    for (place, mount) in [("dev", dev), ("dev/pts", pts), ("dev/shm", shm), ("dev/mqueue", &queues)] {
         put_fixed(root, place, mount, &mut stubs)?;
     }
+    for (name, device) in &devices {
+        put(root, &format!("dev/{name}"), device.as_fd(), Shape::File, &mut stubs)?;
+    }
     if is_sandboxed {
-        mask::apply(&template.masks, root, &template.null, &template.empty)?;
+        let device;
+        let null = match &template.null {
+            Some(null) => null,
+            None => {
+                let doing = || "cannot open the container's `/dev/null`";
+                device = mount::place(root, "dev/null", OFlags::NOFOLLOW, BENEATH).context(doing)?;
+                &device
+            }
+        };
+        mask::apply(&template.masks, root, null, &template.empty)?;
     }
     for (file, place) in [(&prepared.hosts, skeleton::HOSTS), (&prepared.resolv_conf, skeleton::RESOLV_CONF)] {
         put(root, place, file.as_fd(), Shape::File, &mut stubs)?;
@@ -72,6 +94,18 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
     Ok(Root { overlay, skeleton, stubs })
 }
 
+/// What /sys is to be: one of this process's network namespace, or, where that belongs to another user
+/// namespace, the host's with all that is mounted in it.
+fn sysfs(is_readonly: bool) -> Result<OwnedFd> {
+    let attributes = DATA_ONLY | if is_readonly { READ_ONLY } else { 0 };
+    mount::filesystem("sysfs", &[], attributes).or_else(|refused| {
+        let host = mount::host_directory(Path::new("/sys")).map_err(|_| refused)?;
+        mount::copy_of_all(host.as_fd())
+            .and_then(|copy| mount::set_all(copy.as_fd(), attributes).map(|()| copy))
+            .context(|| "cannot mount the host's `/sys`")
+    })
+}
+
 /// Leaves the host's mounts for a namespace that has only `root`.
 fn move_in(root: &OwnedFd, namespace: BorrowedFd<'_>) -> std::io::Result<()> {
     move_into_link_name_space(namespace, Some(LinkNameSpaceType::Mount))?;
@@ -80,10 +114,11 @@ fn move_in(root: &OwnedFd, namespace: BorrowedFd<'_>) -> std::io::Result<()> {
 }
 
 /// The layers and the draft stay open in the spawner beyond the step.
-fn overlay(prepared: &Prepared, skeleton: BorrowedFd<'_>) -> Result<OwnedFd> {
+fn overlay(prepared: &Prepared, skeleton: BorrowedFd<'_>, template: &Template) -> Result<OwnedFd> {
     let lowers: Vec<_> = prepared.layers.iter().map(|layer| layer.as_fd()).chain([skeleton]).collect();
     let (upper, work) = overlay::upper_of(prepared.draft.as_fd())?;
-    overlay::mount(&lowers, Some(&Upper { upper: upper.as_fd(), work: work.as_fd() }), Span::SeveralFileSystems)
+    let upper = Upper { upper: upper.as_fd(), work: work.as_fd() };
+    overlay::mount(&lowers, Some(&upper), Span::SeveralFileSystems, template.attributes())
 }
 
 fn put(root: BorrowedFd<'_>, path: &str, mount: BorrowedFd<'_>, shape: Shape, stubs: &mut Vec<Stub>) -> Result<()> {

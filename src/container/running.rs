@@ -14,7 +14,6 @@ use super::mount_point::Stub;
 use super::protocol::{self, Answer, Failure, Report};
 use super::supervisor::{self, Supervisor};
 use super::template::{Prepared, Template};
-use super::userns;
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys::{self, Child, Waited};
 
@@ -145,7 +144,7 @@ impl Running {
                     step: self.child.pidfd.as_fd(),
                     proc: template.proc.as_fd(),
                     user_namespace: template.user_namespace.as_fd(),
-                    ids: userns::BASE..userns::BASE + userns::COUNT,
+                    mapping: &template.mapping,
                 };
                 let kept =
                     [supervisor.listener, supervisor.step, supervisor.proc, supervisor.user_namespace];

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 
 use super::mount;
 use super::mount_point::Shape;
-use super::userns::BASE;
+use super::userns::Mapping;
 use crate::diag::{Context, Result};
 
 pub const HOSTS: &str = "etc/hosts";
@@ -24,21 +24,21 @@ pub const RESOLV_CONF: &str = "etc/resolv.conf";
 
 /// Makes a skeleton with what every step needs and these places besides. A place that cannot be
 /// made (below a file, say) is left out; it will be looked for in the image.
-pub fn make<'a>(places: impl IntoIterator<Item = (&'a str, Shape)>) -> Result<OwnedFd> {
-    let base = BASE.to_string();
-    let options = [("mode", "755"), ("size", "16m"), ("uid", base.as_str()), ("gid", base.as_str())];
+pub fn make<'a>(places: impl IntoIterator<Item = (&'a str, Shape)>, mapping: &Mapping) -> Result<OwnedFd> {
+    let root = mapping.root().to_string();
+    let options = [("mode", "755"), ("size", "16m"), ("uid", root.as_str()), ("gid", root.as_str())];
     let skeleton = mount::filesystem("tmpfs", &options, mount::DATA_ONLY)?;
     let fixed = ["dev", "proc", "sys"].map(|name| (name, Shape::Directory)).into_iter();
     for (path, shape) in fixed.chain([(HOSTS, Shape::File), (RESOLV_CONF, Shape::File)]) {
-        add(skeleton.as_fd(), path, shape).context(|| "cannot make the mount points of a container")?;
+        add(skeleton.as_fd(), path, shape, mapping).context(|| "cannot make the mount points of a container")?;
     }
     for (path, shape) in places {
-        let _ = add(skeleton.as_fd(), path, shape);
+        let _ = add(skeleton.as_fd(), path, shape, mapping);
     }
     Ok(skeleton)
 }
 
-fn add(skeleton: BorrowedFd<'_>, path: &str, shape: Shape) -> Result<(), Errno> {
+fn add(skeleton: BorrowedFd<'_>, path: &str, shape: Shape, mapping: &Mapping) -> Result<(), Errno> {
     let mut dir = skeleton.try_clone_to_owned().map_err(|_| Errno::MFILE)?;
     let mut names = path.split('/').filter(|name| !name.is_empty() && *name != ".").peekable();
     while let Some(name) = names.next() {
@@ -53,7 +53,7 @@ fn add(skeleton: BorrowedFd<'_>, path: &str, shape: Shape) -> Result<(), Errno> 
         let entry = match made {
             Ok(()) => {
                 let entry = open(&dir, name)?;
-                mount::give_to(&entry, 0, 0)?;
+                mapping.give(&entry, 0, 0)?;
                 entry
             }
             Err(Errno::EXIST) => open(&dir, name)?,

@@ -10,6 +10,7 @@ use super::mount::{self, BENEATH, DATA_ONLY, NO_DEV, NO_SUID, READ_ONLY};
 use super::mount_point::Shape;
 use super::overlay::{self, Span, Upper};
 use super::template::{Template, write_all};
+use super::userns::Mapping;
 use super::{Mount, MountKind};
 use crate::diag::{Context, Diagnostic, Result};
 
@@ -36,7 +37,7 @@ fn open(kind: &MountKind, template: &Template, files: &mut Option<Files>) -> Res
     match kind {
         MountKind::Bind { root, path, is_readonly } => {
             let mount = bind(root, path)?;
-            mount::map_ids(mount.as_fd(), template.user_namespace.as_fd()).map_err(|errno| unmappable(root, errno))?;
+            map(mount.as_fd(), root, template)?;
             let attributes = NO_DEV | if *is_readonly { READ_ONLY } else { 0 };
             mount::set(mount.as_fd(), attributes).context(|| format!("cannot mount `{}`", root.display()))?;
             Ok(mount)
@@ -51,17 +52,17 @@ fn open(kind: &MountKind, template: &Template, files: &mut Option<Files>) -> Res
         MountKind::Context { root, path, is_readonly: false } => {
             let lower = mount::copy_of_path(root).context(|| format!("cannot open `{}`", root.display()))?;
             map_context(lower.as_fd(), root, template)?;
-            within(&discarding(&[lower])?, path)
+            within(&discarding(&[lower], template)?, path)
         }
         MountKind::Layers { lowers, path, is_readonly } => {
             let lowers = mapped_layers(lowers, template)?;
             let tree = match (lowers.as_slice(), is_readonly) {
-                (_, false) => discarding(&lowers)?,
+                (_, false) => discarding(&lowers, template)?,
                 ([], true) => mount::filesystem("tmpfs", &[("size", "4096"), ("mode", "755")], NO_DEV)?,
                 ([layer], true) => mount::copy_of(layer.as_fd()).context(|| "cannot mount a layer")?,
                 (layers, true) => {
                     let layers: Vec<_> = layers.iter().map(AsFd::as_fd).collect();
-                    overlay::mount(&layers, None, Span::OneFileSystem)?
+                    overlay::mount(&layers, None, Span::OneFileSystem, template.attributes())?
                 }
             };
             let mount = within(&tree, path)?;
@@ -79,7 +80,7 @@ fn open(kind: &MountKind, template: &Template, files: &mut Option<Files>) -> Res
                 Some(files) => files,
                 None => files.insert(Files::new()?),
             };
-            files.add(content, *mode, *uid, *gid)
+            files.add(content, *mode, (*uid, *gid), &template.mapping)
         }
     }
 }
@@ -103,8 +104,11 @@ fn within(tree: &OwnedFd, path: &str) -> Result<OwnedFd> {
 }
 
 /// Contexts lie on any file system; one that cannot map ids is shown as it is, where root inside
-/// reads what everybody may.
+/// reads what everybody may. In a user namespace that is all there is to do: the user is root there.
 fn map_context(mount: BorrowedFd<'_>, root: &Path, template: &Template) -> Result<()> {
+    if !template.mapping.is_shifted() {
+        return Ok(());
+    }
     match mount::map_ids(mount, template.map_of_context(root)?) {
         Err(Errno::INVAL) => Ok(()),
         mapped => mapped.map_err(|errno| unmappable(root, errno)),
@@ -119,8 +123,16 @@ pub fn mapped_layers(lowers: &[PathBuf], template: &Template) -> Result<Vec<Owne
 /// A directory of the store as it looks inside.
 pub fn mapped(path: &Path, template: &Template) -> Result<OwnedFd> {
     let copy = mount::copy_of_path(path).context(|| format!("cannot open `{}`", path.display()))?;
-    mount::map_ids(copy.as_fd(), template.user_namespace.as_fd()).map_err(|errno| unmappable(path, errno))?;
+    map(copy.as_fd(), path, template)?;
     Ok(copy)
+}
+
+/// Shows what the store has at `path` as steps see it.
+fn map(mount: BorrowedFd<'_>, path: &Path, template: &Template) -> Result<()> {
+    if !template.mapping.is_shifted() {
+        return Ok(());
+    }
+    mount::map_ids(mount, template.user_namespace.as_fd()).map_err(|errno| unmappable(path, errno))
 }
 
 /// What to say when the ids of a mount cannot be mapped.
@@ -133,7 +145,7 @@ pub fn unmappable(path: &Path, errno: Errno) -> Diagnostic {
 }
 
 /// A writable view of `lowers` whose changes end with it.
-fn discarding(lowers: &[OwnedFd]) -> Result<OwnedFd> {
+fn discarding(lowers: &[OwnedFd], template: &Template) -> Result<OwnedFd> {
     let doing = || "cannot make room for changes that are discarded";
     let room = mount::filesystem("tmpfs", &[("mode", "755")], NO_DEV)?;
     for name in ["u", "w"] {
@@ -158,7 +170,8 @@ fn discarding(lowers: &[OwnedFd]) -> Result<OwnedFd> {
     .context(doing)?;
     rustix::fs::chmodat(&room, "u", Mode::from_raw_mode(root.st_mode & 0o7777), rustix::fs::AtFlags::empty())
         .context(doing)?;
-    overlay::mount(&layers, Some(&Upper { upper: upper.as_fd(), work: work.as_fd() }), Span::SeveralFileSystems)
+    let upper = Upper { upper: upper.as_fd(), work: work.as_fd() };
+    overlay::mount(&layers, Some(&upper), Span::SeveralFileSystems, template.attributes())
 }
 
 /// A step's tmpfs for secrets and scripts, which reaches neither disk nor, where the kernel can
@@ -176,14 +189,14 @@ impl Files {
         Ok(Self { tmpfs, count: 0 })
     }
 
-    fn add(&mut self, content: &[u8], mode: u32, uid: u32, gid: u32) -> Result<OwnedFd> {
+    fn add(&mut self, content: &[u8], mode: u32, (uid, gid): (u32, u32), mapping: &Mapping) -> Result<OwnedFd> {
         let doing = || "cannot make a file for a container";
         let name = self.count.to_string();
         self.count += 1;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.tmpfs, &name, flags, Mode::from_raw_mode(0o600)).context(doing)?;
         write_all(file.as_fd(), content).context(doing)?;
-        mount::give_to(&file, uid, gid).context(doing)?;
+        mapping.give(&file, uid, gid).context(doing)?;
         rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777)).context(doing)?;
         let place =
             rustix::fs::openat(&self.tmpfs, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;

@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use super::protocol::{self, Answer};
 use super::{Container, Exit, serve};
 use crate::diag::{Context, Diagnostic, Result};
+use crate::ids;
 use crate::sys::{self, Child};
 
 /// The handle on the spawner; safe to share between threads. Dropping it ends the spawner and
@@ -39,11 +40,16 @@ impl Drop for ExitOnDrop {
 
 impl Spawner {
     /// Forks the spawner. To be called first thing: it keeps a copy of the builder's memory, and
-    /// lives no longer than the calling thread. Cheap, and inert until the first step: who may not
+    /// lives no longer than the calling thread, which in a user namespace is to be the only one. Cheap, and inert until the first step: who may not
     /// make namespaces learns it from [`Spawner::run`], as not every build needs a container.
     pub fn fork() -> Result<Self> {
         let (requests, served) = protocol::pair()?;
-        match sys::fork_into_new_pid_namespace() {
+        let forked = match ids::are_the_hosts() {
+            true => sys::fork_into_new_pid_namespace(),
+            // From a user namespace there is no way back into the pid namespace that one is in.
+            false => sys::clone(libc::CLONE_NEWPID),
+        };
+        match forked {
             Ok(Some(child)) => Ok(Self { process: Ok(Process { requests: Some(requests), child }) }),
             Ok(None) => {
                 let _exit = ExitOnDrop;

@@ -5,7 +5,7 @@
 //! The spawner has one thread, so between fork and exec all of Rust may be used here.
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
@@ -14,7 +14,8 @@ use super::mount_point::make_directories;
 use super::passwd::User;
 use super::protocol::{self, Failure, Report};
 use super::template::{Prepared, Template};
-use super::{Container, caps, exec, limit, root, userns};
+use super::userns::Mapping;
+use super::{Container, caps, exec, limit, root};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::Security;
 use crate::sys;
@@ -41,18 +42,18 @@ fn start(
     output: &OwnedFd,
     reports: &OwnedFd,
 ) -> Result<Infallible> {
-    let user = &container.user;
-    let owner = ids_outside(user)?;
+    let user = &template.mapping.user(&container.user);
+    let owner = ids_outside(user, &template.mapping)?;
     rustix::process::setsid().context(|| "cannot begin a session")?;
     // From here on what this process makes belongs to root inside.
-    sys::set_filesystem_ids(userns::BASE, userns::BASE);
+    sys::set_filesystem_ids(template.mapping.root(), template.mapping.root());
     if let Some(network) = &prepared.network {
         move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
             .context(|| "cannot enter the network namespace")?;
     }
 
     let root = root::assemble(container, template, prepared)?;
-    let workdir = make_directories(root.overlay.as_fd(), &container.workdir, user.uid, user.gid)
+    let workdir = make_directories(root.overlay.as_fd(), &container.workdir, (user.uid, user.gid), &template.mapping)
         .context(|| format!("cannot enter the working directory `{}`", container.workdir))?;
     announce(root, reports)?;
     enter(workdir, &container.workdir)?;
@@ -63,12 +64,13 @@ fn start(
     limit::set(&container.ulimits)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
-    become_user(user, template.user_namespace.as_fd(), container.security)?;
     let is_sandboxed = container.security == Security::Sandbox;
+    enter_user_namespace(template, container.security)?;
     if is_sandboxed {
         caps::bound(caps::DEFAULT)?;
     }
     filter(template.filter(container.security), reports)?;
+    take_ids(user, &template.mapping)?;
     if is_sandboxed {
         caps::set(if user.uid == 0 { caps::DEFAULT } else { CapabilitySet::empty() })?;
     }
@@ -76,16 +78,22 @@ fn start(
     Err(exec::exec(&container.argv, &environment(container)))
 }
 
-/// The user's ids as the host knows them; that there are such was checked with all the others.
-fn ids_outside(user: &User) -> Result<(u32, u32)> {
-    let outside = |id: u32| {
-        userns::outside(id)
-            .ok_or_else(|| Diagnostic::error(format!("cannot run as id {id}: ids go up to {}", userns::COUNT - 1)))
+/// The user's ids as the builder knows them; that there are such was checked with all the others.
+fn ids_outside(user: &User, mapping: &Mapping) -> Result<(u32, u32)> {
+    let outside = |uid: u32, gid: u32| {
+        mapping.outside(uid, gid).ok_or_else(|| {
+            let error =
+                Diagnostic::error(format!("cannot run as user {uid} and group {gid}: there are no such ids here"));
+            match mapping {
+                Mapping::Shifted => error,
+                Mapping::Same(_) => error.caused_by("`/etc/subuid` and `/etc/subgid` do not give you as many"),
+            }
+        })
     };
     for group in &user.groups {
-        outside(*group)?;
+        outside(user.uid, *group)?;
     }
-    Ok((outside(user.uid)?, outside(user.gid)?))
+    outside(user.uid, user.gid)
 }
 
 /// Hands what outlives this process to the spawner.
@@ -100,8 +108,9 @@ fn announce(root: root::Root, reports: &OwnedFd) -> Result<()> {
         .context(|| "cannot report to the spawner")
 }
 
-/// Installs the filter and hands the spawner what it asks on. Needs CAP_SYS_ADMIN, which the user loses
-/// next: without it a filter would take no_new_privs, and sudo would not work.
+/// Installs the filter and hands the spawner what it asks on. To be called while this process has
+/// CAP_SYS_ADMIN, which another user than root loses: without it a filter would take no_new_privs, and
+/// sudo would not work.
 fn filter(filter: &[sys::Instruction], reports: &OwnedFd) -> Result<()> {
     let listener = sys::install_seccomp_filter(filter).context(|| "cannot install the system call filter")?;
     protocol::send(reports.as_fd(), &protocol::encode(&Report::Filtered), &[listener.as_fd()])
@@ -134,15 +143,24 @@ fn standard_streams(output: &OwnedFd, (uid, gid): (u32, u32)) -> Result<()> {
     rustix::stdio::dup2_stderr(output).context(doing)
 }
 
-/// Enters the build's user namespace, where this process has every capability and on the host none,
-/// and takes on the user's ids.
-fn become_user(user: &User, user_namespace: BorrowedFd<'_>, security: Security) -> Result<()> {
-    let doing = || "cannot become the step's user";
-    move_into_link_name_space(user_namespace, Some(LinkNameSpaceType::User)).context(doing)?;
+/// Enters the steps' user namespace, where this process has every capability and on the host none.
+fn enter_user_namespace(template: &Template, security: Security) -> Result<()> {
+    let doing = || "cannot enter the step's user namespace";
+    move_into_link_name_space(template.user_namespace.as_fd(), Some(LinkNameSpaceType::User)).context(doing)?;
     if security == Security::Insecure {
         // Mounting takes a mount namespace of the user namespace's.
         sys::enter_new_mount_namespace().context(doing)?;
     }
+    Ok(())
+}
+
+/// Takes on the user's ids. Where there is nobody but root this process is root already, and the kernel
+/// lets it give up no groups: they may be what keeps others from a file.
+fn take_ids(user: &User, mapping: &Mapping) -> Result<()> {
+    if mapping.is_single() {
+        return Ok(());
+    }
+    let doing = || "cannot become the step's user";
     let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     rustix::thread::set_thread_groups(&groups).context(doing)?;

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 
 use super::call::Watch;
-use super::device::Devices;
+use super::device::{self, Devices, HostDevice};
 use super::mask::{self, Masks};
+use super::overlay::Attributes;
+use super::userns::Mapping;
 use super::{Container, MountKind, hosts, mount, network, seccomp, skeleton, source, userns};
 use crate::diag::{Context, Result};
 use crate::plan::{Network, Security};
@@ -18,6 +20,7 @@ use crate::sys;
 pub struct Template {
     /// A procfs of the spawner's pid namespace; the host's knows its children by other numbers.
     pub proc: OwnedFd,
+    pub mapping: Mapping,
     pub user_namespace: OwnedFd,
     /// Copied for each step; has nothing of the host's.
     pub mount_namespace: OwnedFd,
@@ -25,9 +28,12 @@ pub struct Template {
     pub skeleton: OwnedFd,
     /// A tmpfs for the files below.
     files: OwnedFd,
-    /// A null device of our own: an image's or the host's could be something else.
-    pub null: OwnedFd,
+    /// A null device of our own: an image's could be something else. In a user namespace there is only
+    /// the one in each /dev.
+    pub null: Option<OwnedFd>,
     pub empty: OwnedFd,
+    /// To be mounted in each /dev.
+    pub host_devices: Vec<HostDevice>,
     pub masks: Masks,
     /// Whether the host has cgroup v2 where everybody looks for it.
     pub has_cgroup2: bool,
@@ -68,25 +74,32 @@ impl Template {
         // the call may be denied; a step's filter denies it too.
         let _ = sys::join_new_session_keyring();
         let proc = mount::filesystem("proc", &[], mount::DATA_ONLY)?;
-        let map = userns::map_swapping(0);
-        let user_namespace = userns::create(proc.as_fd(), &map, &map)?;
+        let mapping = Mapping::of_this_process()?;
+        let (uid_map, gid_map) = mapping.maps();
+        let user_namespace = userns::create(proc.as_fd(), &uid_map, &gid_map)?;
+        let host_devices = device::of_host(&mapping)?;
         let mount_namespace = mount::bare_namespace(proc.as_fd())?;
         let files = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "16m")], mount::NO_SUID | mount::NO_EXEC)?;
-        rustix::fs::mknodat(&files, "null", FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3))
-            .context(doing)?;
         rustix::fs::mkdirat(&files, "empty", Mode::from_raw_mode(0o555)).context(doing)?;
         let open = |name: &str| {
             let place =
                 rustix::fs::openat(&files, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
-            mount::give_to(&place, 0, 0).context(doing)?;
+            mapping.give(&place, 0, 0).context(doing)?;
             mount::copy_of(place.as_fd()).context(doing)
         };
-        let (null, empty) = (open("null")?, open("empty")?);
+        let empty = open("empty")?;
+        let null = if mapping.is_shifted() {
+            let mode = Mode::from_raw_mode(0o666);
+            rustix::fs::mknodat(&files, "null", FileType::CharacterDevice, mode, makedev(1, 3)).context(doing)?;
+            Some(open("null")?)
+        } else {
+            None
+        };
         mount::set(empty.as_fd(), mount::READ_ONLY | mount::DATA_ONLY).context(doing)?;
-        let sys = mount::filesystem("sysfs", &[], mount::READ_ONLY | mount::DATA_ONLY)?;
+        let sys = mount::host_directory(Path::new("/sys")).context(|| "cannot open `/sys`")?;
         Ok(Self {
             masks: mask::find(proc.as_fd(), sys.as_fd()),
-            skeleton: skeleton::make([])?,
+            skeleton: skeleton::make([], &mapping)?,
             has_cgroup2: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC),
             sandbox: seccomp::filter(seccomp::Base::Sandbox, Watch::Nodes),
             insecure: seccomp::filter(seccomp::Base::Everything, Watch::Nodes),
@@ -94,17 +107,25 @@ impl Template {
             mapped: BTreeMap::new(),
             swapped: BTreeMap::new(),
             proc,
+            mapping,
             user_namespace,
             mount_namespace,
             spare: None,
             files,
             null,
             empty,
+            host_devices,
         })
     }
 
+    /// What overlays of this process use.
+    pub fn attributes(&self) -> Attributes {
+        if self.mapping.is_shifted() { Attributes::Trusted } else { Attributes::User }
+    }
+
     pub fn prepare(&mut self, container: &Container) -> Result<Prepared> {
-        for mount in &container.mounts {
+        let is_shifted = self.mapping.is_shifted();
+        for mount in container.mounts.iter().filter(|_| is_shifted) {
             if let MountKind::Context { root, .. } = &mount.kind {
                 self.swap(owner(root)?)?;
             }
@@ -116,7 +137,7 @@ impl Template {
         };
         let devices = match self.spare.take().filter(|spare| spare.shm_size_bytes == container.shm_size_bytes) {
             Some(spare) => spare,
-            None => Devices::new(container.shm_size_bytes)?,
+            None => Devices::new(container.shm_size_bytes, &self.mapping)?,
         };
         let layers = self.layers(&container.lowers)?;
         let draft = source::mapped(&container.draft, self)?;
@@ -141,7 +162,7 @@ impl Template {
     pub fn stock(&mut self, shm_size_bytes: u64) {
         if self.spare.is_none() {
             // If this fails the next step will say why.
-            self.spare = Devices::new(shm_size_bytes).ok();
+            self.spare = Devices::new(shm_size_bytes, &self.mapping).ok();
         }
     }
 
@@ -173,7 +194,7 @@ impl Template {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.files, &name, flags, Mode::from_raw_mode(0o644)).context(doing)?;
         write_all(file.as_fd(), text.as_bytes()).context(doing)?;
-        mount::give_to(&file, 0, 0).context(doing)?;
+        self.mapping.give(&file, 0, 0).context(doing)?;
         let place =
             rustix::fs::openat(&self.files, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
         let mount = mount::copy_of(place.as_fd()).context(doing)?;

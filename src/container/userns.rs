@@ -1,36 +1,119 @@
-//! The user namespace of a build, and the id maps of mounts.
+//! The user namespace of the steps: which of the builder's ids are theirs, and the id maps of mounts.
 //!
-//! Ids inside count from 0; on the host they are a range that nothing else uses, so that root in a
-//! RUN is nobody outside. Layers stay owned by 0 on disk: they are mounted through a map.
+//! ```text
+//! builder is the host's root     ids inside count from 0 and are a range of the host's that nothing
+//!                                else uses, so that root in a RUN is nobody outside; layers stay owned
+//!                                by 0 on disk and are mounted through a map
+//! in a user namespace itself     no mount can be mapped there; ids inside are what they are outside, but
+//!                                root in a RUN has no capability over the builder's mounts
+//! ```
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 
 use super::holder;
-use crate::diag::Result;
+use super::passwd::User;
+use crate::diag::{Context, Result};
+use crate::ids::{self, Extent, IdMap, Ids};
 
 /// The host's id for root inside: the upper half of all ids. Distributions hand out nothing there,
 /// and everything an image may name up to 2³¹ can be represented.
-pub const BASE: u32 = 1 << 31;
+const BASE: u32 = 1 << 31;
 /// How many ids there are inside; the last two of the host's are no ids.
-pub const COUNT: u32 = u32::MAX - BASE - 1;
+const COUNT: u32 = u32::MAX - BASE - 1;
 
-/// The host's id of an id inside; `None` for one that cannot be mapped.
-pub fn outside(id: u32) -> Option<u32> {
-    (id < COUNT).then(|| BASE + id)
+/// How the ids of steps lie among the builder's.
+#[derive(Clone, Debug)]
+pub enum Mapping {
+    /// From [`BASE`] on.
+    Shifted,
+    /// As they are.
+    Same(Ids),
+}
+
+impl Mapping {
+    /// Of what this process makes.
+    pub fn of_this_process() -> Result<Self> {
+        if ids::are_the_hosts() {
+            return Ok(Self::Shifted);
+        }
+        Ids::of_this_process().map(Self::Same).context(|| "cannot read the ids of this user namespace")
+    }
+
+    /// Whether mounts are shown through the map of a user namespace.
+    pub fn is_shifted(&self) -> bool {
+        matches!(self, Self::Shifted)
+    }
+
+    /// Whether everything belongs to root, whatever it should belong to.
+    pub fn is_single(&self) -> bool {
+        matches!(self, Self::Same(ids) if ids.are_single())
+    }
+
+    /// The builder's id of root.
+    pub fn root(&self) -> u32 {
+        if self.is_shifted() { BASE } else { 0 }
+    }
+
+    /// The builder's ids of these inside; `None` where there are none.
+    pub fn outside(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
+        match self {
+            Self::Shifted => (uid < COUNT && gid < COUNT).then(|| (BASE + uid, BASE + gid)),
+            Self::Same(ids) if ids.are_single() => Some((0, 0)),
+            Self::Same(ids) => (ids.users.has(uid) && ids.groups.has(gid)).then_some((uid, gid)),
+        }
+    }
+
+    /// Whether there are ids inside that the builder knows as these.
+    pub fn is_inside(&self, uid: u32, gid: u32) -> bool {
+        let is_shifted = |id: u32| id.checked_sub(BASE).is_some_and(|id| id < COUNT);
+        match self {
+            Self::Shifted => is_shifted(uid) && is_shifted(gid),
+            Self::Same(ids) => ids.users.has(uid) && ids.groups.has(gid),
+        }
+    }
+
+    /// Who a payload can be instead of `user`: root, where there is nobody else.
+    pub fn user(&self, user: &User) -> User {
+        match self.is_single() {
+            true => User { uid: 0, gid: 0, groups: Vec::new(), home: user.home.clone() },
+            false => user.clone(),
+        }
+    }
+
+    /// Sets the owner of what `fd` stands for, given as ids inside.
+    pub fn give(&self, fd: impl AsFd, uid: u32, gid: u32) -> Result<(), Errno> {
+        self.give_at(fd, "", uid, gid)
+    }
+
+    /// The same for `name` in `dir`, itself and not what a link of that name points at.
+    pub fn give_at(&self, dir: impl AsFd, name: &str, uid: u32, gid: u32) -> Result<(), Errno> {
+        let (uid, gid) = self.outside(uid, gid).ok_or(Errno::INVAL)?;
+        let flags = AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::chownat(dir, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), flags)
+    }
+
+    /// The maps of the steps' user namespace.
+    pub fn maps(&self) -> (String, String) {
+        match self {
+            Self::Shifted => (map_swapping(0), map_swapping(0)),
+            Self::Same(ids) => (ids.users.unchanged().to_string(), ids.groups.unchanged().to_string()),
+        }
+    }
 }
 
 /// The map of `/proc/PID/uid_map` under which host id `as_root` appears as root; the id that root
 /// would have had appears as `as_root`. For 0 that is the plain map.
 pub fn map_swapping(as_root: u32) -> String {
+    let run = |inside, id, count| Extent { inside, outside: BASE + id, count };
     if as_root == 0 || as_root >= COUNT {
-        return format!("0 {BASE} {COUNT}\n");
+        return IdMap::new([run(0, 0, COUNT)]).to_string();
     }
-    let extents =
-        [(0, as_root, 1), (1, 1, as_root - 1), (as_root, 0, 1), (as_root + 1, as_root + 1, COUNT - as_root - 1)];
-    let lines = extents.iter().filter(|(.., count)| *count > 0);
-    lines.map(|(inside, outside, count)| format!("{inside} {} {count}\n", BASE + outside)).collect()
+    let after = as_root + 1;
+    IdMap::new([run(0, as_root, 1), run(1, 1, as_root - 1), run(as_root, 0, 1), run(after, after, COUNT - after)])
+        .to_string()
 }
 
 /// Makes a user namespace with these maps; see [`holder::namespace`].

@@ -12,6 +12,7 @@
 //!
 //! Showing never fails a build: when nobody reads any more, a reporter falls silent.
 
+mod held;
 mod json;
 mod plain;
 mod screen;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use crate::diag::Diagnostic;
 
+pub use held::Held;
 pub use json::Json;
 pub use plain::Plain;
 pub use screen::Size;

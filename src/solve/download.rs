@@ -51,6 +51,8 @@ impl Solver<'_> {
         }
         let wanted = Wanted { url: &url.text, checksum, authorization: self.authorization(&url.text)? };
         let host = self.host;
+        // Not asked twice, and not shown twice.
+        host.store.enter()?;
         let file = host
             .registry
             .download(host.store, &wanted, host.reporter, &host.numbers)

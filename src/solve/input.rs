@@ -147,6 +147,7 @@ impl Solver<'_> {
 
     /// The merged view of a stack, read-only and detached.
     pub(super) fn rootfs(&self, stack: &Stack) -> Result<OwnedFd> {
+        self.host.store.enter()?;
         crate::container::overlay_detached(&self.lowers(stack)?, None)
     }
 

@@ -111,6 +111,11 @@ pub fn solve(
 ) -> Result<Solution> {
     let solver = Solver::new(plan, host, settings, bases, layers);
     solver.first_pass()?;
+    if solver.solved.iter().any(|step| step.get().is_none()) {
+        // What was hashed is not to be hashed again by a process that enters.
+        solver.inputs.save();
+        host.store.enter()?;
+    }
     schedule::run(&solver)?;
     solver.inputs.save();
     let solved = solver.solved.into_iter().map(OnceLock::into_inner);

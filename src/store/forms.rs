@@ -57,6 +57,7 @@ impl Store {
         if let Some(form) = self.form(diff_id, compression)? {
             return Ok(form);
         }
+        self.enter()?;
         // Two threads or builders that want the same blob make it once.
         let _lock = self.lock_name(format!("form-{}-{}", diff_id.hex(), name_of(compression)), || {})?;
         if let Some(form) = self.form(diff_id, compression)? {

@@ -110,6 +110,7 @@ impl Store {
 
     /// Unpacks a layer onto the layers below (topmost first) from any blob that is known to hold it.
     pub fn unpack_form(&self, id: &ChainId, diff_id: &DiffId, lowers: &[BorrowedFd<'_>]) -> Result<Layer> {
+        self.enter()?;
         // Two builders that need it unpack it once.
         let _lock = self.lock_name(format!("layer-{}", id.hex()), || {})?;
         for form in self.forms(diff_id)? {

@@ -111,6 +111,7 @@ impl Drop for Draft {
 impl Store {
     /// An empty upper dir beside an empty work dir.
     pub fn draft(&self) -> Result<Draft> {
+        self.enter()?;
         let make = || -> rustix::io::Result<Draft> {
             let (bench, name) = self.inner.workspace.fresh()?;
             rustix::fs::mkdirat(bench.fd(), &name, Mode::RWXU)?;
@@ -158,6 +159,8 @@ impl Store {
         if self.is_of_this_boot(&layer.meta.boot_id) || layer.meta.is_synced {
             return Ok(Some(layer));
         }
+        // What may not be read would be taken for damaged.
+        self.enter()?;
         if !self.is_what_it_claims(&layer) {
             return self.drop_layer(id, layer.dir.as_fd()).map(|()| None);
         }

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! <root>/                         mode 0700
-//!   version                       format number
+//!   version                       format number; whose the files are, if not those of the host's ids
 //!   blobs/sha256/<hex>            manifests, configs, compressed layers
 //!   layers/<chain id hex>/{fs/, layer.json}
 //!   forms/<diff id hex>           blobs known to hold this layer (verified here)
@@ -20,6 +20,7 @@
 //! carry their own digest (`sealed`). Nothing is synced on the way: what another boot
 //! wrote and never synced is hashed again before its first use.
 
+mod access;
 mod blobs;
 mod forms;
 mod gc;
@@ -43,7 +44,9 @@ use rustix::fs::{CWD, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::diag::{Context, Diagnostic, Result};
+use access::Owners;
 
+pub use access::{Access, Enter};
 pub use blobs::{Blob, BlobWriter};
 pub use forms::Form;
 pub use gc::{Action, Keep, Pruned, Total, Usage};
@@ -54,6 +57,9 @@ pub use mounts::{CacheMount, MountLock};
 
 /// The number in `version`. It changes when an older program could misread what a newer one wrote.
 const FORMAT: u32 = 1;
+
+/// A user may have several hundred runs of ids.
+const MAX_VERSION_BYTES: u64 = 64 << 10;
 
 /// A handle on a store; clones share it.
 #[derive(Clone)]
@@ -73,20 +79,26 @@ struct Inner {
     trash: trash::Trash,
     /// Empty when the kernel does not tell; then every boot is a foreign one.
     boot_id: String,
+    enter: Option<Enter>,
 }
 
 impl Store {
     /// Opens or makes the store (mode 0700), checks its version, and sweeps what killed builders
     /// left in `tmp/`. What is in the trash is deleted in the background.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_with(root, Access::of_this_process()?)
+    }
+
+    /// The same for a process that has yet to [`Store::enter`] before it can handle files of layers.
+    pub fn open_with(root: &Path, access: Access) -> Result<Self> {
         let path = std::path::absolute(root).context(|| format!("cannot open the store `{}`", root.display()))?;
         let root = open_root(&path)?;
-        check_version(&root, &path)?;
+        check_version(&root, &path, &access.owners)?;
         let dir = |name: &str| {
             open_or_make(root.as_fd(), name)
                 .context(|| format!("cannot open `{name}` in the store `{}`", path.display()))
         };
-        let trash = trash::Trash::new(dir("trash")?);
+        let trash = trash::Trash::new(dir("trash")?, access.enter.is_none());
         let workspace = workspace::Workspace::new(dir("tmp")?, path.join("tmp"));
         let blobs = dir("blobs")?;
         let inner = Inner {
@@ -99,6 +111,7 @@ impl Store {
             workspace,
             trash,
             boot_id: boot_id(),
+            enter: access.enter,
             root,
             path,
         };
@@ -106,6 +119,16 @@ impl Store {
         locks::sweep(inner.locks.as_fd());
         inner.trash.wake();
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Makes sure that this process may handle files of every id, mount, and make namespaces. As an
+    /// ordinary user's it does not come back: the program begins anew in a user namespace. So it is
+    /// called before anything is done that should not be done twice.
+    pub fn enter(&self) -> Result<()> {
+        match &self.inner.enter {
+            Some(enter) => enter(),
+            None => Ok(()),
+        }
     }
 
     /// Absolute.
@@ -173,7 +196,7 @@ fn open_root(path: &Path) -> Result<OwnedFd> {
 }
 
 /// Reads `version`, or writes it into a directory that is empty or was being made a store.
-fn check_version(root: &OwnedFd, path: &Path) -> Result<()> {
+fn check_version(root: &OwnedFd, path: &Path, owners: &Owners) -> Result<()> {
     const NAMES: [&str; 12] = [
         "version", "blobs", "layers", "forms", "images", "cache", "files", "mounts", "builds", "locks", "tmp", "trash",
     ];
@@ -183,16 +206,24 @@ fn check_version(root: &OwnedFd, path: &Path) -> Result<()> {
         Err(errno) => return Err(errno).context(|| format!("cannot open the store `{}`", path.display())),
     };
     if let Some(file) = file {
-        let text = std::io::read_to_string(std::io::Read::take(file, 64))
+        let text = std::io::read_to_string(std::io::Read::take(file, MAX_VERSION_BYTES))
             .context(|| format!("cannot read the version of the store `{}`", path.display()))?;
-        return match text.trim().parse::<u32>() {
-            Ok(FORMAT) => Ok(()),
-            Ok(other) => Err(Diagnostic::error(format!(
+        let (number, rest) = text.split_once('\n').unwrap_or((&text, ""));
+        return match (number.trim().parse::<u32>(), Owners::parse(rest)) {
+            (Ok(FORMAT), Some(others)) if owners.covers(&others) => Ok(()),
+            (Ok(FORMAT), Some(others)) => Err(Diagnostic::error(format!(
+                "the files of the store `{}` belong to {}, and are now to belong to {}",
+                path.display(),
+                others.describe(),
+                owners.describe()
+            ))
+            .hint("choose another directory with `--root`")),
+            (Ok(other), _) if other != FORMAT => Err(Diagnostic::error(format!(
                 "the store `{}` has format {other}; this program reads and writes format {FORMAT}",
                 path.display()
             ))
             .hint("choose another directory with `--root`")),
-            Err(_) => Err(Diagnostic::error(format!("the version of the store `{}` cannot be read", path.display()))),
+            _ => Err(Diagnostic::error(format!("the version of the store `{}` cannot be read", path.display()))),
         };
     }
     for entry in fs::read_dir(path).context(|| format!("cannot open the store `{}`", path.display()))? {
@@ -211,7 +242,8 @@ fn check_version(root: &OwnedFd, path: &Path) -> Result<()> {
     let beside = format!(".version-{}", std::process::id());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let file = rustix::fs::openat(root, &beside, flags, Mode::from_raw_mode(0o600)).context(cannot_write)?;
-    std::io::Write::write_all(&mut fs::File::from(file), format!("{FORMAT}\n").as_bytes()).context(cannot_write)?;
+    std::io::Write::write_all(&mut fs::File::from(file), format!("{FORMAT}\n{owners}").as_bytes())
+        .context(cannot_write)?;
     rustix::fs::renameat(root, &beside, root, "version").context(cannot_write)
 }
 

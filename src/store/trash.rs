@@ -17,6 +17,8 @@ const MAX_DEPTH: usize = 64;
 
 pub(super) struct Trash {
     dir: Arc<TrashDir>,
+    /// Whether this process can delete what others made; else it leaves that to one that can.
+    may_delete: bool,
     worker: Arc<(Mutex<Worker>, Condvar)>,
 }
 
@@ -39,8 +41,8 @@ struct TrashDir {
 }
 
 impl Trash {
-    pub(super) fn new(fd: OwnedFd) -> Self {
-        Self { dir: Arc::new(TrashDir { fd, next: AtomicU64::new(0) }), worker: Arc::default() }
+    pub(super) fn new(fd: OwnedFd, may_delete: bool) -> Self {
+        Self { dir: Arc::new(TrashDir { fd, next: AtomicU64::new(0) }), may_delete, worker: Arc::default() }
     }
 
     /// Moves `name` out of `from`; it is no error if it is not there (any more).
@@ -50,7 +52,7 @@ impl Trash {
 
     /// Deletes in the background what is in the trash now.
     pub(super) fn wake(&self) {
-        if self.dir.is_empty() {
+        if !self.may_delete || self.dir.is_empty() {
             return;
         }
         let mut worker = lock(&self.worker);

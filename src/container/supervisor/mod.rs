@@ -17,7 +17,6 @@ pub mod node;
 mod status;
 pub mod target;
 
-use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 use rustix::event::{PollFd, PollFlags};
@@ -26,6 +25,7 @@ use rustix::io::Errno;
 use self::target::Target;
 use super::call::Call;
 use super::seccomp;
+use super::userns::Mapping;
 use crate::sys::{self, Answer, Notification};
 
 /// What a supervisor works with.
@@ -37,8 +37,8 @@ pub struct Supervisor<'a> {
     pub proc: BorrowedFd<'a>,
     /// The step's.
     pub user_namespace: BorrowedFd<'a>,
-    /// The ids that this process knows those of the user namespace by.
-    pub ids: Range<u32>,
+    /// How this process knows the ids of the user namespace.
+    pub mapping: &'a Mapping,
 }
 
 /// Answers until the step is over.
@@ -96,6 +96,6 @@ impl Supervisor<'_> {
     /// Whether the owner and group of a file are ids of the step's.
     fn has(&self, file: BorrowedFd<'_>) -> Result<bool, Errno> {
         let stat = rustix::fs::fstat(file)?;
-        Ok(self.ids.contains(&stat.st_uid) && self.ids.contains(&stat.st_gid))
+        Ok(self.mapping.is_inside(stat.st_uid, stat.st_gid))
     }
 }

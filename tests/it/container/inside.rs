@@ -379,7 +379,7 @@ fn ids_that_cannot_be_are_refused() {
     let mut container = bench.script("true");
     container.user = User { uid: u32::MAX, ..User::default() };
     let error = bench.run(&container).exit.unwrap_err();
-    assert_eq!(error.message, "cannot run as id 4294967295: ids go up to 2147483645");
+    assert_eq!(error.message, "cannot run as user 4294967295 and group 0: there are no such ids here");
     let mut container = bench.script("id -u; touch /f");
     container.user = User { uid: 2147483645, gid: 5, ..User::default() };
     container.workdir = "/tmp".to_owned();

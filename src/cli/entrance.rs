@@ -1,0 +1,94 @@
+//! How the program of an ordinary user comes to do what only root may: it begins as the user, and what
+//! takes more ([`Store::enter`]) executes it anew, once, to begin in a user namespace. The process stays
+//! the same, with its number, its terminal, its directory and its open files.
+//!
+//! [`Store::enter`]: crate::store::Store::enter
+
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+
+use crate::container::entry::{self, Entry, Who};
+use crate::diag::{Context as _, Diagnostic, Result, Severity};
+use crate::ids::{self, Ids};
+use crate::store::Access;
+
+/// Set for a program that is to enter before all else.
+const ENTER: &str = "WYTHE_ENTER";
+
+/// Whether and how this process is still to enter.
+pub struct Entrance {
+    /// `None` for who may do everything.
+    outside: Option<Entry>,
+    /// Why everything in images becomes root's; for a build to say.
+    pub poverty: Option<Diagnostic>,
+}
+
+impl Entrance {
+    /// Enters, if that is what this process was begun for. To be called before any thread is started,
+    /// and after all that depends on the user's own number.
+    pub fn find() -> Result<Self> {
+        if entry::is_privileged() {
+            return Ok(Self { outside: None, poverty: poverty_of_namespace() });
+        }
+        let name = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
+        let search = std::env::var_os("PATH").unwrap_or_default();
+        let entry = Entry::find(Who { name: name.as_deref(), search: &search });
+        let poverty = entry.poverty.clone();
+        if std::env::var_os(ENTER).is_none() {
+            return Ok(Self { outside: Some(entry), poverty });
+        }
+        entry.enter()?;
+        Ok(Self { outside: None, poverty })
+    }
+
+    pub fn is_outside(&self) -> bool {
+        self.outside.is_some()
+    }
+
+    /// For opening the store; `leave` is called before this process gives way to the one that enters.
+    pub fn access(&self, leave: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<Access> {
+        let Some(entry) = &self.outside else { return Access::of_this_process() };
+        let enter = move || {
+            leave()?;
+            Err(begin_anew())
+        };
+        Ok(Access::of_user(entry.ids.clone(), Box::new(enter)))
+    }
+
+    /// Makes standard input give once more what was read from it.
+    pub fn put_back_stdin(&self, bytes: &[u8]) -> Result<()> {
+        if !self.is_outside() {
+            return Ok(());
+        }
+        let doing = || "cannot keep what came by standard input";
+        let memory = rustix::fs::memfd_create("stdin", rustix::fs::MemfdFlags::CLOEXEC).context(doing)?;
+        let mut written = 0;
+        while written < bytes.len() {
+            written += rustix::io::pwrite(&memory, &bytes[written..], written as u64).context(doing)?;
+        }
+        rustix::stdio::dup2_stdin(&memory).context(doing)
+    }
+}
+
+/// Executes the program with the same arguments, to enter; returns only if that cannot be done.
+fn begin_anew() -> Diagnostic {
+    let c_string = |text: OsString| CString::new(text.into_vec());
+    let arguments: Result<Vec<_>, _> = std::env::args_os().map(c_string).collect();
+    let variables = std::env::vars_os().filter(|(name, _)| name != ENTER).chain([(ENTER.into(), "1".into())]);
+    let variables: Result<Vec<_>, _> =
+        variables.map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())).collect();
+    // What came from the system as C strings is made of none but those.
+    let error = match (arguments, variables) {
+        (Ok(arguments), Ok(variables)) => crate::sys::exec(c"/proc/self/exe", &arguments, &variables),
+        (Err(error), _) | (_, Err(error)) => error.into(),
+    };
+    Diagnostic::error("cannot begin anew in a user namespace").caused_by(error)
+}
+
+fn poverty_of_namespace() -> Option<Diagnostic> {
+    if ids::are_the_hosts() || !Ids::of_this_process().is_ok_and(|ids| ids.are_single()) {
+        return None;
+    }
+    let message = "all files of images become root's (0:0): this user namespace has one user and one group only";
+    Some(Diagnostic { severity: Severity::Warning, ..Diagnostic::error(message) })
+}
