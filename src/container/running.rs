@@ -146,8 +146,7 @@ impl Running {
                     user_namespace: template.user_namespace.as_fd(),
                     mapping: &template.mapping,
                 };
-                let kept =
-                    [supervisor.listener, supervisor.step, supervisor.proc, supervisor.user_namespace];
+                let kept = [supervisor.listener, supervisor.step, supervisor.proc, supervisor.user_namespace];
                 if sys::close_all_but(&kept).is_ok() {
                     supervisor::run(&supervisor);
                 }

@@ -40,7 +40,9 @@ enum Action {
     Socket,
     /// Asked about if a device is to be made; `mode` is the place of that argument, and the device's
     /// number comes after it.
-    Node { mode: u32 },
+    Node {
+        mode: u32,
+    },
 }
 
 const EPERM: Action = Action::Errno(1);
@@ -286,9 +288,7 @@ mod tests {
                     accumulator = match k {
                         NUMBER => number,
                         MACHINE => machine,
-                        16.. if k % 8 == 0 => {
-                            arguments.get((k as usize - 16) / 8).copied().unwrap_or_default() as u32
-                        }
+                        16.. if k % 8 == 0 => arguments.get((k as usize - 16) / 8).copied().unwrap_or_default() as u32,
                         _ => panic!("load at {k}"),
                     }
                 }

@@ -52,10 +52,7 @@ pub const X86_64: Abi = Abi {
     clone3: 435,
     personality: 135,
     socket: 41,
-    asked: &[
-        (133, Call::Mknod, Width::Bits32),
-        (259, Call::Mknodat, Width::Bits32),
-    ],
+    asked: &[(133, Call::Mknod, Width::Bits32), (259, Call::Mknodat, Width::Bits32)],
 };
 
 #[cfg_attr(not(test), allow(dead_code, reason = "one machine is native"))]
@@ -127,10 +124,7 @@ pub const I386: Abi = Abi {
     clone3: 435,
     personality: 136,
     socket: 359,
-    asked: &[
-        (14, Call::Mknod, Width::Bits32),
-        (297, Call::Mknodat, Width::Bits32),
-    ],
+    asked: &[(14, Call::Mknod, Width::Bits32), (297, Call::Mknodat, Width::Bits32)],
 };
 
 #[cfg_attr(not(test), allow(dead_code, reason = "one machine is native"))]
@@ -177,9 +171,7 @@ pub const AARCH64: Abi = Abi {
     clone3: 435,
     personality: 92,
     socket: 198,
-    asked: &[
-        (33, Call::Mknodat, Width::Bits32),
-    ],
+    asked: &[(33, Call::Mknodat, Width::Bits32)],
 };
 
 #[cfg_attr(not(test), allow(dead_code, reason = "one machine is native"))]
@@ -260,8 +252,5 @@ pub const ARM: Abi = Abi {
     clone3: 435,
     personality: 136,
     socket: 281,
-    asked: &[
-        (14, Call::Mknod, Width::Bits32),
-        (324, Call::Mknodat, Width::Bits32),
-    ],
+    asked: &[(14, Call::Mknod, Width::Bits32), (324, Call::Mknodat, Width::Bits32)],
 };

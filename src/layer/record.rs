@@ -96,22 +96,15 @@ impl Records {
     /// Makes a device, or a file that stands for it; readable by its owner only. Fails with `EPERM` where
     /// neither is possible.
     pub fn make_device(self, dir: impl AsFd, name: &CStr, device: Device) -> Result<(), Errno> {
-        match fs::mknodat(&dir, name, device.file_type(), Mode::RUSR | Mode::WUSR, device.number()) {
-            Err(Errno::PERM) if self != Self::None => self.make_marker(dir, name, device, Mode::RUSR | Mode::WUSR),
+        let mode = Mode::RUSR | Mode::WUSR;
+        // Who has one id is nobody's root.
+        if self == Self::Owners {
+            return make_marker(dir, name, device, mode);
+        }
+        match fs::mknodat(&dir, name, device.file_type(), mode, device.number()) {
+            Err(Errno::PERM) if self == Self::Nodes => make_marker(dir, name, device, mode),
             made => made,
         }
-    }
-
-    /// Makes a file that stands for a device.
-    pub fn make_marker(self, dir: impl AsFd, name: &CStr, device: Device, mode: Mode) -> Result<(), Errno> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = fs::openat(&dir, name, flags, mode)?;
-        let text = format!("{} {}:{}", device.letter(), device.major, device.minor);
-        let recorded = fs::fsetxattr(&file, NODE, text.as_bytes(), fs::XattrFlags::empty());
-        if recorded.is_err() {
-            fs::unlinkat(&dir, name, AtFlags::empty())?;
-        }
-        recorded
     }
 
     /// Gives an open file or directory to someone.
@@ -199,6 +192,18 @@ impl Device {
     }
 }
 
+/// Makes a file that stands for a device, with what the creation mask leaves of `mode`.
+pub fn make_marker(dir: impl AsFd, name: &CStr, device: Device, mode: Mode) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = fs::openat(&dir, name, flags, mode)?;
+    let text = format!("{} {}:{}", device.letter(), device.major, device.minor);
+    let recorded = fs::fsetxattr(&file, NODE, text.as_bytes(), fs::XattrFlags::empty());
+    if recorded.is_err() {
+        fs::unlinkat(&dir, name, AtFlags::empty())?;
+    }
+    recorded
+}
+
 fn parse_device(text: &[u8]) -> Option<(Kind, u64)> {
     let (letter, numbers) = str::from_utf8(text).ok()?.split_once(' ')?;
     let (major, minor) = numbers.split_once(':')?;
@@ -253,8 +258,7 @@ pub fn decode((seconds, nanoseconds): (i64, u32)) -> Option<(u32, u32)> {
 }
 
 fn set_access_time(dir: impl AsFd, name: &CStr, time: Timespec) -> Result<(), Errno> {
-    let times =
-        Timestamps { last_access: time, last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT } };
+    let times = Timestamps { last_access: time, last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT } };
     fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
 }
 

@@ -44,6 +44,7 @@ use rustix::fs::{CWD, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::diag::{Context, Diagnostic, Result};
+use crate::layer;
 use access::Owners;
 
 pub use access::{Access, Enter};
@@ -79,6 +80,8 @@ struct Inner {
     trash: trash::Trash,
     /// Empty when the kernel does not tell; then every boot is a foreign one.
     boot_id: String,
+    /// What layer dirs are to record.
+    records: layer::Records,
     enter: Option<Enter>,
 }
 
@@ -111,6 +114,7 @@ impl Store {
             workspace,
             trash,
             boot_id: boot_id(),
+            records: access.owners.records(),
             enter: access.enter,
             root,
             path,

@@ -33,11 +33,7 @@ pub struct Place {
 
 impl Target {
     /// Finds the thread in `proc`, a procfs of this process's pid namespace.
-    pub fn find(
-        proc: BorrowedFd<'_>,
-        listener: BorrowedFd<'_>,
-        notification: &Notification,
-    ) -> Result<Self, Errno> {
+    pub fn find(proc: BorrowedFd<'_>, listener: BorrowedFd<'_>, notification: &Notification) -> Result<Self, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(proc, notification.thread.to_string(), flags, Mode::empty())?;
         // While it waits its number is no other's; from here on its directory is held.
@@ -134,7 +130,10 @@ impl Target {
     fn own_name(&self, path: CString) -> CString {
         let bytes = path.to_bytes();
         let (process, thread) = self.status.own_numbers;
-        let own = [("/proc/self/", format!("/proc/{process}/")), ("/proc/thread-self/", format!("/proc/{process}/task/{thread}/"))];
+        let own = [
+            ("/proc/self/", format!("/proc/{process}/")),
+            ("/proc/thread-self/", format!("/proc/{process}/task/{thread}/")),
+        ];
         for (prefix, name) in own {
             if let Some(rest) = bytes.strip_prefix(prefix.as_bytes()) {
                 // Made of a C string and our own digits.
