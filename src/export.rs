@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use crate::context::{self, Form, Tree};
-use crate::copy::{self, Landing};
+use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::Digest;
 use crate::host::Host;
@@ -262,7 +262,8 @@ fn rootfs(image: &Built, layers: &Layers<'_>) -> Result<Tree> {
     Ok(Tree::of_root(crate::container::overlay_detached(&paths, None)?, "the image"))
 }
 
-/// The rootfs as files of `directory`, over what is there.
+/// The rootfs as files of `directory`, over what is there. They are the user's who builds, as docker's
+/// are: files of others would be nothing that a user could use, or delete.
 fn local(tree: &Tree, directory: &Path, host: &Host<'_>) -> Result<()> {
     std::fs::create_dir_all(directory).context(|| format!("cannot make `{}`", directory.display()))?;
     let root = rustix::fs::open(
@@ -275,7 +276,7 @@ fn local(tree: &Tree, directory: &Path, host: &Host<'_>) -> Result<()> {
     let listing = context::select(tree, &everything, None).map_err(|error| *error.diagnostic)?;
     let landing = Landing {
         destination: "/",
-        owner: None,
+        owner: Some(Owner::ROOT),
         chmod: None,
         is_link: false,
         has_parents: false,

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::OnceLock;
 
 /// A run of ids that lie beside each other inside and outside of a user namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -107,6 +108,13 @@ impl Ids {
     pub fn covers(&self, other: &Self) -> bool {
         self.users.covers(&other.users) && self.groups.covers(&other.groups)
     }
+}
+
+/// Whether everything that this process makes belongs to one user and one group. Asked once: what a
+/// process may map is settled before it makes anything.
+pub fn there_is_but_one() -> bool {
+    static ANSWER: OnceLock<bool> = OnceLock::new();
+    *ANSWER.get_or_init(|| Ids::of_this_process().is_ok_and(|ids| ids.are_single()))
 }
 
 /// Whether this process is in the first user namespace, the host's, where no id is another one.

@@ -41,22 +41,21 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
     let (interrupts, stop) = Interrupts::block()?;
     let canceled = Arc::new(AtomicBool::new(false));
     let reporter = reporter(arguments.progress.as_deref(), arguments.quiet)?;
-    let (reporter, access) = if entrance.is_outside() {
+    let (reporter, store) = if entrance.is_outside() {
         // The program that enters tells of everything again.
         let (held, is_canceled) = (Arc::new(Held::new(reporter)), Arc::clone(&canceled));
         let leaving = Arc::clone(&held);
-        let access = entrance.access(move || {
+        let store = entrance.open(root, move || {
             if is_canceled.load(Ordering::Relaxed) {
                 return Err(Diagnostic::error("the build was canceled"));
             }
             leaving.drop_all();
             Ok(())
         });
-        (held as Arc<dyn Reporter>, access?)
+        (held as Arc<dyn Reporter>, store?)
     } else {
-        (Arc::from(reporter), entrance.access(|| Ok(()))?)
+        (Arc::from(reporter), entrance.open(root, || Ok(()))?)
     };
-    let store = Store::open_with(root, access)?;
     if let Some(poverty) = entrance.poverty.as_ref().filter(|_| !entrance.is_outside()) {
         reporter.report(Event::Warning(poverty));
     }

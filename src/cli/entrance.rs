@@ -6,11 +6,12 @@
 
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::Path;
 
 use crate::container::entry::{self, Entry, Who};
 use crate::diag::{Context as _, Diagnostic, Result, Severity};
-use crate::ids::{self, Ids};
-use crate::store::Access;
+use crate::ids;
+use crate::store::{Access, Store};
 
 /// Set for a program that is to enter before all else.
 const ENTER: &str = "WYTHE_ENTER";
@@ -45,8 +46,18 @@ impl Entrance {
         self.outside.is_some()
     }
 
-    /// For opening the store; `leave` is called before this process gives way to the one that enters.
-    pub fn access(&self, leave: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<Access> {
+    /// Opens the store; `leave` is called before this process gives way to the one that enters.
+    pub fn open(&self, root: &Path, leave: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<Store> {
+        Store::open_with(root, self.access(leave)?).map_err(|error| match &self.poverty {
+            // A store of more ids is not to be opened because of that.
+            Some(poverty) if error.cause.is_none() => {
+                poverty.hints.iter().fold(error.caused_by(&poverty.message), |error, hint| error.hint(hint))
+            }
+            _ => error,
+        })
+    }
+
+    fn access(&self, leave: impl Fn() -> Result<()> + Send + Sync + 'static) -> Result<Access> {
         let Some(entry) = &self.outside else { return Access::of_this_process() };
         let enter = move || {
             leave()?;
@@ -86,7 +97,7 @@ fn begin_anew() -> Diagnostic {
 }
 
 fn poverty_of_namespace() -> Option<Diagnostic> {
-    if ids::are_the_hosts() || !Ids::of_this_process().is_ok_and(|ids| ids.are_single()) {
+    if ids::are_the_hosts() || !ids::there_is_but_one() {
         return None;
     }
     let message = "all files of images become root's (0:0): this user namespace has one user and one group only";

@@ -20,7 +20,6 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use crate::diag::{Diagnostic, Severity};
-use crate::store::Store;
 use entrance::Entrance;
 
 /// Why a command did not succeed.
@@ -81,7 +80,7 @@ fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
         None => default_root()?,
     };
     let entrance = Entrance::find()?;
-    let open = || Store::open_with(&root, entrance.access(|| Ok(()))?);
+    let open = || entrance.open(&root, || Ok(()));
     match arguments.command {
         args::Command::Build(build) => build::build(&root, &entrance, *build),
         args::Command::Cache(args::Cache::Explain(build)) => build::explain(&open, &entrance, *build),

@@ -9,6 +9,7 @@
 //! in the mount namespaces of these processes or are detached: the host's mount table is never
 //! touched, and nothing is written to its disk but a step's upper dir.
 
+mod apt;
 mod call;
 mod caps;
 mod device;

@@ -43,6 +43,12 @@ enum Action {
     Node {
         mode: u32,
     },
+    Ask,
+    /// Asked about if the argument at this place has any of these bits.
+    AskIf {
+        place: u32,
+        bits: u32,
+    },
 }
 
 const EPERM: Action = Action::Errno(1);
@@ -56,7 +62,7 @@ const AF_ALG: u32 = 38;
 const AF_VSOCK: u32 = 40;
 
 /// What is decided about calls that nobody asks about.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Base {
     /// Docker's default list.
     Sandbox,
@@ -96,9 +102,17 @@ impl Filter {
 
 /// What the filter does about a call that is watched; `None` for one that is not.
 fn asked(call: Call, watch: Watch) -> Option<Action> {
+    /// O_CREAT and __O_TMPFILE, the same on all machines.
+    const MAKING: u32 = 0o20_000_100;
     match (call, watch) {
-        (Call::Mknod, Watch::Nodes) => Some(Action::Node { mode: 1 }),
-        (Call::Mknodat, Watch::Nodes) => Some(Action::Node { mode: 2 }),
+        (Call::Mknod, Watch::Nodes | Watch::Attributes) => Some(Action::Node { mode: 1 }),
+        (Call::Mknodat, Watch::Nodes | Watch::Attributes) => Some(Action::Node { mode: 2 }),
+        (Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr | Call::Setxattrat, Watch::Attributes) => Some(Action::Ask),
+        (Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr | Call::Setxattrat, _) => None,
+        (_, Watch::Nodes | Watch::Attributes) => None,
+        (Call::Open, Watch::Owners) => Some(Action::AskIf { place: 1, bits: MAKING }),
+        (Call::Openat, Watch::Owners) => Some(Action::AskIf { place: 2, bits: MAKING }),
+        (_, Watch::Owners) => Some(Action::Ask),
     }
 }
 
@@ -196,6 +210,10 @@ fn answer(action: Action) -> Vec<Instruction> {
             let tests = PERSONALITIES.iter().enumerate();
             let tests = tests.map(|(index, known)| jump_if(JUMP_IF_EQUAL, *known, (count - index) as u8, 0));
             [load].into_iter().chain(tests).chain([deny, allow]).collect()
+        }
+        Action::Ask => vec![plain(RETURN, ASK)],
+        Action::AskIf { place, bits } => {
+            vec![plain(LOAD, argument(place)), jump_if(JUMP_IF_ANY_SET, bits, 0, 1), plain(RETURN, ASK), allow]
         }
         Action::Node { mode } => vec![
             plain(LOAD, argument(mode)),
@@ -416,7 +434,7 @@ mod tests {
     #[expect(clippy::disallowed_methods, reason = "BLESS is for whoever runs the tests")]
     fn the_table_is_what_the_lists_say() {
         let mut text = String::from(
-            "//! Which system calls are allowed, by number. Made from `testdata/container/seccomp` by the tests of\n\
+            "//! Which system calls are allowed or asked about, by number. Made from `testdata/container/seccomp` by the tests of\n\
              //! `seccomp.rs`: run them with BLESS=1 when the lists change.\n\n\
              use super::call::{Call, Width};\n\
              use super::seccomp::Abi;\n\n\

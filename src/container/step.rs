@@ -15,7 +15,7 @@ use super::passwd::User;
 use super::protocol::{self, Failure, Report};
 use super::template::{Prepared, Template};
 use super::userns::Mapping;
-use super::{Container, caps, exec, limit, root};
+use super::{Container, apt, caps, exec, limit, root};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::Security;
 use crate::sys;
@@ -69,13 +69,13 @@ fn start(
     if is_sandboxed {
         caps::bound(caps::DEFAULT)?;
     }
-    filter(template.filter(container.security), reports)?;
+    filter(&prepared.filter, reports)?;
     take_ids(user, &template.mapping)?;
     if is_sandboxed {
         caps::set(if user.uid == 0 { caps::DEFAULT } else { CapabilitySet::empty() })?;
     }
     sys::close_on_exec_from(3).context(|| "cannot close descriptors")?;
-    Err(exec::exec(&container.argv, &environment(container)))
+    Err(exec::exec(&container.argv, &environment(container, &template.mapping)))
 }
 
 /// The user's ids as the builder knows them; that there are such was checked with all the others.
@@ -168,12 +168,15 @@ fn take_ids(user: &User, mapping: &Mapping) -> Result<()> {
     rustix::thread::set_thread_res_uid(uid, uid, uid).context(doing)
 }
 
-/// The environment as given, and HOME.
-fn environment(container: &Container) -> Vec<(String, String)> {
+/// The environment as given, and what it lacks.
+fn environment(container: &Container, mapping: &Mapping) -> Vec<(String, String)> {
     let mut environment = container.env.clone();
     if !environment.iter().any(|(name, _)| name == "HOME") {
         let home = if container.user.home.is_empty() { "/" } else { &container.user.home };
         environment.push(("HOME".to_owned(), home.to_owned()));
+    }
+    if mapping.is_single() {
+        apt::add_to_environment(&mut environment);
     }
     environment
 }

@@ -10,10 +10,12 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 use super::call::Watch;
 use super::device::{self, Devices, HostDevice};
 use super::mask::{self, Masks};
-use super::overlay::Attributes;
+use super::overlay::{self, Attributes};
+use super::seccomp::Base;
 use super::userns::Mapping;
 use super::{Container, MountKind, hosts, mount, network, seccomp, skeleton, source, userns};
 use crate::diag::{Context, Result};
+use crate::layer::Records;
 use crate::plan::{Network, Security};
 use crate::sys;
 
@@ -37,8 +39,7 @@ pub struct Template {
     pub masks: Masks,
     /// Whether the host has cgroup v2 where everybody looks for it.
     pub has_cgroup2: bool,
-    sandbox: Vec<sys::Instruction>,
-    insecure: Vec<sys::Instruction>,
+    filters: BTreeMap<(Base, Watch), Arc<Vec<sys::Instruction>>>,
     /// The next step's, made while an earlier one runs.
     spare: Option<Devices>,
     texts: BTreeMap<String, OwnedFd>,
@@ -62,6 +63,9 @@ pub struct Prepared {
     pub devices: Devices,
     /// To be entered; the builder's own if `None`.
     pub network: Option<OwnedFd>,
+    /// What the layer that comes of the step records.
+    pub records: Records,
+    pub filter: Arc<Vec<sys::Instruction>>,
 }
 
 /// As many layers are kept mapped; each is an open descriptor.
@@ -101,8 +105,7 @@ impl Template {
             masks: mask::find(proc.as_fd(), sys.as_fd()),
             skeleton: skeleton::make([], &mapping)?,
             has_cgroup2: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC),
-            sandbox: seccomp::filter(seccomp::Base::Sandbox, Watch::Nodes),
-            insecure: seccomp::filter(seccomp::Base::Everything, Watch::Nodes),
+            filters: BTreeMap::new(),
             texts: BTreeMap::new(),
             mapped: BTreeMap::new(),
             swapped: BTreeMap::new(),
@@ -141,6 +144,8 @@ impl Template {
         };
         let layers = self.layers(&container.lowers)?;
         let draft = source::mapped(&container.draft, self)?;
+        let (upper, _) = overlay::upper_of(draft.as_fd())?;
+        let records = Records::of(upper.as_fd()).context(|| "cannot read a draft")?;
         Ok(Prepared {
             layers,
             draft,
@@ -148,14 +153,19 @@ impl Template {
             hosts: self.text(hosts::hosts(&container.hostname, &container.extra_hosts))?,
             resolv_conf: self.text(resolv_conf(container.network)?)?,
             network,
+            records,
+            filter: self.filter(container.security, records),
         })
     }
 
-    pub fn filter(&self, security: Security) -> &[sys::Instruction] {
-        match security {
-            Security::Sandbox => &self.sandbox,
-            Security::Insecure => &self.insecure,
-        }
+    fn filter(&mut self, security: Security, records: Records) -> Arc<Vec<sys::Instruction>> {
+        let base = match security {
+            Security::Sandbox => Base::Sandbox,
+            Security::Insecure => Base::Everything,
+        };
+        let watch = Watch::of(records);
+        let filter = self.filters.entry((base, watch)).or_insert_with(|| Arc::new(seccomp::filter(base, watch)));
+        Arc::clone(filter)
     }
 
     /// Makes ahead what the next step is likely to need.

@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
+use crate::ids;
+
 /// What a name in a layer dir stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
@@ -169,9 +171,24 @@ pub fn remove(dir: impl AsFd, name: &CStr) -> Result<(), Errno> {
     fs::unlinkat(&dir, name, AtFlags::REMOVEDIR)
 }
 
-/// Gives `name` in `dir` an owner, without following it.
+/// Gives `name` in `dir` an owner, without following it. With an empty name it is `dir` itself, which may
+/// be open as a place only. Who has one id only leaves it to that.
 pub fn set_owner(dir: impl AsFd, name: &CStr, uid: u32, gid: u32) -> Result<(), Errno> {
-    fs::chownat(dir, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), AtFlags::SYMLINK_NOFOLLOW)
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
+    or_root(fs::chownat(dir, name, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)), flags))
+}
+
+/// The same for an open file.
+pub fn set_owner_of(fd: impl AsFd, uid: u32, gid: u32) -> Result<(), Errno> {
+    or_root(fs::fchown(fd, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))))
+}
+
+fn or_root(given: Result<(), Errno>) -> Result<(), Errno> {
+    match given {
+        // The kernel knows no such id in this user namespace.
+        Err(Errno::INVAL) if ids::there_is_but_one() => Ok(()),
+        given => given,
+    }
 }
 
 /// Sets the modification time of `name` in `dir`, without following it.

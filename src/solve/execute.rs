@@ -203,9 +203,8 @@ impl Solver<'_> {
             let listing = self.select(&tree, &at, Form::Literal, &[], None)?;
             copy::land(&tree, &listing, dir.as_fd(), &landing("/", self.host.now))?;
         }
-        use rustix::fs::{Gid, Mode, Uid};
-        rustix::fs::fchown(dir, Some(Uid::from_raw(*uid)), Some(Gid::from_raw(*gid)))
-            .and_then(|()| rustix::fs::fchmod(dir, Mode::from_raw_mode(*mode)))
+        crate::layer::node::set_owner_of(dir, *uid, *gid)
+            .and_then(|()| rustix::fs::fchmod(dir, rustix::fs::Mode::from_raw_mode(*mode)))
             .context(|| "cannot set the owner and mode of a new cache mount")
     }
 

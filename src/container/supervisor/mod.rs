@@ -84,6 +84,7 @@ fn answer(supervisor: &Supervisor<'_>, notification: &Notification) -> Result<An
     let (path, wanted) = match call {
         Call::Mknod => (target.path(current, first)?, node::Wanted::new(second, third)),
         Call::Mknodat => (target.path(first, second)?, node::Wanted::new(third, fourth)),
+        _ => return Ok(Answer::Continue),
     };
     // Root of a user namespace that the step made is nobody here.
     if !target.is_of(supervisor.user_namespace)? {
