@@ -48,7 +48,7 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
     };
     let queues = device::message_queues(&template.mapping)?;
     // A copy of the host's mounts can be copied only where they are in sight.
-    let devices = template.host_devices.iter().map(|HostDevice { name, mount }| {
+    let devices = template.host_devices.iter().map(|HostDevice { name, mount, .. }| {
         let device = mount::copy_of(mount.as_fd()).context(|| format!("cannot mount the host's `/dev/{name}`"))?;
         Ok((*name, device))
     });

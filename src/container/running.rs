@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use super::mount_point::Stub;
 use super::protocol::{self, Answer, Failure, Report};
-use super::supervisor::{self, Supervisor};
+use super::supervisor::{self, Home, Supervisor};
 use super::template::{Prepared, Template};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys::{self, Child, Waited};
@@ -20,7 +20,7 @@ use crate::sys::{self, Child, Waited};
 pub struct Running {
     child: Child,
     /// What the step mounts: the last descriptors of these are closed after its answer.
-    _prepared: Prepared,
+    prepared: Prepared,
     /// Open until exec.
     reports: Option<OwnedFd>,
     reply: OwnedFd,
@@ -36,7 +36,7 @@ pub struct Running {
 /// What a step handed over.
 struct Mounted {
     /// Held beyond the step's end, so that neither it nor its answer waits for the unmount.
-    _overlay: OwnedFd,
+    overlay: OwnedFd,
     skeleton: OwnedFd,
     stubs: Vec<Stub>,
 }
@@ -56,7 +56,7 @@ impl Running {
     pub fn new(child: Child, reports: OwnedFd, prepared: Prepared, reply: OwnedFd) -> Self {
         Self {
             child,
-            _prepared: prepared,
+            prepared,
             reports: Some(reports),
             reply,
             mounted: None,
@@ -120,7 +120,7 @@ impl Running {
                             let (Some(parent), Some(entry)) = (fds.next(), fds.next()) else { break };
                             made.push(Stub { parent, entry, record });
                         }
-                        self.mounted = Some(Mounted { _overlay: overlay, skeleton, stubs: made });
+                        self.mounted = Some(Mounted { overlay, skeleton, stubs: made });
                     }
                     Ok(Report::Filtered) => self.listener = fds.into_iter().next(),
                     Ok(Report::Failed(failure)) => self.failure = Some(failure),
@@ -135,25 +135,39 @@ impl Running {
 
     /// Forks the supervisor. Without one the filter's questions are answered with `ENOSYS`.
     fn supervise(&mut self, template: Option<&Template>) {
-        let (Some(listener), Some(template)) = (self.listener.take(), template) else { return };
+        let (Some(listener), Some(template), Some(mounted)) = (self.listener.take(), template, &self.mounted) else {
+            return;
+        };
         match sys::clone(0) {
             Ok(Some(child)) => self.supervisor = Some(child),
             Ok(None) => {
-                let supervisor = Supervisor {
-                    listener: listener.as_fd(),
-                    step: self.child.pidfd.as_fd(),
-                    proc: template.proc.as_fd(),
-                    user_namespace: template.user_namespace.as_fd(),
-                    mapping: &template.mapping,
-                };
-                let kept = [supervisor.listener, supervisor.step, supervisor.proc, supervisor.user_namespace];
-                if sys::close_all_but(&kept).is_ok() {
-                    supervisor::run(&supervisor);
-                }
+                let _ = self.answer_questions(&listener, template, mounted);
                 sys::exit(0)
             }
             Err(_) => {}
         }
+    }
+
+    /// The supervisor's life.
+    fn answer_questions(&self, listener: &OwnedFd, template: &Template, mounted: &Mounted) -> Result<()> {
+        let doing = || "cannot answer a container's questions";
+        let supervisor = Supervisor {
+            listener: listener.as_fd(),
+            step: self.child.pidfd.as_fd(),
+            proc: template.proc.as_fd(),
+            user_namespace: template.user_namespace.as_fd(),
+            mapping: &template.mapping,
+            layer: mounted.overlay.as_fd(),
+            records: self.prepared.records,
+            host_devices: &template.host_devices,
+            home: Home::here().context(doing)?,
+        };
+        let Supervisor { listener, step, proc, user_namespace, layer, .. } = supervisor;
+        let mut kept = vec![listener, step, proc, user_namespace, layer, supervisor.home.as_fd()];
+        kept.extend(template.host_devices.iter().map(|device| device.mount.as_fd()));
+        sys::close_all_but(&kept).context(doing)?;
+        supervisor::run(&supervisor);
+        Ok(())
     }
 
     /// Cleans up after the step and answers.

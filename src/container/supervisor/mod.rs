@@ -13,19 +13,25 @@
 //! Arguments in memory are read once, and what was read is what is done. Nothing is decided by them
 //! that the thread could not do itself with another call.
 
-pub mod node;
+mod attribute;
+mod node;
 mod status;
-pub mod target;
+mod target;
 
-use std::os::fd::BorrowedFd;
+pub use self::target::Home;
+
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
-use self::target::Target;
+use self::target::{Object, Target};
 use super::call::Call;
+use super::device::HostDevice;
 use super::seccomp;
 use super::userns::Mapping;
+use crate::layer::Records;
+use crate::layer::record::Device;
 use crate::sys::{self, Answer, Notification};
 
 /// What a supervisor works with.
@@ -39,11 +45,16 @@ pub struct Supervisor<'a> {
     pub user_namespace: BorrowedFd<'a>,
     /// How this process knows the ids of the user namespace.
     pub mapping: &'a Mapping,
+    /// The step's root, and what is recorded in the layer that comes of it.
+    pub layer: BorrowedFd<'a>,
+    pub records: Records,
+    pub host_devices: &'a [HostDevice],
+    pub home: Home,
 }
 
 /// Answers until the step is over.
 pub fn run(supervisor: &Supervisor<'_>) {
-    // Where this fails answers take the longer way, and later ones fail by themselves.
+    // Where this fails answers take the longer way.
     let _ = sys::answer_on_this_processor(supervisor.listener);
     while let Ok(true) = turn(supervisor) {}
 }
@@ -67,30 +78,50 @@ fn turn(supervisor: &Supervisor<'_>) -> Result<bool, Errno> {
             errno => return Err(errno.unwrap_or(Errno::IO)),
         },
     };
-    let answer = match answer(supervisor, &notification) {
-        Ok(answer) => answer,
-        Err(errno) => Answer::Fail(errno.raw_os_error()),
-    };
+    let answer = answer(supervisor, &notification).unwrap_or_else(|errno| Answer::Fail(errno.raw_os_error()));
     // Nobody may wait any more.
     let _ = sys::answer_notification(supervisor.listener, notification.id, answer);
     Ok(true)
 }
 
+/// `AT_FDCWD`: calls that name no directory mean the current one.
+const HERE: u64 = libc::AT_FDCWD as u32 as u64;
+
 fn answer(supervisor: &Supervisor<'_>, notification: &Notification) -> Result<Answer, Errno> {
-    let target = Target::find(supervisor.proc, supervisor.listener, notification)?;
-    let [first, second, third, fourth, ..] = notification.arguments;
-    let current = u64::from(libc::AT_FDCWD.cast_unsigned());
     let (call, _) = seccomp::call(notification.machine, notification.number).ok_or(Errno::NOSYS)?;
-    let (path, wanted) = match call {
-        Call::Mknod => (target.path(current, first)?, node::Wanted::new(second, third)),
-        Call::Mknodat => (target.path(first, second)?, node::Wanted::new(third, fourth)),
-        _ => return Ok(Answer::Continue),
+    let target = Target::find(supervisor.proc, supervisor.listener, notification)?;
+    let [first, second, third, fourth, fifth, _] = notification.arguments;
+    let named = |directory, address, is_followed| {
+        Ok::<_, Errno>(Object::Named { path: target.path(directory, address)?, is_followed })
     };
-    // Root of a user namespace that the step made is nobody here.
-    if !target.is_of(supervisor.user_namespace)? {
-        return Err(Errno::PERM);
+    match call {
+        Call::Mknod | Call::Mknodat => {
+            let (path, wanted) = match call {
+                Call::Mknod => (target.path(HERE, first)?, node::Wanted::new(second, third)),
+                _ => (target.path(first, second)?, node::Wanted::new(third, fourth)),
+            };
+            // Root of a user namespace that the step made is nobody here.
+            if !target.is_of(supervisor.user_namespace)? {
+                return Err(Errno::PERM);
+            }
+            node::make(supervisor, &target, &path, wanted).map(|()| Answer::Return(0))
+        }
+        Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr => {
+            let object = match call {
+                Call::Fsetxattr => Object::Open(target.open_file(first)?),
+                _ => named(HERE, first, call == Call::Setxattr)?,
+            };
+            let name = target.string(second)?;
+            attribute::set(
+                supervisor,
+                &target,
+                attribute::Wanted { object, name, value: (third, fourth), flags: fifth },
+            )
+        }
+        // C libraries do without it still.
+        Call::Setxattrat => Err(Errno::NOSYS),
+        _ => Ok(Answer::Continue),
     }
-    node::make(supervisor, &target, &path, wanted).map(|()| Answer::Return(0))
 }
 
 impl Supervisor<'_> {
@@ -98,5 +129,16 @@ impl Supervisor<'_> {
     fn has(&self, file: BorrowedFd<'_>) -> Result<bool, Errno> {
         let stat = rustix::fs::fstat(file)?;
         Ok(self.mapping.is_inside(stat.st_uid, stat.st_gid))
+    }
+
+    /// Whether what is made in the directory `dir` is made in the layer.
+    fn is_of_layer(&self, dir: BorrowedFd<'_>) -> Result<bool, Errno> {
+        // Directories have the device number of their overlay.
+        Ok(rustix::fs::fstat(dir)?.st_dev == rustix::fs::fstat(self.layer)?.st_dev)
+    }
+
+    fn host_device(&self, device: Device) -> Option<BorrowedFd<'_>> {
+        let found = self.host_devices.iter().find(|known| known.device() == device)?;
+        Some(found.mount.as_fd())
     }
 }

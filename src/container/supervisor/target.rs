@@ -2,10 +2,12 @@
 //! its credentials.
 
 use std::ffi::CString;
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Gid, Mode, OFlags};
 use rustix::io::Errno;
+use rustix::process::getgroups;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups};
 
 use super::status::Status;
@@ -52,19 +54,16 @@ impl Target {
         Ok((own.st_dev, own.st_ino) == (expected.st_dev, expected.st_ino))
     }
 
-    /// The string at `address` in its memory.
+    /// The path at `address` in its memory.
     pub fn string(&self, address: u64) -> Result<CString, Errno> {
-        let memory = rustix::fs::openat(&self.dir, "mem", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let memory = self.memory(OFlags::RDONLY)?;
         let mut bytes = Vec::new();
         while bytes.len() < PATH_BYTES {
             let from = address.checked_add(bytes.len() as u64).ok_or(Errno::FAULT)?;
             // Up to the end of a page: the next one need not be there.
             let room = usize::try_from(PAGE_BYTES - from % PAGE_BYTES).unwrap_or(0).min(PATH_BYTES - bytes.len());
             let mut piece = vec![0; room];
-            let count = match rustix::io::retry_on_intr(|| rustix::io::pread(&memory, &mut piece, from)) {
-                Ok(0) | Err(Errno::IO) => return Err(Errno::FAULT),
-                read => read?,
-            };
+            let count = read_at(&memory, &mut piece, from)?;
             bytes.extend_from_slice(&piece[..count]);
             if let Some(end) = bytes.iter().position(|byte| *byte == 0) {
                 bytes.truncate(end);
@@ -74,23 +73,63 @@ impl Target {
         Err(Errno::NAMETOOLONG)
     }
 
-    /// Makes this process see files as the thread does, and acts as it: with its ids and its
-    /// capabilities, in its root, under its creation mask. What a path means is then for the kernel to
-    /// say: no rule of ours about links or `..` has to be right.
-    pub fn act(&self) -> Result<Actor, Errno> {
-        // A place may be searched by its owner only, and here everything is still allowed.
+    /// So many bytes at `address` in its memory.
+    pub fn bytes(&self, address: u64, size: usize) -> Result<Vec<u8>, Errno> {
+        let mut bytes = vec![0; size];
+        let (mut done, memory) = (0, self.memory(OFlags::RDONLY)?);
+        while done < size {
+            let from = address.checked_add(done as u64).ok_or(Errno::FAULT)?;
+            done += read_at(&memory, &mut bytes[done..], from)?;
+        }
+        Ok(bytes)
+    }
+
+    fn memory(&self, access: OFlags) -> Result<OwnedFd, Errno> {
+        rustix::fs::openat(&self.dir, "mem", access | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    pub fn mount_namespace(&self) -> Result<OwnedFd, Errno> {
+        rustix::fs::openat(&self.dir, "ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    /// The file that it has open under a number.
+    pub fn open_file(&self, number: u64) -> Result<OwnedFd, Errno> {
+        // The kernel takes an `unsigned int`.
+        match rustix::fs::openat(
+            &self.dir,
+            format!("fd/{}", number as u32),
+            OFlags::PATH | OFlags::CLOEXEC,
+            Mode::empty(),
+        ) {
+            Err(Errno::NOENT) => Err(Errno::BADF),
+            opened => opened,
+        }
+    }
+
+    /// Makes this process see files as the thread does, until the view is dropped. What a path means is
+    /// then for the kernel to say: no rule of ours about links or `..` has to be right.
+    pub fn look<'h>(&self, home: &'h Home) -> Result<View<'h>, Errno> {
         let root = self.directory("root")?;
         let cwd = self.directory("cwd")?;
+        let view = View { home };
         rustix::process::fchdir(&root)?;
         rustix::process::chroot(".")?;
         rustix::process::fchdir(&cwd)?;
+        Ok(view)
+    }
+
+    /// Makes this process act as the thread: with its ids and its capabilities, under its creation mask.
+    /// Where it is meanwhile, a view or its home, it stays: leaving takes its own capabilities.
+    pub fn act<'h, Here>(&self, _here: &'h Here) -> Result<Actor<'h>, Errno> {
+        let actor = Actor { own: capabilities(None)?, here: PhantomData };
         rustix::process::umask(Mode::from_raw_mode(self.status.umask));
-        let own = capabilities(None)?;
         let groups: Vec<Gid> = self.status.groups.iter().map(|group| Gid::from_raw(*group)).collect();
-        set_thread_groups(&groups)?;
+        // In some user namespaces nobody may change them.
+        if getgroups()? != groups {
+            set_thread_groups(&groups)?;
+        }
         let (uid, gid) = self.status.filesystem_ids;
         sys::set_filesystem_ids(uid, gid);
-        let actor = Actor { own };
         actor.limit(self.status.capabilities)?;
         Ok(actor)
     }
@@ -114,7 +153,7 @@ impl Target {
     }
 
     /// What the path at `address`, relative to the directory `number`, is to be looked up from. To be
-    /// asked for before [`Target::act`].
+    /// asked for before anything is looked at: only this process as itself may read another's memory.
     pub fn path(&self, number: u64, address: u64) -> Result<Path, Errno> {
         let text = self.string(address)?;
         if text.is_empty() {
@@ -152,7 +191,7 @@ pub struct Path {
 }
 
 impl Path {
-    /// Goes to the directory of the last name, as whoever acts.
+    /// Goes to the directory of the last name, in the present view and as whoever acts.
     pub fn place(&self) -> Result<Place, Errno> {
         let bytes = self.text.to_bytes();
         let end = bytes.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
@@ -168,24 +207,83 @@ impl Path {
     }
 }
 
-/// This process in another's place, until it is dropped. The view of the file system stays.
-pub struct Actor {
-    own: CapabilitySets,
+/// What a call is about.
+pub enum Object {
+    /// A file that the thread has open.
+    Open(OwnedFd),
+    Named {
+        path: Path,
+        is_followed: bool,
+    },
 }
 
-impl Actor {
+impl Object {
+    /// Opens it as a place, in the present view and as whoever acts.
+    pub fn open(self) -> Result<OwnedFd, Errno> {
+        match self {
+            Self::Open(file) => Ok(file),
+            Self::Named { path, is_followed } => {
+                let follow = if is_followed { OFlags::empty() } else { OFlags::NOFOLLOW };
+                let base = path.base.as_ref().map_or(rustix::fs::CWD, AsFd::as_fd);
+                rustix::fs::openat(base, &path.text, OFlags::PATH | OFlags::CLOEXEC | follow, Mode::empty())
+            }
+        }
+    }
+}
+
+/// This process's own root.
+pub struct Home(OwnedFd);
+
+impl Home {
+    pub fn here() -> Result<Self, Errno> {
+        rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map(Self)
+    }
+}
+
+impl AsFd for Home {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// This process with another's root and current directory. They are its own again when this is dropped.
+pub struct View<'h> {
+    home: &'h Home,
+}
+
+impl Drop for View<'_> {
+    fn drop(&mut self) {
+        // It was here before, and may always return.
+        let _ = rustix::process::fchdir(&self.home.0).and_then(|()| rustix::process::chroot("."));
+    }
+}
+
+/// This process as another, until it is dropped.
+pub struct Actor<'h> {
+    own: CapabilitySets,
+    here: PhantomData<&'h ()>,
+}
+
+impl Actor<'_> {
     /// Lets go of all capabilities but these.
     pub fn limit(&self, kept: CapabilitySet) -> Result<(), Errno> {
         set_capabilities(None, CapabilitySets { effective: self.own.effective & kept, ..self.own })
     }
 }
 
-impl Drop for Actor {
+impl Drop for Actor<'_> {
     fn drop(&mut self) {
         // Both are always possible: what is effective may be what is permitted.
         let _ = set_capabilities(None, self.own);
         sys::set_filesystem_ids(0, 0);
         rustix::process::umask(Mode::empty());
+    }
+}
+
+fn read_at(memory: &OwnedFd, into: &mut [u8], from: u64) -> Result<usize, Errno> {
+    match rustix::io::retry_on_intr(|| rustix::io::pread(memory, &mut *into, from)) {
+        Ok(0) | Err(Errno::IO) => Err(Errno::FAULT),
+        read => read,
     }
 }
 
