@@ -1,6 +1,7 @@
 # make demo      build wythe, then an image with it, twice; no network but cargo's
 # make test      format, lints and all tests
 # make bench     time builds, also against buildah where it is installed
+# make projects  the same for real projects, with the network of package managers
 # make release   one static binary in target/release-static/
 # make install   wythe, and `build` as a link to it, into $(PREFIX)/bin
 # make deps      what tests and benchmarks call, from apt when root
@@ -18,7 +19,7 @@ max_bytes := 8000000
 # The C in TLS needs nothing of a libc: the system's compiler makes it for musl, too.
 export CC_$(subst -,_,$(musl)) ?= cc
 
-.PHONY: all demo test bench release install deps fmt fmt-check lint clean
+.PHONY: all demo test bench projects release install deps fmt fmt-check lint clean
 .DELETE_ON_ERROR:
 
 all: target/release/wythe
@@ -38,7 +39,10 @@ test: deps fmt-check lint
 	$(CARGO) test
 
 bench:
-	$(CARGO) bench --bench builds
+	$(CARGO) bench --bench suite
+
+projects: $(WYTHE)
+	benches/projects/run.sh $(WYTHE) target/projects
 
 fmt:
 	$(CARGO) fmt

@@ -28,23 +28,42 @@ work=$(mktemp -d "$dir.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 
-# The root: busybox and a link for each of its applets.
+# The root: busybox, links for its applets where it says they belong, and a few users.
 root=$work/root
-mkdir -p "$root/bin" "$root/etc" "$root/root" "$root/tmp" "$root/usr/bin" "$root/var/tmp"
-cp "$busybox" "$root/bin/busybox"
-for applet in $("$busybox" --list); do
-    [ "$applet" = busybox ] || ln -s busybox "$root/bin/$applet"
+for name in bin dev etc home lib proc root run sbin sys tmp usr/bin usr/sbin var/tmp; do
+    mkdir -p "$root/$name"
 done
-ln -s ../../bin/env "$root/usr/bin/env"
+cp "$busybox" "$root/bin/busybox"
+for applet in $("$busybox" --list-full); do
+    [ "$applet" = bin/busybox ] || ln -s /bin/busybox "$root/$applet"
+done
 cat > "$root/etc/passwd" <<END
 root:x:0:0:root:/root:/bin/sh
-nobody:x:65534:65534:nobody:/:/bin/false
+daemon:x:1:1:daemon:/usr/sbin:/bin/false
+bin:x:2:2:bin:/bin:/bin/false
+www-data:x:33:33:www-data:/var/www:/bin/false
+nobody:x:65534:65534:nobody:/home:/bin/false
 END
 cat > "$root/etc/group" <<END
 root:x:0:
-nogroup:x:65534:
+daemon:x:1:
+bin:x:2:
+adm:x:4:
+wheel:x:10:root
+www-data:x:33:
+users:x:100:
+nobody:x:65534:
+nogroup:x:65533:
 END
+cat > "$root/etc/shadow" <<END
+root:*:::::::
+daemon:*:::::::
+nobody:*:::::::
+END
+echo busybox > "$root/etc/hostname"
+echo "hosts: files dns" > "$root/etc/nsswitch.conf"
 chmod 755 "$root/bin/busybox"
+chmod 640 "$root/etc/shadow"
 chmod 700 "$root/root"
 chmod 1777 "$root/tmp" "$root/var/tmp"
 
@@ -60,8 +79,8 @@ blob() {
     mv "$1" "$layout/blobs/sha256/$blob_digest"
 }
 
-tar -C "$root" -cf "$work/layer.tar" --format=ustar --sort=name --numeric-owner --owner=0 --group=0 \
-    --mtime=@1700000000 bin etc root tmp usr var
+(cd "$root" && tar -cf "$work/layer.tar" --format=ustar -b 1 --sort=name --numeric-owner --owner=0 --group=0 \
+    --mtime=@1700000000 -- *)
 diff_id=$(digest "$work/layer.tar")
 gzip -n -6 "$work/layer.tar"
 blob "$work/layer.tar.gz"

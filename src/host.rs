@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::container::{Container, Exit, Spawner};
-use crate::diag::Result;
+use crate::diag::{Diagnostic, Result};
 use crate::image::archive::Selector;
 use crate::progress::{Numbers, Reporter};
 use crate::registry;
@@ -34,7 +34,14 @@ pub struct Host<'a> {
     pub secrets: BTreeMap<String, Secret>,
     /// Set once when the build is to stop (Ctrl-C, the first failure).
     pub canceled: &'a AtomicBool,
+    /// `--on-failure`: looks at what a RUN that failed left, before it is gone.
+    pub on_failure: Option<&'a Inspect<'a>>,
 }
+
+/// Gets the fault and the container of the step, which can be run once more, with another command: its
+/// files are as the failed one left them. An error says why that is not possible. Nothing else runs
+/// meanwhile.
+pub type Inspect<'a> = dyn Fn(&Diagnostic, Result<&Container>) + Sync + 'a;
 
 /// `--pull`: when a registry is asked for an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

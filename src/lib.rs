@@ -15,6 +15,7 @@ pub mod context;
 pub mod store;
 pub mod plan;
 pub mod cache;
+pub mod journal;
 pub mod container;
 pub mod registry;
 pub mod copy;

@@ -77,7 +77,7 @@ fn not_stored(name: &str, reference: &Reference, wanted: &Wanted, host: &Host<'_
     let error = Diagnostic::error(format!("there is no image `{name}` in the local store"));
     Ok(match nearest(reference, host)? {
         Some(nearest) => error.hint(format!("did you mean `{nearest}`?")),
-        None => error.hint("without `--pull=never` it is looked for in its registry"),
+        None => error.hint(format!("`wythe pull {name}` fetches it from its registry")),
     })
 }
 

@@ -62,18 +62,44 @@ pub enum Command {
         #[arg(required = true)]
         images: Vec<String>,
     },
-    /// Show how an image was made, newest step first
-    History {
-        image: String,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
+    /// List the builds that were, newest first; with an image, show how it was made
+    History(History),
+    /// Print what the steps of a build wrote
+    Logs(Logs),
     /// Print an image's config and layers as JSON
     Inspect {
         #[arg(required = true)]
         images: Vec<String>,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct History {
+    /// A name or the beginning of an image ID
+    pub image: Option<String>,
+    /// How it is printed
+    #[arg(long, value_name = "FORMAT", value_parser = ["table", "json"])]
+    pub format: Option<String>,
+    /// The same as `--format json`
+    #[arg(long)]
+    pub json: bool,
+    /// At most so many
+    #[arg(short, long, value_name = "N")]
+    pub number: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// The beginning of its ID, `^1` for the one before the latest, or the name of its image [default: the latest]
+    pub build: Option<String>,
+    /// Its number, its stage, or text of its title [default: all]
+    pub step: Option<String>,
+    /// Begin each line with the seconds since its step began
+    #[arg(short, long)]
+    pub timestamps: bool,
+    /// Only the step that failed
+    #[arg(long)]
+    pub failed: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -196,6 +222,14 @@ pub struct Build {
     /// Run every step of these stages
     #[arg(long, value_name = "STAGE", value_delimiter = ',')]
     pub no_cache_filter: Vec<String>,
+
+    /// When a RUN fails, open a shell in its container before it is gone: `shell`, or `shell=COMMAND`
+    #[arg(long, value_name = "shell[=COMMAND]")]
+    pub on_failure: Option<String>,
+
+    /// Say of each step that runs what changed since it last ran
+    #[arg(long)]
+    pub explain: bool,
 
     /// How progress is shown
     #[arg(long, value_name = "MODE", value_parser = ["auto", "plain", "tty", "quiet", "none", "rawjson"])]

@@ -10,15 +10,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::args::Build;
 use super::entrance::Entrance;
 use super::interrupt::{Interrupts, Urgency};
+use super::shell::Shell;
 use super::{Failure, has_color, output, print, usage, values};
 use rustix::process::Signal;
 
 use crate::build::{self, Request};
-use crate::container::Spawner;
+use crate::container::{Container, Spawner};
 use crate::diag::{Context as _, Diagnostic, Source};
 use crate::export::{Destination, Output};
 use crate::host::{Host, LocalContext, Pulls};
 use crate::image::{Platform, Reference};
+use crate::journal::{Ending, Head, Recorder, Writes};
 use crate::layer::Compression;
 use crate::plan::{self, Network};
 use crate::progress::{self, Event, Held, Reporter};
@@ -35,7 +37,8 @@ const HOSTNAME: &str = "buildkitsandbox";
 
 pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, context, mut world) = request(&arguments, entrance)?;
+    let (request, world) = request(&arguments, entrance)?;
+    let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
     let spawner = if entrance.is_outside() { None } else { Some(Spawner::fork()?) };
     let (interrupts, stop) = Interrupts::block()?;
@@ -56,27 +59,50 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
     } else {
         (Arc::from(reporter), entrance.open(root, || Ok(()))?)
     };
+    // The program that enters writes a record of its own.
+    let writes = if entrance.is_outside() { Writes::AtTheEnd } else { Writes::AsItComes };
+    let recorder = Recorder::new(&store, &*reporter, head(&arguments, &request), writes);
     if let Some(poverty) = entrance.poverty.as_ref().filter(|_| !entrance.is_outside()) {
-        reporter.report(Event::Warning(poverty));
+        recorder.report(Event::Warning(poverty));
     }
     let registry = super::registry::client(&arguments.insecure_registries);
-    let host = Host {
+    let pulls = pulls(&arguments);
+    let told = |mut diagnostics: Vec<Diagnostic>| {
+        recorder.finish(Ending::Failed, Vec::new(), rendered(&diagnostics));
+        if recorder.has_output_of_failure()
+            && let Some(first) = diagnostics.first_mut()
+        {
+            first
+                .hints
+                .push(format!("`{} --failed` prints all of its output", logs_command(entrance, root, recorder.id())));
+        }
+        diagnostics
+    };
+    let was_inspected = AtomicBool::new(false);
+    let inspect = |failure: &Diagnostic, container: crate::diag::Result<&Container>| {
+        let Some(shell) = &shell else { return };
+        was_inspected.store(true, Ordering::Relaxed);
+        recorder.close();
+        super::print_diagnostics(&told(vec![failure.clone()]));
+        super::say(&super::shell::notice(shell));
+        let spawner = spawner.as_ref().ok_or_else(|| Diagnostic::error("no container was made"));
+        if let Err(error) = container.and_then(|container| shell.run(spawner?, container)) {
+            super::print_diagnostics(&[super::shell::refusal(shell, &error)]);
+        }
+    };
+    let host = world.host(Around {
         store: &store,
         executor: match &spawner {
             Some(spawner) => spawner,
             None => &NothingRuns,
         },
-        reporter: &*reporter,
-        numbers: progress::Numbers::default(),
+        reporter: &recorder,
         registry: &registry,
-        pulls: pulls(&arguments),
-        now: request.epoch.unwrap_or_else(now),
-        files_now: files_now(),
-        context: Some(context),
-        named_contexts: std::mem::take(&mut world.named_contexts),
-        secrets: std::mem::take(&mut world.secrets),
+        pulls,
+        epoch: request.epoch,
         canceled: &canceled,
-    };
+        on_failure: shell.is_some().then_some(&inspect),
+    });
     let built = std::thread::scope(|scope| {
         let watch = interrupts.watch(scope, stop, |urgency| {
             canceled.store(true, Ordering::Relaxed);
@@ -92,23 +118,25 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         drop(watch);
         built
     });
-    reporter.close();
+    recorder.close();
     let outcome = match built {
         Ok(outcome) => outcome,
         Err(diagnostics) => {
-            return match interrupts.caught() {
-                Some(signal) => {
-                    super::print_diagnostics(&[Diagnostic::error(format!(
-                        "stopped by {}",
-                        crate::container::signal::name(signal)
-                    ))]);
-                    Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)))
-                }
-                None => Err(diagnostics.into()),
-            };
+            if let Some(signal) = interrupts.caught() {
+                let name = crate::container::signal::name(signal);
+                let stopped = [Diagnostic::error(format!("stopped by {name}"))];
+                recorder.finish(Ending::Stopped, Vec::new(), rendered(&stopped));
+                super::print_diagnostics(&stopped);
+                return Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)));
+            }
+            if was_inspected.load(Ordering::Relaxed) {
+                return Ok(ExitCode::from(1));
+            }
+            return Err(told(diagnostics).into());
         }
     };
     let ids: Vec<_> = outcome.exported.image_ids.iter().map(ToString::to_string).collect();
+    recorder.finish(Ending::Done, ids.clone(), Vec::new());
     if let Some(path) = &arguments.iidfile {
         crate::export::write_file(path, ids.join("\n").as_bytes())?;
     }
@@ -121,30 +149,52 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
+/// What the record of the build begins with.
+fn head(arguments: &Build, request: &Request) -> Head {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    Head {
+        started_ms: i64::try_from(now.as_millis()).unwrap_or(0),
+        names: request.names.iter().map(Reference::familiar).collect(),
+        target: arguments.target.clone(),
+        dockerfile: request.dockerfile.name.clone(),
+        context: arguments.context.clone(),
+        platforms: request.platforms.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// What prints the output of a build of this store.
+fn logs_command(entrance: &Entrance, root: &Path, id: &str) -> String {
+    match &entrance.default_root {
+        Some(default) if default == root => format!("wythe logs {id}"),
+        _ => format!("wythe --root {} logs {id}", root.display()),
+    }
+}
+
+fn rendered(diagnostics: &[Diagnostic]) -> Vec<String> {
+    diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect()
+}
+
 pub fn explain(
     open: &dyn Fn() -> crate::diag::Result<Store>,
     entrance: &Entrance,
     arguments: Build,
 ) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, context, world) = request(&arguments, entrance)?;
+    let (request, world) = request(&arguments, entrance)?;
     let store = open()?;
     let registry = super::registry::client(&arguments.insecure_registries);
     let canceled = AtomicBool::new(false);
-    let host = Host {
+    let host = world.host(Around {
         store: &store,
         executor: &NothingRuns,
         reporter: &progress::Silent,
-        numbers: progress::Numbers::default(),
         registry: &registry,
-        pulls: pulls(&arguments),
-        now: request.epoch.unwrap_or_else(now),
-        files_now: files_now(),
-        context: Some(context),
-        named_contexts: world.named_contexts,
-        secrets: world.secrets,
+        // A question changes nothing.
+        pulls: Pulls::Never,
+        epoch: request.epoch,
         canceled: &canceled,
-    };
+        on_failure: None,
+    });
     let steps = build::explain(&request, &host)?;
     let mut text = String::new();
     for step in &steps {
@@ -163,21 +213,50 @@ pub fn explain(
 struct NothingRuns;
 
 impl crate::host::Executor for NothingRuns {
-    fn execute(
-        &self,
-        _: &crate::container::Container,
-        _: &mut dyn std::io::Write,
-    ) -> crate::diag::Result<crate::container::Exit> {
+    fn execute(&self, _: &Container, _: &mut dyn std::io::Write) -> crate::diag::Result<crate::container::Exit> {
         Err(Diagnostic::error("nothing is executed here"))
     }
 
     fn cancel(&self) {}
 }
 
-/// What the request needs of the world besides the context.
+/// What the command line says of the world.
 struct World {
+    context: LocalContext,
     named_contexts: BTreeMap<String, crate::host::NamedContext>,
     secrets: BTreeMap<String, crate::host::Secret>,
+}
+
+/// What the command has made of it.
+struct Around<'a> {
+    store: &'a Store,
+    executor: &'a dyn crate::host::Executor,
+    reporter: &'a dyn Reporter,
+    registry: &'a crate::registry::Client,
+    pulls: Pulls,
+    epoch: Option<i64>,
+    canceled: &'a AtomicBool,
+    on_failure: Option<&'a crate::host::Inspect<'a>>,
+}
+
+impl World {
+    fn host(self, around: Around<'_>) -> Host<'_> {
+        Host {
+            store: around.store,
+            executor: around.executor,
+            reporter: around.reporter,
+            numbers: progress::Numbers::default(),
+            registry: around.registry,
+            pulls: around.pulls,
+            now: around.epoch.unwrap_or_else(now),
+            files_now: files_now(),
+            context: Some(self.context),
+            named_contexts: self.named_contexts,
+            secrets: self.secrets,
+            canceled: around.canceled,
+            on_failure: around.on_failure,
+        }
+    }
 }
 
 /// Options of docker that would change the result or promise something we do not do.
@@ -207,7 +286,7 @@ fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     Ok(())
 }
 
-fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, LocalContext, World), Failure> {
+fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), Failure> {
     let context = context_dir(&arguments.context)?;
     let (source, dockerfile_path) = read_dockerfile(arguments, &context, entrance)?;
     let ignore = match &dockerfile_path {
@@ -232,12 +311,6 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, LocalCont
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         build_args.entry("SOURCE_DATE_EPOCH".into()).or_insert(epoch);
     }
-    let epoch = match build_args.get("SOURCE_DATE_EPOCH").map(|epoch| (epoch, epoch.parse::<i64>())) {
-        None => None,
-        Some((_, Ok(epoch))) => Some(epoch),
-        Some((epoch, _)) if epoch.is_empty() => None,
-        Some((epoch, Err(_))) => return Err(usage(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
-    };
     let mut labels = BTreeMap::new();
     for text in &arguments.labels {
         let (name, value) = text.split_once('=').unwrap_or((text, ""));
@@ -252,7 +325,9 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, LocalCont
     let mut platforms = Vec::new();
     for text in &arguments.platform {
         let platform = if text == "local" { Platform::host() } else { text.parse().map_err(usage)? };
-        platforms.push(platform);
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
     }
     let platform_is_explicit = !platforms.is_empty();
     if platforms.is_empty() {
@@ -283,6 +358,29 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, LocalCont
     } else {
         NoCache::Stages(arguments.no_cache_filter.iter().map(|stage| stage.to_ascii_lowercase()).collect())
     };
+    let options = plan::Options {
+        target: arguments.target.clone(),
+        build_args: build_args.clone(),
+        labels,
+        platform: platforms[0].clone(),
+        platform_is_explicit,
+        build_platform: Platform::host(),
+        named_contexts: named_contexts.keys().cloned().collect(),
+        network,
+        allows_insecure: allow.contains("security.insecure"),
+        allows_host_network: allow.contains("network.host"),
+    };
+    // A file that cannot be read has no epoch; the build says what is wrong with it.
+    let dockerfile = crate::dockerfile::parse(Arc::clone(&source)).ok();
+    let epoch = match dockerfile.and_then(|dockerfile| plan::source_date_epoch(&dockerfile, &options)) {
+        None => None,
+        // The files of a directory say nothing of when it was made.
+        Some(epoch) if epoch.is_empty() || epoch == "context" => None,
+        Some(epoch) => match epoch.parse::<i64>() {
+            Ok(epoch) => Some(epoch),
+            Err(_) => return Err(usage(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
+        },
+    };
     let settings = Settings {
         no_cache,
         slot: dockerfile_path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
@@ -297,24 +395,14 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, LocalCont
         },
         ulimits: arguments.ulimits.iter().map(|text| values::ulimit(text)).collect::<Result<_, _>>()?,
         cache_mount_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
+        explains: arguments.explain,
     };
     if settings.jobs == 0 {
         return Err(usage("`--jobs 0` runs nothing: use 1 or more"));
     }
-    let options = plan::Options {
-        target: arguments.target.clone(),
-        build_args,
-        labels,
-        platform: platforms[0].clone(),
-        platform_is_explicit,
-        build_platform: Platform::host(),
-        named_contexts: named_contexts.keys().cloned().collect(),
-        network,
-        allows_insecure: allow.contains("security.insecure"),
-        allows_host_network: allow.contains("network.host"),
-    };
     let request = Request { dockerfile: source, options, platforms, settings, outputs, names, epoch };
-    Ok((request, LocalContext { path: context, ignore }, World { named_contexts, secrets }))
+    let context = LocalContext { path: context, ignore };
+    Ok((request, World { context, named_contexts, secrets }))
 }
 
 fn context_dir(text: &str) -> Result<PathBuf, Failure> {

@@ -6,7 +6,7 @@
 
 use std::ffi::{CString, OsString};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::container::entry::{self, Entry, Who};
 use crate::diag::{Context as _, Diagnostic, Result, Severity};
@@ -22,24 +22,26 @@ pub struct Entrance {
     outside: Option<Entry>,
     /// Why everything in images becomes root's; for a build to say.
     pub poverty: Option<Diagnostic>,
+    /// Where the user's store is when nothing is said.
+    pub default_root: Option<PathBuf>,
 }
 
 impl Entrance {
     /// Enters, if that is what this process was begun for. To be called before any thread is started,
     /// and after all that depends on the user's own number.
-    pub fn find() -> Result<Self> {
+    pub fn find(default_root: Option<PathBuf>) -> Result<Self> {
         if entry::is_privileged() {
-            return Ok(Self { outside: None, poverty: poverty_of_namespace() });
+            return Ok(Self { outside: None, poverty: poverty_of_namespace(), default_root });
         }
         let name = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
         let search = std::env::var_os("PATH").unwrap_or_default();
         let entry = Entry::find(Who { name: name.as_deref(), search: &search });
         let poverty = entry.poverty.clone();
         if std::env::var_os(ENTER).is_none() {
-            return Ok(Self { outside: Some(entry), poverty });
+            return Ok(Self { outside: Some(entry), poverty, default_root });
         }
         entry.enter()?;
-        Ok(Self { outside: None, poverty })
+        Ok(Self { outside: None, poverty, default_root })
     }
 
     pub fn is_outside(&self) -> bool {

@@ -85,7 +85,7 @@ pub fn remove(store: &Store, images: &[String]) -> std::result::Result<ExitCode,
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn history(store: &Store, image: &str, as_json: bool) -> std::result::Result<ExitCode, Failure> {
+pub fn history(store: &Store, image: &str, as_json: bool, count: usize) -> std::result::Result<ExitCode, Failure> {
     let (_, record) = find(store, image)?;
     let config = store.image_config(&record)?;
     let sizes = layer_sizes(store, &record);
@@ -96,6 +96,7 @@ pub fn history(store: &Store, image: &str, as_json: bool) -> std::result::Result
         .map(|entry| (entry, if entry.empty_layer { 0 } else { layers.next().copied().unwrap_or(0) }))
         .collect();
     rows.reverse();
+    rows.truncate(count);
     if as_json {
         let list: Vec<_> = rows
             .iter()

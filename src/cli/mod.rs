@@ -6,10 +6,12 @@ mod args;
 mod build;
 mod cache;
 mod entrance;
+mod history;
 mod images;
 mod interrupt;
 mod output;
 mod registry;
+mod shell;
 mod values;
 
 use std::ffi::OsString;
@@ -75,11 +77,13 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
+    // While this process still is the user's.
+    let default_root = default_root();
+    let entrance = Entrance::find(default_root.as_ref().ok().cloned())?;
     let root = match arguments.root {
         Some(root) => root,
-        None => default_root()?,
+        None => default_root?,
     };
-    let entrance = Entrance::find()?;
     let open = || entrance.open(&root, || Ok(()));
     match arguments.command {
         args::Command::Build(build) => build::build(&root, &entrance, *build),
@@ -95,7 +99,8 @@ fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
         args::Command::Images(images) => images::list(&open()?, &images),
         args::Command::Tag { image, name } => images::tag(&open()?, &image, &name),
         args::Command::Rmi { images } => images::remove(&open()?, &images),
-        args::Command::History { image, json } => images::history(&open()?, &image, json),
+        args::Command::History(history) => history::history(&open()?, &history),
+        args::Command::Logs(logs) => history::logs(&open()?, &logs),
         args::Command::Inspect { images } => images::inspect(&open()?, &images),
     }
 }
@@ -132,6 +137,12 @@ fn print_diagnostics(diagnostics: &[Diagnostic]) {
             let _ = writeln!(stderr, "{}", diagnostic.render(color));
         }
     }
+}
+
+/// Writes to standard error what is no diagnostic.
+fn say(text: &str) {
+    use std::io::Write as _;
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
 /// Writes to standard output; a reader that went away (`| head`) is no error.

@@ -164,12 +164,11 @@ pub fn secret(text: &str) -> Parsed<(String, Secret)> {
 }
 
 /// `NAME=PATH`, `NAME=oci-layout://PATH[:TAG|@DIGEST]`, `NAME=docker-image://REFERENCE`. The name
-/// is normalised: lower case, `:latest` dropped.
+/// is normalised.
 pub fn named_context(text: &str) -> Parsed<(String, NamedContext)> {
     let wrong = |why: String| usage(format!("`--build-context {text}`: {why}"));
     let (name, value) = text.split_once('=').ok_or_else(|| wrong("write it as NAME=PATH".into()))?;
-    let name = name.to_ascii_lowercase();
-    let name = name.strip_suffix(":latest").unwrap_or(&name).to_owned();
+    let name = crate::plan::context_name(name);
     if name.is_empty() {
         return Err(wrong("the name is empty".into()));
     }

@@ -28,6 +28,7 @@ mod protocol;
 mod root;
 mod running;
 mod seccomp;
+#[rustfmt::skip] // Made by a program.
 mod seccomp_table;
 mod serve;
 pub mod signal;
@@ -37,6 +38,7 @@ mod spawner;
 mod step;
 mod supervisor;
 mod template;
+mod terminal;
 mod userns;
 
 use std::net::IpAddr;
@@ -49,6 +51,7 @@ use crate::plan::{Network, Security};
 
 pub use overlay::overlay_detached;
 pub use spawner::Spawner;
+pub use terminal::Session;
 
 /// Everything one RUN needs, resolved: no name is left to look up but `argv[0]` in PATH.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! builder → spawner   [REQUEST] + fds: memfd of the Container as JSON, output, reply socket
+//!                     [TERMINAL] + the same, with a socket in the place of the output
 //!                     [KILL, signal]
 //! step    → spawner   Report as JSON + fds: overlay, skeleton, stub parents and stubs; then the
 //!                     descriptor on which its filter asks (end of file: the payload runs)
+//! step    → builder   [TERMINAL] + fd: the master of its terminal, on that socket
 //! spawner → builder   Answer as JSON + fd: skeleton, on the request's own reply socket
 //! ```
 //!
@@ -29,6 +31,8 @@ use crate::diag::{Context, Diagnostic, Result};
 
 /// First byte of a request to run a container.
 pub const REQUEST: u8 = b'R';
+/// First byte of a request to run a container with a terminal of its own.
+pub const TERMINAL: u8 = b'T';
 /// First byte of a packet that sends the signal of its second byte to every payload.
 pub const KILL: u8 = b'K';
 

@@ -53,6 +53,8 @@ enum Action {
 
 const EPERM: Action = Action::Errno(1);
 const ENOSYS: Action = Action::Errno(38);
+/// Nothing is done, and that succeeds.
+const PRETEND: Action = Action::Errno(0);
 
 /// CLONE_NEW* but CLONE_NEWTIME, which `clone` does not know.
 const NAMESPACE_FLAGS: u32 = 0x7e02_0000;
@@ -102,17 +104,17 @@ impl Filter {
 
 /// What the filter does about a call that is watched; `None` for one that is not.
 fn asked(call: Call, watch: Watch) -> Option<Action> {
-    /// O_CREAT and __O_TMPFILE, the same on all machines.
-    const MAKING: u32 = 0o20_000_100;
     match (call, watch) {
-        (Call::Mknod, Watch::Nodes | Watch::Attributes) => Some(Action::Node { mode: 1 }),
-        (Call::Mknodat, Watch::Nodes | Watch::Attributes) => Some(Action::Node { mode: 2 }),
+        (Call::Mknod, _) => Some(Action::Node { mode: 1 }),
+        (Call::Mknodat, _) => Some(Action::Node { mode: 2 }),
         (Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr | Call::Setxattrat, Watch::Attributes) => Some(Action::Ask),
         (Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr | Call::Setxattrat, _) => None,
         (_, Watch::Nodes | Watch::Attributes) => None,
-        (Call::Open, Watch::Owners) => Some(Action::AskIf { place: 1, bits: MAKING }),
-        (Call::Openat, Watch::Owners) => Some(Action::AskIf { place: 2, bits: MAKING }),
-        (_, Watch::Owners) => Some(Action::Ask),
+        (Call::Chown | Call::Lchown | Call::Fchown | Call::Fchownat, Watch::Owners) => Some(Action::Ask),
+        (Call::Utimensat | Call::UtimensatTime64, Watch::Owners) => {
+            Some(Action::AskIf { place: 3, bits: libc::AT_SYMLINK_NOFOLLOW as u32 })
+        }
+        (_, Watch::Owners) => Some(PRETEND),
     }
 }
 
@@ -264,6 +266,13 @@ pub fn filter(base: Base, watch: Watch) -> Vec<Instruction> {
 /// What a filter of ours asked about.
 pub fn call(machine: u32, number: u32) -> Option<(Call, Width)> {
     NATIVE.iter().find(|abi| abi.machine == machine)?.call(number)
+}
+
+/// Whether the machine has 32 bits.
+pub fn is_narrow(machine: u32) -> bool {
+    /// `__AUDIT_ARCH_64BIT`
+    const WIDE: u32 = 0x8000_0000;
+    machine & WIDE == 0
 }
 
 fn compile(abis: &[&Abi], filter: Filter) -> Vec<Instruction> {

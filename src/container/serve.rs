@@ -12,10 +12,11 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::Signal;
 use rustix::thread::CapabilitiesSecureBits;
 
-use super::protocol::{self, Answer, KILL, REQUEST};
+use super::Container;
+use super::protocol::{self, Answer, KILL, REQUEST, TERMINAL};
 use super::running::{self, Event, Running};
+use super::step::{self, Streams};
 use super::template::{Prepared, Template};
-use super::{Container, step};
 use crate::diag::{Context, Result};
 use crate::sys::{self, Child};
 
@@ -73,10 +74,13 @@ fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<(usi
 
 fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
     match (packet, <[OwnedFd; 3]>::try_from(fds)) {
-        ([REQUEST], Ok([container, output, reply])) => match begin(&container, &output, state) {
-            Ok((child, reports, prepared)) => state.running.push(Running::new(child, reports, prepared, reply)),
-            Err(failure) => running::answer(&reply, &Answer::Failed(failure.into()), None),
-        },
+        ([kind @ (REQUEST | TERMINAL)], Ok([container, output, reply])) => {
+            let streams = if *kind == TERMINAL { Streams::Terminal(output) } else { Streams::Output(output) };
+            match begin(&container, streams, state) {
+                Ok((child, reports, prepared)) => state.running.push(Running::new(child, reports, prepared, reply)),
+                Err(failure) => running::answer(&reply, &Answer::Failed(failure.into()), None),
+            }
+        }
         ([KILL, signal], _) => {
             let Some(signal) = Signal::from_named_raw(i32::from(*signal)) else { return };
             state.running.iter().for_each(|step| step.signal(signal));
@@ -87,7 +91,7 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
 }
 
 /// Forks the step's process.
-fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Child, OwnedFd, Prepared)> {
+fn begin(container: &OwnedFd, streams: Streams, state: &mut State) -> Result<(Child, OwnedFd, Prepared)> {
     state.settled.clone()?;
     let container: Container = protocol::decode_from_memory(container)?;
     let template = &mut state.template;
@@ -104,7 +108,7 @@ fn begin(container: &OwnedFd, output: &OwnedFd, state: &mut State) -> Result<(Ch
         }
         None => {
             drop(reports);
-            step::run(&container, template, &prepared, output, &reporting)
+            step::run(&container, template, &prepared, &streams, &reporting)
         }
     }
 }

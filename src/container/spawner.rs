@@ -69,7 +69,7 @@ impl Spawner {
     /// `output`. Returns when the container is gone and its upper is quiescent. An error means that
     /// the payload did not run at all.
     pub fn run(&self, container: &Container, output: OwnedFd) -> Result<Exit> {
-        finish(&self.start(container, output)?)
+        finish(&self.start(protocol::REQUEST, container, output)?)
     }
 
     /// The same, with what the payload writes going to `sink` piece by piece, on this thread. What
@@ -78,7 +78,7 @@ impl Spawner {
         let doing = || "cannot make a pipe for the output of a step";
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(doing)?;
         rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK).context(doing)?;
-        let reply = self.start(container, writer)?;
+        let reply = self.start(protocol::REQUEST, container, writer)?;
         let mut buffer = vec![0; 16 << 10];
         let mut is_open = true;
         loop {
@@ -107,11 +107,11 @@ impl Spawner {
     }
 
     /// Asks for a step; the answer comes to the socket.
-    fn start(&self, container: &Container, output: OwnedFd) -> Result<OwnedFd> {
+    pub(super) fn start(&self, kind: u8, container: &Container, output: OwnedFd) -> Result<OwnedFd> {
         let description = protocol::encode_to_memory(container)?;
         let (reply, replying) = protocol::pair()?;
         let fds = [description.as_fd(), output.as_fd(), replying.as_fd()];
-        protocol::send(self.requests()?, &[protocol::REQUEST], &fds)
+        protocol::send(self.requests()?, &[kind], &fds)
             .map_err(|errno| gone().caused_by(std::io::Error::from(errno)))?;
         // Our copies of the others end here: they would keep the reader of `output` and the wait for
         // the answer from ending.
@@ -136,7 +136,7 @@ fn gone() -> Diagnostic {
 }
 
 /// Waits for the answer.
-fn finish(reply: &OwnedFd) -> Result<Exit> {
+pub(super) fn finish(reply: &OwnedFd) -> Result<Exit> {
     let (packet, fds) =
         protocol::receive(reply.as_fd()).context(|| "cannot receive an answer of the spawner")?.ok_or_else(gone)?;
     protocol::decode::<Answer>(&packet)?.into_result(fds)

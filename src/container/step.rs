@@ -15,7 +15,7 @@ use super::passwd::User;
 use super::protocol::{self, Failure, Report};
 use super::template::{Prepared, Template};
 use super::userns::Mapping;
-use super::{Container, apt, caps, exec, limit, root};
+use super::{Container, apt, caps, exec, limit, root, terminal};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::Security;
 use crate::sys;
@@ -24,12 +24,20 @@ use crate::sys;
 /// namespace before it has its own.
 pub const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
 
+/// What becomes of standard input, output and error.
+pub enum Streams {
+    /// Nothing to read; a pipe or file for what is written.
+    Output(OwnedFd),
+    /// A terminal, whose master is sent to this socket.
+    Terminal(OwnedFd),
+}
+
 /// How a step that could not be started exits; nobody looks at it, as a report was sent.
 const NOT_STARTED: i32 = 125;
 
 /// Becomes the payload. What goes wrong before is reported on `reports`, which exec closes.
-pub fn run(container: &Container, template: &Template, prepared: &Prepared, output: &OwnedFd, reports: &OwnedFd) -> ! {
-    let Err(failure) = start(container, template, prepared, output, reports);
+pub fn run(container: &Container, template: &Template, prepared: &Prepared, streams: &Streams, reports: &OwnedFd) -> ! {
+    let Err(failure) = start(container, template, prepared, streams, reports);
     let report = protocol::encode(&Report::Failed(Failure::from(failure)));
     let _ = protocol::send(reports.as_fd(), &report, &[]);
     sys::exit(NOT_STARTED)
@@ -39,7 +47,7 @@ fn start(
     container: &Container,
     template: &Template,
     prepared: &Prepared,
-    output: &OwnedFd,
+    streams: &Streams,
     reports: &OwnedFd,
 ) -> Result<Infallible> {
     let user = &template.mapping.user(&container.user);
@@ -60,7 +68,10 @@ fn start(
 
     rustix::system::sethostname(container.hostname.as_bytes()).context(|| "cannot set the host name")?;
     rustix::system::setdomainname(b"(none)").context(|| "cannot set the domain name")?;
-    standard_streams(output, owner)?;
+    match streams {
+        Streams::Output(output) => standard_streams(output, owner)?,
+        Streams::Terminal(socket) => terminal::open(&prepared.devices.pts, socket.as_fd(), owner.0)?,
+    }
     limit::set(&container.ulimits)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
 

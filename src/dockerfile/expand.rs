@@ -384,6 +384,7 @@ impl<'a> Lexer<'a> {
             }
         }
         match modifier {
+            c if c.is_whitespace() => self.error(start, modifier_at, MISSING_BRACE),
             '}' => {
                 let value = self.look_up(name);
                 Ok(self.value_or_unset(name, value))

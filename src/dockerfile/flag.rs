@@ -1,5 +1,6 @@
 //! Flags of instructions: `--name=value` right after the keyword, quotes and escapes removed. A bare
-//! `--` or the first word that does not begin with `--` ends them.
+//! `--` or the first word that does not begin with `--` ends them. The escape character is the backslash
+//! whatever `# escape=` says, as in BuildKit.
 
 use crate::diag::{Diagnostic, Span, nearest};
 use crate::dockerfile::line::{Slice, WordBuilder};
@@ -16,7 +17,7 @@ pub struct RawFlag {
 }
 
 /// Takes the flags off the front of the arguments; the rest is trimmed.
-pub fn split(args: Slice<'_>, escape: char) -> (Vec<RawFlag>, Slice<'_>) {
+pub fn split(args: Slice<'_>) -> (Vec<RawFlag>, Slice<'_>) {
     let mut flags = Vec::new();
     let text = args.text();
     let mut position = 0;
@@ -25,7 +26,7 @@ pub fn split(args: Slice<'_>, escape: char) -> (Vec<RawFlag>, Slice<'_>) {
         if !text[position..].starts_with("--") {
             return (flags, args.from(position).trim());
         }
-        let (flag, length) = read(args.from(position), escape);
+        let (flag, length) = read(args.from(position));
         position += length;
         match flag {
             Some(flag) => flags.push(flag),
@@ -35,7 +36,7 @@ pub fn split(args: Slice<'_>, escape: char) -> (Vec<RawFlag>, Slice<'_>) {
 }
 
 /// The flag at the start of `args` and its length; `None` for the bare `--`.
-fn read(args: Slice<'_>, escape: char) -> (Option<RawFlag>, usize) {
+fn read(args: Slice<'_>) -> (Option<RawFlag>, usize) {
     let text = args.text();
     let mut name = WordBuilder::default();
     let mut value: Option<(WordBuilder, usize)> = None;
@@ -55,7 +56,7 @@ fn read(args: Slice<'_>, escape: char) -> (Option<RawFlag>, usize) {
             quote = Some(c);
             continue;
         }
-        if c == escape {
+        if c == '\\' {
             match chars.next() {
                 Some(next) => (at, c) = next,
                 None => break,

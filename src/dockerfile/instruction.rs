@@ -27,6 +27,20 @@ impl Word {
         let end = end.max(start);
         Span::new(place(start), if end > start { place(end - 1) + 1 } else { place(start) })
     }
+
+    /// The part `raw[start..end]`, which knows its place as well.
+    pub fn part(&self, start: usize, end: usize) -> Self {
+        let mut runs = vec![(0, self.span_of(start, start).start)];
+        let inside = self.runs.iter().filter(|(raw, _)| (*raw as usize) > start && (*raw as usize) < end);
+        runs.extend(inside.map(|(raw, place)| (raw - start as u32, *place)));
+        Self { raw: self.raw[start..end].into(), span: self.span_of(start, end), runs }
+    }
+
+    /// Without white space at its ends.
+    pub fn trim(&self) -> Self {
+        let start = self.raw.len() - self.raw.trim_start().len();
+        self.part(start, start + self.raw.trim().len())
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +96,7 @@ pub struct From {
 /// One `NAME` or `NAME=value` of an ARG list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ArgDeclaration {
-    /// Unquoted. May hold variables, which BuildKit expands (`ARG $X`).
+    /// As written: quotes and variables are part of it.
     pub name: String,
     pub name_span: Span,
     pub value: Option<Word>,
@@ -220,7 +234,8 @@ pub enum Healthcheck {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Onbuild {
-    /// The text stored in the image config: the logical line after ONBUILD, with heredoc bodies.
+    /// The text stored in the image config: the logical line after ONBUILD, spaces at its end too, with heredoc
+    /// bodies.
     pub text: String,
     pub trigger: Box<Instruction>,
 }

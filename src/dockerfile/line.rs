@@ -88,6 +88,11 @@ impl<'a> Slice<'a> {
         self.sub(start..start + text.trim().len())
     }
 
+    /// From where it begins to the end of the line, white space there too.
+    pub fn to_line_end(self) -> Self {
+        Self { end: self.line.text.len(), ..self }
+    }
+
     /// Before and after the first run of [`SEPARATORS`]; the second is empty when there is none.
     pub fn split_first(self) -> (Self, Self) {
         let text = self.text();

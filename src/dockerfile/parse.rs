@@ -142,7 +142,7 @@ fn read_statement(
     let text = line.slice();
     let mut heredocs = Vec::new();
     let mut end = text.span().end;
-    if line.text.contains("<<") && takes_heredocs(text, escape) {
+    if line.text.contains("<<") && takes_heredocs(text) {
         for (mark, place) in heredoc::marks(line) {
             let name = mark.name.clone();
             let start = reader.position();
@@ -177,16 +177,16 @@ fn unterminated(source: &Arc<Source>, name: &str, place: Span, start: usize) -> 
 
 /// Whether heredocs are looked for: in RUN, COPY and ADD, and ONBUILD of these, in shell form. And
 /// in what was probably meant to be one of them, lest the body be taken for instructions.
-fn takes_heredocs(text: Slice<'_>, escape: char) -> bool {
-    let (mut keyword, mut args) = meant(text, escape);
+fn takes_heredocs(text: Slice<'_>) -> bool {
+    let (mut keyword, mut args) = meant(text);
     if keyword == Some("ONBUILD") {
-        (keyword, args) = meant(args, escape);
+        (keyword, args) = meant(args);
     }
     matches!(keyword, Some("RUN" | "COPY" | "ADD")) && !matches!(json::form(args), Form::Json(_))
 }
 
 /// The keyword that is written or was probably meant, and what follows it and its flags.
-fn meant(text: Slice<'_>, escape: char) -> (Option<&'static str>, Slice<'_>) {
+fn meant(text: Slice<'_>) -> (Option<&'static str>, Slice<'_>) {
     let (keyword, args) = text.split_first();
-    (keyword_of(text).or_else(|| nearest_keyword(keyword.text())), flag::split(args, escape).1)
+    (keyword_of(text).or_else(|| nearest_keyword(keyword.text())), flag::split(args).1)
 }

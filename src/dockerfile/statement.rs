@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use crate::diag::{Diagnostic, Source, Span, nearest};
 use crate::dockerfile::duration;
-use crate::dockerfile::expand::{NoVariables, expand};
 use crate::dockerfile::fault::Faults;
 use crate::dockerfile::flag::{self, Flags};
 use crate::dockerfile::heredoc;
@@ -178,7 +177,7 @@ impl Statement<'_> {
 
     /// Takes the flags off the arguments.
     fn flags(&mut self) -> Flags {
-        let (flags, rest) = flag::split(self.args, self.escape);
+        let (flags, rest) = flag::split(self.args);
         self.args = rest;
         Flags::new(flags)
     }
@@ -407,7 +406,7 @@ impl Statement<'_> {
         for word in words.iter().filter(|word| word.raw.trim().is_empty()) {
             self.error(word.span, "the path of a volume cannot be empty", "");
         }
-        Ok(words)
+        Ok(words.iter().map(Word::trim).collect())
     }
 
     fn arg(&mut self) -> Outcome<Vec<ArgDeclaration>> {
@@ -425,17 +424,7 @@ impl Statement<'_> {
                 self.error(word.span(), "the name of an ARG cannot be empty", "");
                 continue;
             }
-            let unquoted = match name.text().contains('$') {
-                true => name.text().to_owned(),
-                false => match expand(name.text(), self.escape, &NoVariables) {
-                    Ok(expanded) => expanded.text,
-                    Err(error) => {
-                        self.faults.push(error.at(self.source, &name.word()));
-                        continue;
-                    }
-                },
-            };
-            declarations.push(ArgDeclaration { name: unquoted, name_span: name.span(), value });
+            declarations.push(ArgDeclaration { name: name.text().to_owned(), name_span: name.span(), value });
         }
         Ok(declarations)
     }
@@ -569,7 +558,7 @@ impl Statement<'_> {
             }
             _ => {}
         }
-        let mut text = self.args.text().to_owned();
+        let mut text = self.args.to_line_end().text().to_owned();
         for (heredoc, _) in &self.heredocs {
             text.push('\n');
             text.push_str(&heredoc.body);

@@ -63,9 +63,10 @@ impl Records {
         }
     }
 
-    /// What `name` in `dir` is or stands for; `None` if there is nothing.
+    /// What `name` in `dir` is or stands for; `None` if there is nothing. With an empty name, here and below, it
+    /// is `dir` itself, which may be open as a place only and be no directory.
     pub fn node_at(self, dir: impl AsFd, name: &CStr) -> Result<Option<Node>, Errno> {
-        let stat = match fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        let stat = match fs::statat(&dir, name, ITSELF) {
             Ok(stat) => stat,
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(errno),
@@ -124,7 +125,7 @@ impl Records {
             return node::set_owner(dir, name, uid, gid);
         }
         let text = owner(uid, gid)?;
-        let stat = fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let stat = fs::statat(&dir, name, ITSELF)?;
         match (FileType::from_raw_mode(stat.st_mode), text) {
             (FileType::RegularFile | FileType::Directory, Some(text)) => xattr::put(dir, name, OWNER, text.as_bytes()),
             (FileType::RegularFile | FileType::Directory, None) => absent_is_fine(xattr::remove(dir, name, OWNER)),
@@ -132,7 +133,7 @@ impl Records {
                 // It was checked that they fit.
                 let (seconds, nanoseconds) = encode(uid, gid).ok_or(Errno::INVAL)?;
                 set_access_time(&dir, name, Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() })?;
-                let set = fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+                let set = fs::statat(&dir, name, ITSELF)?;
                 // Old file systems end in 2038.
                 if (set.st_atime as i64, set.st_atime_nsec as u32) == (seconds, nanoseconds) {
                     Ok(())
@@ -156,9 +157,12 @@ impl Records {
             last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
             last_modification: Timespec { tv_sec: mtime.0, tv_nsec: mtime.1.into() },
         };
-        fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+        fs::utimensat(dir, name, &times, ITSELF)
     }
 }
+
+/// No link is followed, and an empty name is none.
+const ITSELF: AtFlags = AtFlags::SYMLINK_NOFOLLOW.union(AtFlags::EMPTY_PATH);
 
 /// A device node, but for its look. 0:0 with `c` is a deletion and none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -259,7 +263,7 @@ pub fn decode((seconds, nanoseconds): (i64, u32)) -> Option<(u32, u32)> {
 
 fn set_access_time(dir: impl AsFd, name: &CStr, time: Timespec) -> Result<(), Errno> {
     let times = Timestamps { last_access: time, last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT } };
-    fs::utimensat(dir, name, &times, AtFlags::SYMLINK_NOFOLLOW)
+    fs::utimensat(dir, name, &times, ITSELF)
 }
 
 fn value(dir: impl AsFd, name: &CStr, attribute: &CStr) -> Result<Option<Vec<u8>>, Errno> {

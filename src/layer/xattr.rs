@@ -41,17 +41,34 @@ pub fn list(dir: impl AsFd, name: &CStr) -> Result<Vec<CString>, Errno> {
     }
 }
 
+/// The value of an attribute of `name` in `dir`, itself even if it is a link. With an empty name, here and
+/// below, it is `dir` itself, which may be open as a place only and be no directory.
 pub fn get(dir: impl AsFd, name: &CStr, attribute: &CStr) -> Result<Vec<u8>, Errno> {
+    let is_itself = name.is_empty();
     let path = path(dir, name);
-    sized(|buffer| fs::lgetxattr(path.as_c_str(), attribute, buffer))
+    sized(|buffer| match is_itself {
+        // The last name is then the kernel's for an open file, which does not end at links.
+        true => fs::getxattr(path.as_c_str(), attribute, buffer),
+        false => fs::lgetxattr(path.as_c_str(), attribute, buffer),
+    })
 }
 
 pub fn put(dir: impl AsFd, name: &CStr, attribute: &CStr, value: &[u8]) -> Result<(), Errno> {
-    fs::lsetxattr(path(dir, name).as_c_str(), attribute, value, XattrFlags::empty())
+    let is_itself = name.is_empty();
+    let path = path(dir, name);
+    match is_itself {
+        true => fs::setxattr(path.as_c_str(), attribute, value, XattrFlags::empty()),
+        false => fs::lsetxattr(path.as_c_str(), attribute, value, XattrFlags::empty()),
+    }
 }
 
 pub fn remove(dir: impl AsFd, name: &CStr, attribute: &CStr) -> Result<(), Errno> {
-    fs::lremovexattr(path(dir, name).as_c_str(), attribute)
+    let is_itself = name.is_empty();
+    let path = path(dir, name);
+    match is_itself {
+        true => fs::removexattr(path.as_c_str(), attribute),
+        false => fs::lremovexattr(path.as_c_str(), attribute),
+    }
 }
 
 /// The attributes of an open file that a layer carries, as it carries them.
@@ -125,8 +142,11 @@ pub fn portable_capability(value: Vec<u8>) -> Vec<u8> {
 
 /// The kernel has no `llistxattr` relative to a descriptor before 6.13; this path is the same.
 fn path(dir: impl AsFd, name: &CStr) -> CString {
-    let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
-    path.extend_from_slice(name.to_bytes());
+    let mut path = format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()).into_bytes();
+    if !name.is_empty() {
+        path.push(b'/');
+        path.extend_from_slice(name.to_bytes());
+    }
     // `name` is a C string: there is no NUL in it.
     CString::new(path).unwrap_or_default()
 }

@@ -200,10 +200,8 @@ impl<'a> Graph<'a> {
         if matches!(name.as_str(), "scratch" | "context") {
             return None;
         }
-        let short = name.strip_prefix("docker.io/").unwrap_or(&name);
-        let short = short.strip_prefix("library/").unwrap_or(short);
-        let short = short.strip_suffix(":latest").unwrap_or(short);
-        [format!("{short}::{platform}"), short.to_owned(), name.clone()]
+        let short = context_name(&name);
+        [format!("{short}::{platform}"), short]
             .into_iter()
             .find(|candidate| self.options.named_contexts.contains(candidate))
     }
@@ -509,6 +507,14 @@ impl<'a> Graph<'a> {
         self.nodes[index].triggers = triggers;
         found
     }
+}
+
+/// The name of a named context as it is looked up: lower case, as short as an image is called.
+pub fn context_name(name: &str) -> String {
+    let name = name.to_ascii_lowercase();
+    let short = name.strip_prefix("docker.io/").unwrap_or(&name);
+    let short = short.strip_prefix("library/").unwrap_or(short);
+    short.strip_suffix(":latest").unwrap_or(short).to_owned()
 }
 
 fn no_variable(flag: &str, source: &Arc<Source>, span: Span) -> Diagnostic {

@@ -24,11 +24,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::diag::Diagnostic;
 use crate::dockerfile::Dockerfile;
+use crate::dockerfile::expand::Variables as _;
 use crate::image::{ImageConfig, Platform};
 
 use graph::Graph;
 use stage::Draft;
 
+pub use graph::context_name;
 pub use op::{
     BaseKey, Copy, CopyKind, CopySource, HeredocFile, Input, Located, Network, Op, Root, Run, RunMount, RunMountKind,
     Security, Sharing, Step, StepId, Workdir,
@@ -48,7 +50,7 @@ pub struct Options {
     pub platform_is_explicit: bool,
     /// What the build runs on.
     pub build_platform: Platform,
-    /// Names given with `--build-context` that are images or directories; lower-cased.
+    /// Names given with `--build-context` that are images or directories, as [`context_name`] has them.
     pub named_contexts: BTreeSet<String>,
     /// `--network`, for RUNs without their own.
     pub network: Network,
@@ -79,6 +81,13 @@ pub struct Wanted {
 /// resolving: the ONBUILD triggers of a base may ask for more. Empty when planning can start.
 pub fn bases(dockerfile: &Dockerfile, options: &Options, known: &Bases) -> Result<Vec<Wanted>, Vec<Diagnostic>> {
     Ok(Graph::new(dockerfile, options, known)?.wanted(known))
+}
+
+/// `SOURCE_DATE_EPOCH` as the command line gives it, or an ARG before the first FROM.
+pub fn source_date_epoch(dockerfile: &Dockerfile, options: &Options) -> Option<String> {
+    let name = "SOURCE_DATE_EPOCH";
+    let globals = scope::globals(dockerfile, options, &options.build_args, &mut Vec::new());
+    options.build_args.get(name).cloned().or_else(|| globals.get(name).map(String::from))
 }
 
 /// The steps the target needs, parents before children.

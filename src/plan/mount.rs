@@ -40,13 +40,13 @@ pub(super) fn fields(flag: &Flag, source: &Arc<Source>) -> Result<Vec<Field>, Di
                 let (start, end) = (start + quote, start + quote + 1);
                 return Err(fault("a quote must enclose the whole mount option", start, end).hint(hint));
             }
-            (part(word, start, start + option.len()), start + option.len())
+            (word.part(start, start + option.len()), start + option.len())
         };
         let key_length = inside.raw.find('=').unwrap_or(inside.raw.len());
         fields.push(Field {
             key: inside.raw[..key_length].to_ascii_lowercase(),
             key_span: inside.span_of(0, key_length),
-            value: (key_length < inside.raw.len()).then(|| part(&inside, key_length + 1, inside.raw.len())),
+            value: (key_length < inside.raw.len()).then(|| inside.part(key_length + 1, inside.raw.len())),
             span: word.span_of(start, end),
         });
         match raw[end..].chars().next() {
@@ -76,7 +76,7 @@ fn closing_quote(text: &str) -> Option<usize> {
 
 /// The word within quotes, `text` at `start` of `word`, with `""` made one quote.
 fn unquoted(word: &Word, start: usize, text: &str) -> Word {
-    let mut joined = part(word, start, start + text.len());
+    let mut joined = word.part(start, start + text.len());
     joined.raw.clear();
     joined.runs.clear();
     let mut at = start;
@@ -87,23 +87,11 @@ fn unquoted(word: &Word, start: usize, text: &str) -> Word {
             joined.raw.push('"');
         }
         let offset = joined.raw.len() as u32;
-        joined.runs.extend(part(word, at, at + piece.len()).runs.iter().map(|(raw, place)| (raw + offset, *place)));
+        joined.runs.extend(word.part(at, at + piece.len()).runs.iter().map(|(raw, place)| (raw + offset, *place)));
         joined.raw.push_str(piece);
         at += piece.len() + 2;
     }
     joined
-}
-
-/// The word `word.raw[start..end]`.
-fn part(word: &Word, start: usize, end: usize) -> Word {
-    let mut runs = vec![(0, word.span_of(start, start).start)];
-    runs.extend(
-        word.runs
-            .iter()
-            .filter(|(raw, _)| (*raw as usize) > start && (*raw as usize) < end)
-            .map(|(raw, place)| (raw - start as u32, *place)),
-    );
-    Word { raw: word.raw[start..end].into(), span: word.span_of(start, end), runs }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -217,6 +205,9 @@ impl Mount {
             Some(near) => fault.hint(format!("did you mean `{near}`?")),
             None => fault,
         };
+        if key.is_empty() && field.value.is_none() {
+            return Err(Diagnostic::error("a mount option is empty").at(source, field.span, "expected `name=value`"));
+        }
         if !KEYS.contains(&key) {
             let fault =
                 Diagnostic::error(format!("unknown mount option `{}`", field.key)).at(source, field.key_span, "");
@@ -415,7 +406,7 @@ mod tests {
             ("\"target=/x", &["the quote of this mount option is not closed @\"target=/x"]),
             ("\"target=/x\"y", &["a comma must follow the closing quote of a mount option @y"]),
             ("target=\"/x\"", &["a quote must enclose the whole mount option @\" (write `\"target=/x\"`)"]),
-            ("target=/x,", &["unknown mount option `` @"]),
+            ("target=/x,", &["a mount option is empty @"]),
         ] {
             let expected: Vec<_> = faults.iter().map(|fault| (*fault).to_owned()).collect();
             assert_eq!(parse(text).map(|mount| mount.kind), Err(expected), "{text}");
@@ -426,7 +417,7 @@ mod tests {
     fn a_part_of_a_joined_word_knows_its_place() {
         // `ab` at 0 of the source, `cd` at 10, `ef` at 20.
         let word = Word { raw: "abcdef".into(), span: Span::new(0, 22), runs: vec![(0, 0), (2, 10), (4, 20)] };
-        let part = part(&word, 3, 5);
+        let part = word.part(3, 5);
         assert_eq!((part.raw.as_str(), part.runs.as_slice()), ("de", &[(0, 11), (1, 20)][..]));
         assert_eq!(part.span_of(1, 2), Span::new(20, 21));
     }

@@ -34,7 +34,8 @@ pub struct Step {
     pub title: String,
     /// The name of its stage: `AS name`, or `stage-N`.
     pub stage: String,
-    /// The text of the history entry (`created_by`), without a ` # buildkit` suffix; none for FROM.
+    /// The text of the history entry (`created_by`), without a ` # buildkit` suffix; none for FROM, unless it is
+    /// of a directory.
     pub history: Option<String>,
     /// The instruction, for errors.
     pub source: Arc<Source>,

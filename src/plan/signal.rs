@@ -9,7 +9,7 @@ const NAMES: [&str; 36] = [
 /// Whether `text` is a signal's name (with or without `SIG`, in any case), `RTMIN+n`, `RTMAX-n` or a number
 /// other than 0.
 pub(super) fn is_signal(text: &str) -> bool {
-    if let Ok(number) = text.parse::<u32>() {
+    if let Ok(number) = text.parse::<i64>() {
         return number != 0;
     }
     let upper = text.to_ascii_uppercase();
@@ -33,10 +33,10 @@ mod tests {
 
     #[test]
     fn knows_signals() {
-        for text in ["SIGTERM", "term", "9", "SIGRTMIN+3", "RTMAX-14", "sigusr1", "64"] {
+        for text in ["SIGTERM", "term", "9", "SIGRTMIN+3", "RTMAX-14", "sigusr1", "64", "-1"] {
             assert!(is_signal(text), "{text}");
         }
-        for text in ["", "0", "SIGNOPE", "SIGRTMIN+16", "RTMAX-0", "-1", "SIG", "RTMIN+"] {
+        for text in ["", "0", "SIGNOPE", "SIGRTMIN+16", "RTMAX-0", "SIG", "RTMIN+"] {
             assert!(!is_signal(text), "{text}");
         }
     }

@@ -122,12 +122,14 @@ fn begin(
             *count += 1;
             shown.insert_str(0, &title::number(shown_stage(graph, node), *count, total));
         }
+        // The files of a directory are a layer that no other history tells of.
+        let history = matches!(root, Root::Directory(_)).then(|| format!("FROM {}", node.base_name));
         draft.steps.push(Step {
             op: Op::From(root),
             parent: None,
             title: shown,
             stage: node.name.clone(),
-            history: None,
+            history,
             source: Arc::clone(&from.source),
             span: from.span,
         });
@@ -185,7 +187,11 @@ fn root(graph: &Graph<'_>, bases: &Bases, node: &Node<'_>, draft: &mut Draft) ->
             draft.warnings.extend(lint::base_platform(from, &key.name, &platform, &config.os, &config.architecture));
             (Root::Image(key.clone()), config, platform)
         }
-        Some(Base::Directory) => (Root::Directory(key.name.clone()), empty_config(&key.platform), key.platform.clone()),
+        Some(Base::Directory) => {
+            // A stage that is replaced is as its context is, which says nothing.
+            let config = if node.is_replaced { ImageConfig::default() } else { empty_config(&key.platform) };
+            (Root::Directory(key.name.clone()), config, key.platform.clone())
+        }
         None => {
             draft.faults.push(unresolved(key, node));
             (Root::Scratch, empty_config(&key.platform), key.platform.clone())

@@ -22,6 +22,7 @@ struct State {
 /// An event that outlives its report.
 enum Kept {
     Started { number: Number, title: String },
+    Missed { number: Number, reasons: Vec<String> },
     Finished { number: Number, outcome: Outcome, elapsed: Duration, added_bytes: Option<u64> },
     Warning(Diagnostic),
 }
@@ -49,6 +50,7 @@ impl State {
         for event in &events {
             reporter.report(match event {
                 Kept::Started { number, title } => Event::Started { number: *number, title },
+                Kept::Missed { number, reasons } => Event::Missed { number: *number, reasons },
                 Kept::Finished { number, outcome, elapsed, added_bytes } => {
                     Event::Finished { number: *number, outcome: *outcome, elapsed: *elapsed, added_bytes: *added_bytes }
                 }
@@ -65,6 +67,9 @@ impl Reporter for Held {
             match event {
                 Event::Started { number, title } => {
                     return events.push(Kept::Started { number, title: title.to_owned() });
+                }
+                Event::Missed { number, reasons } => {
+                    return events.push(Kept::Missed { number, reasons: reasons.to_vec() });
                 }
                 Event::Finished { number, outcome, elapsed, added_bytes } => {
                     return events.push(Kept::Finished { number, outcome, elapsed, added_bytes });

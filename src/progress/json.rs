@@ -3,8 +3,10 @@
 //!
 //! ```text
 //! {"event":"started","at_ms":0,"number":1,"title":"[1/2] FROM busybox"}
+//! {"event":"missed","at_ms":1,"number":2,"reasons":["ENV A changed: was `1`, is `2`"]}
 //! {"event":"output","at_ms":20,"number":2,"text":"one line, without its line feed"}
 //! {"event":"progress","at_ms":20,"number":1,"done_bytes":10,"total_bytes":20}
+//! {"event":"exited","at_ms":30,"number":2,"code":1,"cpu_ms":8,"peak_bytes":1000}
 //! {"event":"fault","at_ms":30,"number":2,"message":"process … exit code: 1"}
 //! {"event":"finished","at_ms":30,"number":2,"outcome":"failed","elapsed_ms":10,"added_bytes":5}
 //! {"event":"warning","at_ms":30,"rule":"…","message":"…","source":"Dockerfile","line":3,"column":1,…}
@@ -21,7 +23,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::Serialize;
 
 use super::text::Lines;
-use super::{Clock, Event, Number, Outcome, Reporter, stopwatch};
+use super::{Clock, Event, Exit, Number, Outcome, Reporter, stopwatch};
 use crate::diag::Diagnostic;
 
 pub struct Json<W> {
@@ -50,6 +52,15 @@ enum Body<'a> {
         number: usize,
         title: &'a str,
     },
+    Missed {
+        number: usize,
+        reasons: &'a [String],
+    },
+    Exited {
+        number: usize,
+        #[serde(flatten)]
+        exit: Exit,
+    },
     Output {
         number: usize,
         text: &'a str,
@@ -68,7 +79,7 @@ enum Body<'a> {
     },
     Finished {
         number: usize,
-        outcome: &'static str,
+        outcome: Outcome,
         elapsed_ms: u128,
         #[serde(skip_serializing_if = "Option::is_none")]
         added_bytes: Option<u64>,
@@ -112,6 +123,16 @@ impl<W: Write + Send> Reporter for Json<W> {
             Event::Started { number: Number(number), title } => {
                 state.write("started", at_ms, Body::Started { number, title });
             }
+            Event::Missed { reasons: [], .. } => {}
+            Event::Missed { number: Number(number), reasons } => {
+                state.write("missed", at_ms, Body::Missed { number, reasons });
+            }
+            Event::Exited { number: Number(number), exit } => {
+                if let Some(line) = state.lines.get_mut(&number).and_then(Lines::finish) {
+                    state.output(number, at_ms, &line);
+                }
+                state.write("exited", at_ms, Body::Exited { number, exit });
+            }
             Event::Output { number: Number(number), bytes } => {
                 let mut whole = Vec::new();
                 state.lines.entry(number).or_default().push(bytes, |line| whole.push(line.to_vec()));
@@ -129,12 +150,6 @@ impl<W: Write + Send> Reporter for Json<W> {
                 if let Some(line) = state.lines.remove(&number).and_then(|mut lines| lines.finish()) {
                     state.output(number, at_ms, &line);
                 }
-                let outcome = match outcome {
-                    Outcome::Cached => "cached",
-                    Outcome::Done => "done",
-                    Outcome::Failed => "failed",
-                    Outcome::Canceled => "canceled",
-                };
                 let elapsed_ms = elapsed.as_millis();
                 state.write("finished", at_ms, Body::Finished { number, outcome, elapsed_ms, added_bytes });
             }

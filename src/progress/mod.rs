@@ -1,7 +1,8 @@
 //! What a build tells while it runs, and who shows it.
 //!
-//! A step is told of in this order: `Started`, any number of `Output` and `Progress`, `Fault` if it
-//! failed, `Finished`. Steps run side by side and their events mix. `Ended` comes last, once.
+//! A step is told of in this order: `Started`, `Missed` if it has to run, any number of `Output` and
+//! `Progress`, `Exited` if it was a container, `Fault` if it failed, `Finished`. Steps run side by side
+//! and their events mix. `Ended` comes last, once.
 //!
 //! | reporter     | shows                                                         |
 //! |--------------|---------------------------------------------------------------|
@@ -26,6 +27,8 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::diag::Diagnostic;
 
 pub use held::Held;
@@ -36,7 +39,8 @@ pub use terminal::Terminal;
 pub use text::{Tail, defuse, fit};
 
 /// How a step ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Outcome {
     Cached,
     Done,
@@ -58,12 +62,32 @@ impl Numbers {
     }
 }
 
+/// How the container of a step ended, and what it took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// `None` where a signal ended it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signal: Option<i32>,
+    /// User and system time of all its processes.
+    pub cpu_ms: u64,
+    /// Peak resident set of the largest process.
+    pub peak_bytes: u64,
+}
+
 #[derive(Clone, Debug)]
 pub enum Event<'a> {
     /// `title` as in `[build 2/5] RUN make`.
     Started {
         number: Number,
         title: &'a str,
+    },
+    /// The cache has no result of the step: it is executed now.
+    Missed {
+        number: Number,
+        /// What changed since it last ran, a line each; empty where nobody asked.
+        reasons: &'a [String],
     },
     /// Bytes a step wrote, whole lines or not.
     Output {
@@ -75,6 +99,11 @@ pub enum Event<'a> {
         number: Number,
         done_bytes: u64,
         total_bytes: Option<u64>,
+    },
+    /// The step's container is over.
+    Exited {
+        number: Number,
+        exit: Exit,
     },
     /// Why the step is about to finish as [`Outcome::Failed`].
     Fault {

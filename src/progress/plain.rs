@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! #2 [build 2/3] RUN make
+//! #2 runs: `src/main.c` changed
 //! #2 0.105 cc -c main.c
 //! #2 ...
 //!
@@ -145,6 +146,13 @@ impl<W: Write> State<W> {
                 };
                 self.steps.insert(number, step);
             }
+            Event::Missed { number, reasons } => {
+                let Some(step) = self.steps.get_mut(&number) else { return };
+                for reason in reasons {
+                    step.say(number, None, format!("runs: {}", defuse(reason.as_bytes())).as_bytes(), now);
+                }
+            }
+            Event::Exited { .. } => return,
             Event::Output { number, bytes } => {
                 let is_terminal = self.is_terminal;
                 let Some(step) = self.steps.get_mut(&number) else { return };

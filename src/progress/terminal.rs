@@ -57,6 +57,8 @@ struct Running {
     /// The last lines written, defused; never an empty one.
     shown: VecDeque<String>,
     transfer: Option<(u64, Option<u64>)>,
+    /// Why it was not cached.
+    reasons: Vec<String>,
     fault: Option<String>,
 }
 
@@ -131,10 +133,17 @@ impl State {
                     lines: Lines::default(),
                     shown: VecDeque::new(),
                     transfer: None,
+                    reasons: Vec::new(),
                     fault: None,
                 };
                 self.running.insert(number, running);
             }
+            Event::Missed { number, reasons } => {
+                if let Some(running) = self.running.get_mut(&number) {
+                    running.reasons = reasons.iter().map(|reason| defuse(reason.as_bytes())).collect();
+                }
+            }
+            Event::Exited { .. } => {}
             Event::Output { number, bytes } => {
                 if let Some(running) = self.running.get_mut(&number) {
                     running.output(bytes);
@@ -239,6 +248,7 @@ impl Running {
         };
         let title = fit(&format!(" => {word}{}", self.title), columns.saturating_sub(time.len()));
         let mut lines = vec![format!("{title}{time}")];
+        lines.extend(self.reasons.iter().map(|reason| fit(&format!("    ran: {reason}"), columns)));
         lines.extend(self.fault.iter().map(|fault| format!("    {fault}")));
         lines
     }
@@ -264,7 +274,8 @@ fn view(running: &BTreeMap<Number, Running>, done: usize, now: Duration, columns
         let title = fit(&format!(" => {}", step.title), columns.saturating_sub(facts.len()));
         lines.push(format!("{title}{facts}"));
         let partial = Some(defuse(step.lines.partial())).filter(|partial| !partial.trim().is_empty());
-        let output: Vec<_> = step.shown.iter().chain(&partial).collect();
+        let reasons: Vec<_> = step.reasons.iter().map(|reason| format!("runs: {reason}")).collect();
+        let output: Vec<_> = reasons.iter().chain(&step.shown).chain(&partial).collect();
         let hidden = output.len().saturating_sub(output_lines);
         lines.extend(output[hidden..].iter().map(|line| format!("    {line}")));
     }

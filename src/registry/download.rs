@@ -54,6 +54,26 @@ impl Known {
     }
 }
 
+/// What the last download gave, without asking whether the server still has the same.
+pub fn last_download(store: &Store, wanted: &Wanted<'_>) -> Result<Option<Download>> {
+    Ok(known(store, wanted)?.map(|known| known.download()))
+}
+
+fn known(store: &Store, wanted: &Wanted<'_>) -> Result<Option<Known>> {
+    let known = store.read_record(DIRECTORY, &name_of(wanted))?;
+    let known = known.and_then(|bytes| serde_json::from_slice::<Known>(&bytes).ok());
+    // A blob that is gone, or of which a part is, is downloaded again.
+    let known = known.filter(
+        |known| matches!(store.open_blob(&known.digest), Ok(Some(blob)) if blob.size_bytes == known.size_bytes),
+    );
+    // With a checksum what is known either is it, or is of no use.
+    Ok(known.filter(|known| wanted.checksum.is_none_or(|checksum| checksum == known.digest)))
+}
+
+fn name_of(wanted: &Wanted<'_>) -> String {
+    Digest::of(wanted.url.as_bytes()).hex()
+}
+
 impl Client {
     /// Downloads the file into the store, unless the store has it and the server says that it is still
     /// the same. Only what is transferred is shown. Nothing is kept that has another checksum.
@@ -64,15 +84,7 @@ impl Client {
         reporter: &dyn Reporter,
         numbers: &Numbers,
     ) -> Result<Download> {
-        let name = Digest::of(wanted.url.as_bytes()).hex();
-        let known = store.read_record(DIRECTORY, &name)?;
-        let known = known.and_then(|bytes| serde_json::from_slice::<Known>(&bytes).ok());
-        // A blob that is gone, or of which a part is, is downloaded again.
-        let known = known.filter(
-            |known| matches!(store.open_blob(&known.digest), Ok(Some(blob)) if blob.size_bytes == known.size_bytes),
-        );
-        // With a checksum what is known either is it, or is of no use.
-        let known = known.filter(|known| wanted.checksum.is_none_or(|checksum| checksum == known.digest));
+        let known = known(store, wanted)?;
         if let Some(known) = known.as_ref().filter(|_| wanted.checksum.is_some()) {
             return Ok(known.download());
         }
@@ -85,7 +97,7 @@ impl Client {
         let title = format!("[download] {}", wanted.url);
         let fetched = Meter::show(reporter, numbers.next(), &title, |meter| self.fetch(store, wanted, answer, meter))?;
         // Our own types always serialise.
-        store.write_record(DIRECTORY, &name, &serde_json::to_vec(&fetched).unwrap_or_default())?;
+        store.write_record(DIRECTORY, &name_of(wanted), &serde_json::to_vec(&fetched).unwrap_or_default())?;
         Ok(fetched.download())
     }
 

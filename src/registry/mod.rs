@@ -35,7 +35,7 @@ use crate::diag::{Diagnostic, Result};
 use crate::image::Reference;
 
 pub use credentials::CredentialFile;
-pub use download::{Download, Wanted};
+pub use download::{Download, Wanted, last_download};
 pub use meter::Meter;
 pub use package::{Package, contents};
 pub use pull::pull;

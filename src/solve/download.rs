@@ -13,7 +13,7 @@ use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::{Digest, Hasher};
 use crate::host::Secret;
 use crate::plan::{Copy, Located};
-use crate::registry::{Download, Wanted};
+use crate::registry::{self, Download, Wanted};
 
 /// What a file without a name is called (BuildKit's word).
 const UNNAMED: &str = "__unnamed__";
@@ -41,16 +41,21 @@ impl Downloaded {
 pub(super) type Downloads = Mutex<BTreeMap<(String, Option<Digest>), Download>>;
 
 impl Solver<'_> {
-    pub(super) fn download(&self, copy: &Copy, url: &Located) -> Result<Downloaded> {
+    /// `None` where no server may be asked and nothing is known of the URL.
+    pub(super) fn download(&self, copy: &Copy, url: &Located) -> Result<Option<Downloaded>> {
         let name = file_name(&url.text).map_err(|why| url.error(why))?;
         let checksum = copy.checksum.as_ref().and_then(|checksum| checksum.text.parse::<Digest>().ok());
         let mut downloads = self.inputs.downloads.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (url.text.clone(), checksum);
         if let Some(file) = downloads.get(&key) {
-            return Ok(Downloaded { name, file: file.clone() });
+            return Ok(Some(Downloaded { name, file: file.clone() }));
         }
         let wanted = Wanted { url: &url.text, checksum, authorization: self.authorization(&url.text)? };
         let host = self.host;
+        if !self.asks_servers {
+            let last = registry::last_download(host.store, &wanted)?;
+            return Ok(last.map(|file| Downloaded { name, file }));
+        }
         // Not asked twice, and not shown twice.
         host.store.enter()?;
         let file = host
@@ -58,13 +63,13 @@ impl Solver<'_> {
             .download(host.store, &wanted, host.reporter, &host.numbers)
             .map_err(|error| error.at(&url.source, url.span, ""))?;
         downloads.insert(key, file.clone());
-        Ok(Downloaded { name, file })
+        Ok(Some(Downloaded { name, file }))
     }
 
     /// From the secrets `HTTP_AUTH_HEADER_<host>` and `HTTP_AUTH_TOKEN_<host>`.
     fn authorization(&self, url: &str) -> Result<Option<String>> {
         let authority = url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
-        let host = crate::registry::http::host_of(authority);
+        let host = registry::http::host_of(authority);
         for (prefix, kind) in [("HTTP_AUTH_HEADER_", ""), ("HTTP_AUTH_TOKEN_", "Bearer ")] {
             let value = match self.host.secrets.get(&format!("{prefix}{host}")) {
                 Some(Secret::Value(value)) => value.clone(),

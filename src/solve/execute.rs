@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::input::Read;
+use super::wreck::Wreck;
 use super::{Keyed, Solved, Solver, Stack, Standing};
 use crate::container::{self, Container, Mount, MountKind, Status, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
@@ -16,7 +17,7 @@ use crate::host::Secret;
 use crate::plan::{
     Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
 };
-use crate::progress::{self, Number};
+use crate::progress::{self, Event, Number};
 use crate::store::{CacheMount, Draft, MountLock};
 
 /// The most of a secret that is handed to a step (BuildKit's limit).
@@ -30,7 +31,7 @@ impl Solver<'_> {
         let draft = self.host.store.draft()?;
         match &step.op {
             Op::Run(run) => {
-                let skeleton = self.run(id, number, run, &below, &draft, &key)?;
+                let (draft, skeleton) = self.run(id, number, run, &below, draft, &key)?;
                 self.commit(id, draft, Some(skeleton.as_fd()), key, begun)
             }
             Op::Copy(copy) => {
@@ -38,7 +39,11 @@ impl Solver<'_> {
                 self.commit(id, draft, None, key, begun)
             }
             Op::Workdir(workdir) => {
-                self.workdir(workdir, &below, &draft)?;
+                let step = self.plan.step(id);
+                self.workdir(workdir, &below, &draft).map_err(|error| match error.labels.is_empty() {
+                    true => error.at(&step.source, step.span, ""),
+                    false => error,
+                })?;
                 self.commit(id, draft, None, key, begun)
             }
             Op::From(Root::Directory(_)) => {
@@ -52,9 +57,17 @@ impl Solver<'_> {
 
     // ---- RUN
 
-    /// Runs the container over `below` into `draft`. Returns what stood below all layers to offer
-    /// mount points.
-    fn run(&self, id: StepId, number: Number, run: &Run, below: &Stack, draft: &Draft, key: &Keyed) -> Result<OwnedFd> {
+    /// Runs the container over `below` into `draft`. Returns that and what stood below all layers to
+    /// offer mount points.
+    fn run(
+        &self,
+        id: StepId,
+        number: Number,
+        run: &Run,
+        below: &Stack,
+        draft: Draft,
+        key: &Keyed,
+    ) -> Result<(Draft, OwnedFd)> {
         let lowers = self.lowers(below)?;
         let user = self.user(below, run.user.as_ref())?;
         let mut held = Vec::new();
@@ -100,15 +113,27 @@ impl Solver<'_> {
         };
         let step = self.plan.step(id);
         let mut output = progress::Output::new(self.host.reporter, number);
-        let exit =
-            self.host.executor.execute(&container, &mut output).map_err(|error| match error.labels.is_empty() {
-                true => error.at(&step.source, step.span, ""),
-                false => error,
-            })?;
-        drop(held);
+        let failed = |failure: Diagnostic, held, draft| {
+            self.keep_wreck(Wreck { failure: failure.clone(), container: container.clone(), draft, mounts: held });
+            failure
+        };
+        let exit = match self.host.executor.execute(&container, &mut output) {
+            Ok(exit) => exit,
+            Err(error) if error.labels.is_empty() => {
+                return Err(failed(error.at(&step.source, step.span, ""), held, draft));
+            }
+            Err(error) => return Err(failed(error, held, draft)),
+        };
+        let (code, signal) = match exit.status {
+            Status::Exited(code) => (Some(code), None),
+            Status::Signaled(signal) => (None, Some(signal)),
+        };
+        let cpu_ms = u64::try_from(exit.cpu.as_millis()).unwrap_or(u64::MAX);
+        let exited = progress::Exit { code, signal, cpu_ms, peak_bytes: exit.peak_bytes };
+        self.host.reporter.report(Event::Exited { number, exit: exited });
         match exit.status {
-            Status::Exited(0) => Ok(exit.skeleton),
-            status => Err(self.run_failed(id, run, status, &output.tail().lines())),
+            Status::Exited(0) => Ok((draft, exit.skeleton)),
+            status => Err(failed(self.run_failed(id, run, status, &output.tail().lines()), held, draft)),
         }
     }
 

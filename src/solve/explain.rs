@@ -1,5 +1,5 @@
-//! What a build would find in the cache, and for each miss the fact that differs from the nearest
-//! earlier record. Nothing is executed and nothing is recorded.
+//! For each miss the fact that differs from the nearest earlier record: during a build, or instead of
+//! one; then nothing is executed, nothing is recorded, and no server is asked.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::context;
 use crate::diag::Result;
 use crate::digest::Digest;
 use crate::host::Host;
-use crate::plan::{BaseKey, Op, Plan, Root, Step, StepId};
+use crate::plan::{BaseKey, CopySource, Op, Plan, Root, Step, StepId};
 use crate::store::ImageRecord;
 
 /// The most changed files that are named; the rest are counted.
@@ -20,7 +20,7 @@ const FILES_NAMED: usize = 5;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Explained {
     pub title: String,
-    /// Empty for a hit; else one line a reason.
+    /// One line a reason; of a hit, what it depends on that was not looked at.
     pub reasons: Vec<String>,
     pub is_hit: bool,
 }
@@ -33,7 +33,7 @@ pub fn explain(
     bases: &BTreeMap<BaseKey, ImageRecord>,
 ) -> Result<Vec<Explained>> {
     let layers = Layers::of(host.store);
-    let solver = Solver::new(plan, host, settings, bases, &layers);
+    let solver = Solver { asks_servers: false, ..Solver::new(plan, host, settings, bases, &layers) };
     let mut explained = Vec::new();
     for index in 0..plan.steps.len() {
         let id = StepId(index);
@@ -43,12 +43,9 @@ pub fn explain(
             match solver.look_up(id)? {
                 Lookup::Hit(solved) => {
                     solver.set(id, solved);
-                    (true, Vec::new())
+                    (true, unasked(&step.op))
                 }
-                Lookup::Miss(key) => {
-                    let reason = solver.reason(id, &key.facts, &[])?;
-                    (false, solver.describe(id, &key, &reason)?)
-                }
+                Lookup::Miss(key) => (false, solver.why(id, &key)?),
             }
         } else {
             let key = solver.facts(id, None)?;
@@ -71,12 +68,27 @@ pub fn explain(
     Ok(explained)
 }
 
+/// The URLs of an ADD whose servers may have something else by now.
+fn unasked(op: &Op) -> Vec<String> {
+    let Op::Copy(copy) = op else { return Vec::new() };
+    let urls = copy.sources.iter().filter_map(|source| match source {
+        CopySource::Url(url) if copy.checksum.is_none() => Some(&url.text),
+        _ => None,
+    });
+    urls.map(|url| format!("if `{url}` is what it was: its server is not asked")).collect()
+}
+
 /// What an input decides that is not solved yet cannot be compared.
 fn is_unknown(difference: &Difference) -> bool {
     difference.after.as_ref().is_some_and(|after| after.contains(UNKNOWN))
 }
 
 impl Solver<'_> {
+    /// Why a step misses whose inputs are all known, a line each.
+    pub(super) fn why(&self, id: StepId, key: &Keyed) -> Result<Vec<String>> {
+        self.describe(id, key, &self.reason(id, &key.facts, &[])?)
+    }
+
     /// Why there is no record of these facts; those named in `unknown` are not known yet.
     fn reason(&self, id: StepId, facts: &Facts, unknown: &[&str]) -> Result<Reason> {
         if !self.asks_cache(id) {
@@ -99,6 +111,8 @@ impl Solver<'_> {
                 for difference in differences {
                     if let Some(files) = self.changed_files(key, difference)? {
                         lines.extend(files);
+                    } else if is_unknown(difference) {
+                        lines.push("what its URL gives is not known: no server is asked".into());
                     } else if difference.fact == "parent" {
                         lines.push(self.changed_parent(id, difference));
                     } else {

@@ -152,7 +152,7 @@ impl Solver<'_> {
     }
 
     /// The digest of what a COPY or ADD reads, source by source; `None` while the stage it reads from
-    /// is not solved.
+    /// is not solved, or for a URL of which nothing is known.
     pub(super) fn read_sources(&self, copy: &Copy, reads: &mut Reads) -> Result<Option<Digest>> {
         let mut hasher = Hasher::default();
         for source in &copy.sources {
@@ -166,7 +166,7 @@ impl Solver<'_> {
                     (Digest::of(file.content.as_bytes()), Read::Heredoc)
                 }
                 CopySource::Url(url) => {
-                    let download = self.download(copy, url)?;
+                    let Some(download) = self.download(copy, url)? else { return Ok(None) };
                     (download.digest(), Read::Downloaded(download))
                 }
                 CopySource::Git(url) => {

@@ -15,10 +15,11 @@ mod input;
 mod layers;
 mod schedule;
 mod stack;
+mod wreck;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::cache::{Facts, Record, Records};
@@ -53,6 +54,8 @@ pub struct Settings {
     pub ulimits: Vec<(String, u64, u64)>,
     /// `BUILDKIT_CACHE_MOUNT_NS`.
     pub cache_mount_namespace: String,
+    /// `--explain`: whether to say of each step that runs what changed.
+    pub explains: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -89,6 +92,9 @@ pub struct Solver<'a> {
     solved: Vec<OnceLock<Arc<Solved>>>,
     layers: &'a Layers<'a>,
     inputs: input::Inputs,
+    wreck: Mutex<Option<wreck::Wreck>>,
+    /// Not so while explaining.
+    asks_servers: bool,
 }
 
 /// Results by step, for all steps of the plan.
@@ -110,13 +116,18 @@ pub fn solve(
     layers: &Layers<'_>,
 ) -> Result<Solution> {
     let solver = Solver::new(plan, host, settings, bases, layers);
-    solver.first_pass()?;
-    if solver.solved.iter().any(|step| step.get().is_none()) {
-        // What was hashed is not to be hashed again by a process that enters.
-        solver.inputs.save();
-        host.store.enter()?;
+    let done = solver.first_pass().and_then(|()| {
+        if solver.solved.iter().any(|step| step.get().is_none()) {
+            // What was hashed is not to be hashed again by a process that enters.
+            solver.inputs.save();
+            host.store.enter()?;
+        }
+        schedule::run(&solver)
+    });
+    if let Err(failure) = done {
+        solver.show_wreck(&failure);
+        return Err(failure);
     }
-    schedule::run(&solver)?;
     solver.inputs.save();
     let solved = solver.solved.into_iter().map(OnceLock::into_inner);
     // The schedule ends without an error only when every step is solved.
@@ -154,6 +165,8 @@ impl<'a> Solver<'a> {
             solved: plan.steps.iter().map(|_| OnceLock::new()).collect(),
             layers,
             inputs: input::Inputs::default(),
+            wreck: Mutex::default(),
+            asks_servers: true,
         }
     }
 
@@ -231,6 +244,9 @@ impl<'a> Solver<'a> {
             Lookup::Hit(solved) => return Ok(solved),
             Lookup::Miss(key) => key,
         };
+        // Before a new record becomes the one to compare with.
+        let reasons = if self.settings.explains { self.why(id, &key)? } else { Vec::new() };
+        self.host.reporter.report(Event::Missed { number, reasons: &reasons });
         // Another builder may be at the same step: wait for it, then take its result.
         let _lock = self.host.store.lock_key(&key.facts.key(), || {})?;
         if self.asks_cache(id)

@@ -69,6 +69,16 @@ impl Draft {
         self.upper.as_fd()
     }
 
+    /// Makes it fit to be mounted once more: the kernel takes no work dir again that a `volatile` overlay
+    /// had.
+    pub fn renew_work_dir(&self) -> Result<()> {
+        let renew = || {
+            self.inner.trash.take(self.dir.as_fd(), "w")?;
+            rustix::fs::mkdirat(&self.dir, "w", Mode::RWXU)
+        };
+        renew().map_err(|errno| self.inner.error("open a layer again", errno))
+    }
+
     /// Publishes `u` as `layers/<id>/fs`. If another builder did so first, theirs is taken. Of `meta`,
     /// the boot id and `is_synced` are filled in here.
     pub fn commit(self, id: &ChainId, meta: LayerMeta) -> Result<Layer> {

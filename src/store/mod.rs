@@ -8,7 +8,8 @@
 //!   layers/<chain id hex>/{fs/, layer.json}
 //!   forms/<diff id hex>           blobs known to hold this layer (verified here)
 //!   images/<percent-encoded reference>
-//!   cache/ files/ builds/         records: <2 hex>/<name>
+//!   cache/ files/                 records: <2 hex>/<name>
+//!   builds/<start>-<id>/          what builds left: records and output
 //!   mounts/                       RUN --mount=type=cache
 //!   locks/                        held while in use, removed after
 //!   tmp/<builder>/                work in progress of one process, beside its <builder>.lock
@@ -22,6 +23,7 @@
 
 mod access;
 mod blobs;
+mod builds;
 mod forms;
 mod gc;
 mod images;
@@ -49,6 +51,7 @@ use access::Owners;
 
 pub use access::{Access, Enter};
 pub use blobs::{Blob, BlobWriter};
+pub use builds::BuildDir;
 pub use forms::Form;
 pub use gc::{Action, Keep, Pruned, Total, Usage};
 pub use images::{ImageLayer, ImageLookup, ImageRecord};

@@ -1,4 +1,4 @@
-//! Records: small files below `cache/`, `files/` and `builds/`, spread over directories named by
+//! Records: small files below `cache/` and `files/`, spread over directories named by
 //! their first two characters. What they say is their writers' business.
 
 use std::os::fd::AsFd;

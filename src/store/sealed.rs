@@ -65,7 +65,6 @@ pub(super) fn write(inner: &Inner, dir: BorrowedFd<'_>, name: &str, bytes: &[u8]
         })
 }
 
-/// Makes the file in place, for a directory that is itself renamed into place later.
 /// Renames `beside` to `name`, in place of what is there. Not by a plain rename over it: to that ext4
 /// (`auto_da_alloc`) adds a write to the disk, which costs more than all else here, and of which a file
 /// that tells whether it is whole has no use.
@@ -86,6 +85,7 @@ fn publish(from: BorrowedFd<'_>, beside: &str, dir: BorrowedFd<'_>, name: &str) 
     }
 }
 
+/// Makes the file in place, for a directory that is itself renamed into place later.
 pub(super) fn create(dir: BorrowedFd<'_>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(dir, name, flags, Mode::from_raw_mode(0o600))?;

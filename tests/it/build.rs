@@ -74,7 +74,7 @@ fn builds_end_as_the_cases_say() {
 }
 
 #[allow(clippy::disallowed_methods)] // A test is its own command line.
-fn chosen() -> Option<String> {
+pub fn chosen() -> Option<String> {
     std::env::var("CASE").ok()
 }
 

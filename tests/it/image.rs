@@ -29,14 +29,7 @@ pub struct Image {
 impl Image {
     /// Reads an OCI tar.
     pub fn read(bytes: &[u8]) -> Self {
-        let mut members = BTreeMap::new();
-        for entry in tar::Archive::new(bytes).entries().unwrap() {
-            let mut entry = entry.unwrap();
-            let name = entry.path().unwrap().to_string_lossy().trim_start_matches("./").to_owned();
-            let mut content = Vec::new();
-            entry.read_to_end(&mut content).unwrap();
-            members.insert(name, content);
-        }
+        let members = members(bytes);
         Self::load(&|name| members.get(name).unwrap_or_else(|| panic!("the tar has no {name}")).clone())
     }
 
@@ -85,6 +78,19 @@ impl Image {
         let id = manifest["config"]["digest"].as_str().unwrap().to_owned();
         Self { id, config, diff_ids, files, times }
     }
+}
+
+/// The files of a tar, by name.
+pub fn members(tar: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let mut members = BTreeMap::new();
+    for entry in tar::Archive::new(tar).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().to_string_lossy().trim_start_matches("./").to_owned();
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).unwrap();
+        members.insert(name, content);
+    }
+    members
 }
 
 /// Lays a layer over `files`.
@@ -240,7 +246,7 @@ o/new file 0644 1:2 1 e7f6c011776e
     fn the_base_is_what_it_should_be() {
         let base = busybox();
         assert_eq!(base.diff_ids.len(), 1);
-        assert_eq!(base.files["bin/sh"], "link 0:0 busybox");
+        assert_eq!(base.files["bin/sh"], "link 0:0 /bin/busybox");
         assert_eq!(base.files["tmp"], "dir 1777 0:0");
     }
 }

@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::fs;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use wythe::diag::{Diagnostic, Severity, Source, Span};
 use wythe::dockerfile;
 use wythe::image::{ContainerConfig, ImageConfig, Platform};
@@ -266,93 +266,6 @@ fn dump_diagnostic(out: &mut String, diagnostic: &Diagnostic) {
     for hint in &diagnostic.hints {
         writeln!(out, "  hint: {hint}").unwrap();
     }
-}
-
-/// A file that BuildKit built, and the image's config and new history entries, or when it failed.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Row {
-    name: String,
-    dockerfile: String,
-    #[serde(default)]
-    args: BTreeMap<String, String>,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-    target: Option<String>,
-    platform: Option<String>,
-    #[serde(default)]
-    allow: Vec<String>,
-    fails: Option<Fails>,
-    image_platform: Option<String>,
-    config: Option<Value>,
-    author: Option<String>,
-    #[serde(default)]
-    history: Vec<String>,
-}
-
-#[derive(Deserialize, PartialEq)]
-#[serde(rename_all = "lowercase")]
-enum Fails {
-    Planning,
-    /// The plan is fine; what it says cannot be done.
-    Running,
-}
-
-#[test]
-fn configs_and_histories_are_those_of_buildkit() {
-    let table = fs::read_to_string(testdata("plan").join("conformance.jsonl")).unwrap();
-    let mut differences = Vec::new();
-    let mut names = BTreeSet::new();
-    for line in table.lines() {
-        let row: Row = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
-        if let Some(difference) = difference(&row) {
-            differences.push(format!("{}: {difference}\n{}", row.name, row.dockerfile));
-        }
-        names.insert(row.name);
-    }
-    assert!(names.len() > 350, "only {} cases in the table", names.len());
-    assert!(differences.is_empty(), "{} differ\n\n{}", differences.len(), differences.join("\n\n"));
-}
-
-fn difference(row: &Row) -> Option<String> {
-    let settings = Settings {
-        target: row.target.clone(),
-        args: row.args.clone(),
-        labels: row.labels.clone(),
-        platform: row.platform.clone(),
-        allow: row.allow.clone(),
-        ..Settings::default()
-    };
-    let plan = match planned(&row.dockerfile, &settings, &mut String::new()) {
-        Ok(plan) => plan,
-        Err(_) if row.fails == Some(Fails::Planning) => return None,
-        Err(faults) => return Some(format!("failed: {}", faults[0].message)),
-    };
-    match row.fails {
-        Some(Fails::Planning) => return Some("was planned".into()),
-        Some(Fails::Running) => return None,
-        None => {}
-    }
-    let chain = plan.ancestry(plan.target);
-    let history: Vec<_> = chain.iter().filter_map(|step| plan.step(*step).history.clone()).collect();
-    let platform = Platform {
-        os: plan.config.os.clone(),
-        architecture: plan.config.architecture.clone(),
-        variant: plan.config.variant.clone(),
-    };
-    let actual = json!({
-        "config": plan.config.config,
-        "history": history,
-        "author": plan.config.author,
-        "platform": platform.to_string(),
-    });
-    let expected = json!({
-        "config": row.config,
-        "history": row.history,
-        "author": row.author,
-        "platform": row.image_platform,
-    });
-    (actual != expected).then(|| format!("expected {expected:#}\nactual {actual:#}"))
 }
 
 /// A file and what BuildKit's linter says of it: `LINE RULE`, of the rules that need variables. A fault in a

@@ -3,8 +3,10 @@
 //!
 //! ```text
 //! 0.000 start 1 [1/2] FROM busybox          \n \r \t \e \xff are understood in texts
+//! 0.000 missed 1 a reason
 //! 0.100 output 1 text\n
 //! 0.100 transfer 1 500 1000
+//! 0.200 exited 1 2
 //! 0.200 fault 1 message
 //! 0.300 finish 1 done|cached|failed|canceled 0.3 [bytes]
 //! 0.300 warning Rule message                with a hint, at 2:5 of a Dockerfile
@@ -22,7 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use wythe::diag::{Diagnostic, Source, Span};
-use wythe::progress::{Event, Json, Number, Outcome, Plain, Reporter, Terminal};
+use wythe::progress::{Event, Exit, Json, Number, Outcome, Plain, Reporter, Terminal};
 
 #[test]
 fn reporters_show_what_the_goldens_say() {
@@ -50,9 +52,18 @@ fn check(case: &Path) {
         let string = String::from_utf8_lossy(&text);
         let mut words = string.split(' ').filter(|word| !word.is_empty());
         let source = Source::new("Dockerfile", "FROM a\nRUN x\n");
-        let warning;
+        let (warning, reasons);
         let event = match verb {
             "start" => Event::Started { number, title: &string },
+            "missed" => {
+                reasons = vec![string.clone().into_owned()];
+                Event::Missed { number, reasons: &reasons }
+            }
+            "exited" => {
+                let exit =
+                    Exit { code: Some(string.parse().unwrap()), signal: None, cpu_ms: 20, peak_bytes: 1_000_000 };
+                Event::Exited { number, exit }
+            }
             "output" => Event::Output { number, bytes: &text },
             "transfer" => {
                 let done_bytes = words.next().unwrap().parse().unwrap();

@@ -231,7 +231,7 @@ pub fn read_tar(tar: &[u8]) -> Tree {
         assert_eq!(path.ends_with(b"/"), kind == 'd');
         let path = path.strip_suffix(b"/").unwrap_or(&path).to_vec();
         assert!(!path.starts_with(b"/") && !path.starts_with(b"./"));
-        let mut object = Object {
+        let object = Object {
             kind,
             mode: octal(&header[100..108]) as u32,
             uid: number(b"uid", &header[108..116]) as u32,

@@ -15,6 +15,7 @@
 
 mod attribute;
 mod node;
+mod owner;
 mod status;
 mod target;
 
@@ -88,7 +89,7 @@ fn turn(supervisor: &Supervisor<'_>) -> Result<bool, Errno> {
 const HERE: u64 = libc::AT_FDCWD as u32 as u64;
 
 fn answer(supervisor: &Supervisor<'_>, notification: &Notification) -> Result<Answer, Errno> {
-    let (call, _) = seccomp::call(notification.machine, notification.number).ok_or(Errno::NOSYS)?;
+    let (call, width) = seccomp::call(notification.machine, notification.number).ok_or(Errno::NOSYS)?;
     let target = Target::find(supervisor.proc, supervisor.listener, notification)?;
     let [first, second, third, fourth, fifth, _] = notification.arguments;
     let named = |directory, address, is_followed| {
@@ -117,6 +118,25 @@ fn answer(supervisor: &Supervisor<'_>, notification: &Notification) -> Result<An
                 &target,
                 attribute::Wanted { object, name, value: (third, fourth), flags: fifth },
             )
+        }
+        Call::Chown | Call::Lchown => {
+            let object = named(HERE, first, call == Call::Chown)?;
+            owner::give(supervisor, &target, object, owner::Wanted::new(width, second, third))
+        }
+        Call::Fchown => {
+            let object = Object::Open(target.open_file(first)?);
+            owner::give(supervisor, &target, object, owner::Wanted::new(width, second, third))
+        }
+        Call::Fchownat => {
+            let object = target.object(first, second, fifth)?;
+            owner::give(supervisor, &target, object, owner::Wanted::new(width, third, fourth))
+        }
+        Call::Utimensat | Call::UtimensatTime64 => {
+            // Then it is `futimens`, of which the directory is the file.
+            let object =
+                if second == 0 { return Ok(Answer::Continue) } else { target.object(first, second, fourth)? };
+            let has_narrow_fields = call == Call::Utimensat && seccomp::is_narrow(notification.machine);
+            owner::set_times(supervisor, &target, object, owner::Times { address: third, has_narrow_fields })
         }
         // C libraries do without it still.
         Call::Setxattrat => Err(Errno::NOSYS),

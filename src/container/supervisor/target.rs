@@ -5,7 +5,7 @@ use std::ffi::CString;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Gid, Mode, OFlags};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::getgroups;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups};
@@ -49,7 +49,7 @@ impl Target {
 
     /// Whether its ids and capabilities are those of the user namespace `namespace`.
     pub fn is_of(&self, namespace: BorrowedFd<'_>) -> Result<bool, Errno> {
-        let own = rustix::fs::statat(&self.dir, "ns/user", rustix::fs::AtFlags::empty())?;
+        let own = rustix::fs::statat(&self.dir, "ns/user", AtFlags::empty())?;
         let expected = rustix::fs::fstat(namespace)?;
         Ok((own.st_dev, own.st_ino) == (expected.st_dev, expected.st_ino))
     }
@@ -163,6 +163,19 @@ impl Target {
             return Ok(Path { base: None, text: self.own_name(text) });
         }
         Ok(Path { base: Some(self.base(number)?), text })
+    }
+
+    /// What a call with `AT_*` flags is about. Of these only the ones that say so are looked at.
+    pub fn object(&self, directory: u64, address: u64, flags: u64) -> Result<Object, Errno> {
+        let flags = AtFlags::from_bits_retain(flags as u32);
+        if flags.contains(AtFlags::EMPTY_PATH) && self.string(address)?.is_empty() {
+            return match directory as u32 as i32 {
+                CURRENT_DIRECTORY => self.directory("cwd").map(Object::Open),
+                _ => self.open_file(directory).map(Object::Open),
+            };
+        }
+        let is_followed = !flags.contains(AtFlags::SYMLINK_NOFOLLOW);
+        Ok(Object::Named { path: self.path(directory, address)?, is_followed })
     }
 
     /// `/proc/self` is whoever asks; the thread has numbers there.

@@ -1,7 +1,5 @@
 //! Device nodes that a step makes.
 
-use std::fs;
-
 use super::bench::Bench;
 
 #[test]

@@ -1,0 +1,85 @@
+//! Who plays: wythe, its peers where they are installed, and floors.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use crate::fixture::Fixture;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Player {
+    Wythe,
+    Buildah,
+    Runc,
+    /// The least that anybody has to do.
+    Floor,
+}
+
+impl Player {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wythe => "wythe",
+            Self::Buildah => "buildah",
+            Self::Runc => "runc",
+            Self::Floor => "floor",
+        }
+    }
+
+    /// The directory of the player's images and caches, in a fixture.
+    pub fn store(self, fixture: &Fixture) -> std::path::PathBuf {
+        fixture.dir.join("stores").join(self.name())
+    }
+}
+
+/// Why a player cannot play on this machine.
+pub fn missing(player: Player) -> Option<String> {
+    let program = match player {
+        Player::Wythe | Player::Floor => return None,
+        Player::Buildah => "buildah",
+        Player::Runc => "runc",
+    };
+    version(program).is_none().then(|| format!("{program} is not installed"))
+}
+
+/// Names and versions of the peers.
+pub fn versions() -> Vec<String> {
+    ["buildah", "runc"].iter().filter_map(|program| version(program)).collect()
+}
+
+fn version(program: &str) -> Option<String> {
+    let output = Command::new(program).arg("--version").stderr(Stdio::null()).output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let number = text.split_whitespace().find(|word| word.starts_with(|first: char| first.is_ascii_digit()))?;
+    Some(format!("{program} {number}"))
+}
+
+/// `wythe build` with the fixture's store and base.
+pub fn wythe_build(fixture: &Fixture) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wythe"));
+    let base = format!("localhost/busybox=oci-layout://{}", fixture.base().display());
+    command.arg("--root").arg(Player::Wythe.store(fixture));
+    command.args(["build", "--progress", "quiet", "--build-context", &base]);
+    command
+}
+
+/// buildah with a store of its own.
+pub fn buildah(fixture: &Fixture) -> Command {
+    let mut command = Command::new("buildah");
+    let store = Player::Buildah.store(fixture);
+    command.arg("--root").arg(store.join("root")).arg("--runroot").arg(store.join("run"));
+    command.args(["--storage-driver", "overlay"]);
+    command
+}
+
+/// `buildah build` with its cache of layers.
+pub fn buildah_build(fixture: &Fixture) -> Command {
+    let mut command = buildah(fixture);
+    command.args(["build", "--layers", "--quiet", "--network", "host"]);
+    command
+}
+
+/// A floor: this program with what it is to do.
+pub fn floor(job: &str, at: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap_or_default());
+    command.args(["floor", job]).arg(at);
+    command
+}

@@ -1,0 +1,389 @@
+//! The rows: what is built, who plays, and what the target is.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use crate::fixture::{self, Fixture};
+use crate::player::{self, Player};
+use crate::{Result, Sample};
+
+pub struct Row {
+    pub name: &'static str,
+    pub target: Target,
+    pub players: &'static [Player],
+    /// Takes a few seconds at most.
+    pub is_cheap: bool,
+    /// Measures once. Round 0 only warms up.
+    pub once: fn(&Fixture, Player, usize) -> Result<Sample>,
+}
+
+#[derive(Clone, Copy)]
+pub enum Target {
+    /// Of wall time.
+    Within(Duration),
+    /// Of the floor's wall time.
+    TimesFloor(f64),
+}
+
+use Player::{Buildah, Floor, Runc, Wythe};
+use Target::{TimesFloor, Within};
+
+const fn ms(count: u64) -> Target {
+    Within(Duration::from_millis(count))
+}
+
+pub const ROWS: &[Row] = &[
+    Row {
+        name: "trivial build, to an OCI tar",
+        target: ms(15),
+        players: &[Wythe, Buildah],
+        is_cheap: true,
+        once: trivial,
+    },
+    Row { name: "20 cached steps", target: ms(5), players: &[Wythe, Buildah], is_cheap: true, once: cached },
+    Row {
+        name: "20 cached steps, to an OCI tar",
+        target: ms(15),
+        players: &[Wythe, Buildah],
+        is_cheap: true,
+        once: cached_to_tar,
+    },
+    Row {
+        name: "a cached step, of 100",
+        target: Within(Duration::from_micros(20)),
+        players: &[Wythe],
+        is_cheap: true,
+        once: |fixture, _, _| cached_step(fixture, 100),
+    },
+    Row {
+        name: "a cached step, of 300",
+        target: Within(Duration::from_micros(20)),
+        players: &[Wythe],
+        is_cheap: true,
+        once: |fixture, _, _| cached_step(fixture, 300),
+    },
+    Row {
+        name: "cached COPY of 1,000 files",
+        target: TimesFloor(1.3),
+        players: &[Wythe, Buildah, Floor],
+        is_cheap: true,
+        once: |fixture, player, _| cached_copy(fixture, player, 1_000),
+    },
+    Row {
+        name: "cached COPY of 10,000 files",
+        target: TimesFloor(1.3),
+        players: &[Wythe, Buildah, Floor],
+        is_cheap: false,
+        once: |fixture, player, _| cached_copy(fixture, player, 10_000),
+    },
+    Row {
+        name: "cached COPY of 100,000 files",
+        target: TimesFloor(1.3),
+        players: &[Wythe, Floor],
+        is_cheap: false,
+        once: |fixture, player, _| cached_copy(fixture, player, 100_000),
+    },
+    Row {
+        name: "a RUN that does nothing",
+        target: Within(Duration::from_micros(2500)),
+        players: &[Wythe, Runc, Buildah],
+        is_cheap: true,
+        once: idle_run,
+    },
+    Row {
+        name: "COPY of 20,000 files, 500 MB, cold",
+        target: TimesFloor(1.3),
+        players: &[Wythe, Buildah, Floor],
+        is_cheap: false,
+        once: copy_cold,
+    },
+    Row {
+        name: "the same, one file changed",
+        target: ms(150),
+        players: &[Wythe, Buildah],
+        is_cheap: false,
+        once: copy_changed,
+    },
+    Row {
+        name: "RUN writes 1 GiB, to a gzip OCI tar",
+        // 1.8 times as fast as one core.
+        target: TimesFloor(1.0 / 1.8),
+        players: &[Wythe, Buildah, Floor],
+        is_cheap: false,
+        once: big_layer,
+    },
+    Row {
+        name: "the layer of 50,000 files made by a RUN",
+        target: TimesFloor(1.5),
+        players: &[Wythe, Floor],
+        is_cheap: false,
+        once: many_files,
+    },
+    Row {
+        name: "pull and unpack 200 MB",
+        target: TimesFloor(1.3),
+        players: &[Wythe, Buildah, Floor],
+        is_cheap: false,
+        once: pull,
+    },
+    Row { name: "4 stages of sleep 2", target: ms(2100), players: &[Wythe, Buildah], is_cheap: true, once: stages },
+];
+
+// ---- builds
+
+fn build(fixture: &Fixture, player: Player, context: &Path, flags: &[&str]) -> Result<Sample> {
+    fixture.know_base(player)?;
+    let mut command = match player {
+        Buildah => player::buildah_build(fixture),
+        _ => player::wythe_build(fixture),
+    };
+    let name = context.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    command.args(["-t", &format!("bench-{name}")]).args(flags).arg(context);
+    Sample::of(&mut command)
+}
+
+/// A build whose image ends up in a fresh OCI tar.
+fn build_to_tar(fixture: &Fixture, player: Player, context: &Path, flags: &[&str]) -> Result<Sample> {
+    let tar = fixture.dir.join("stores/image.tar");
+    let _ = fs::remove_file(&tar);
+    let built = match player {
+        Buildah => {
+            let built = build(fixture, player, context, flags)?;
+            let name = context.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let mut push = player::buildah(fixture);
+            push.args(["push", "--quiet", &format!("bench-{name}"), &format!("oci-archive:{}", tar.display())]);
+            let pushed = Sample::of(&mut push)?;
+            Sample {
+                wall: built.wall + pushed.wall,
+                cpu: built.cpu + pushed.cpu,
+                peak_bytes: built.peak_bytes.max(pushed.peak_bytes),
+            }
+        }
+        _ => {
+            let output = format!("type=oci,dest={}", tar.display());
+            build(fixture, player, context, &[flags, &["-o", &output]].concat())?
+        }
+    };
+    if fs::metadata(&tar).is_ok_and(|metadata| metadata.len() > 0) { Ok(built) } else { Err("there is no tar".into()) }
+}
+
+fn trivial(fixture: &Fixture, player: Player, _: usize) -> Result<Sample> {
+    let context = fixture.steps("trivial", "COPY file /file\nRUN cat /file > /made\nCMD [\"cat\", \"/made\"]\n")?;
+    build_to_tar(fixture, player, &context, &["--no-cache"])
+}
+
+fn twenty_steps(fixture: &Fixture) -> Result<PathBuf> {
+    let mut steps = String::new();
+    for number in 0..5 {
+        steps += &format!("COPY file /copied/{number}\nRUN echo {number} > /made-{number}\n");
+        steps += &format!("ENV NAME{number}={number}\nRUN echo $NAME{number} > /made-too-{number}\n");
+    }
+    fixture.steps("cached", &steps)
+}
+
+fn cached(fixture: &Fixture, player: Player, _: usize) -> Result<Sample> {
+    build(fixture, player, &twenty_steps(fixture)?, &[])
+}
+
+fn cached_to_tar(fixture: &Fixture, player: Player, _: usize) -> Result<Sample> {
+    build_to_tar(fixture, player, &twenty_steps(fixture)?, &[])
+}
+
+fn cached_step(fixture: &Fixture, count: u32) -> Result<Sample> {
+    const FEW: u32 = 10;
+    let steps = |count: u32| (0..count).map(|number| format!("RUN : {number}\n")).collect::<String>();
+    let few = build(fixture, Wythe, &fixture.steps("few", &steps(FEW))?, &[])?;
+    let many = build(fixture, Wythe, &fixture.steps(&format!("steps-{count}"), &steps(count))?, &[])?;
+    Ok(many.beyond(few).per(count - FEW))
+}
+
+fn idle_run(fixture: &Fixture, player: Player, _: usize) -> Result<Sample> {
+    const EXTRA: u32 = 50;
+    if player == Runc {
+        let bundle = fixture.dir.join("bundle");
+        if !bundle.exists() {
+            fixture::run(
+                Command::new("umoci")
+                    .args(["unpack", "--image", &format!("{}:latest", fixture.base().display())])
+                    .arg(&bundle),
+            )?;
+            let config = bundle.join("config.json");
+            let text = fs::read_to_string(&config).map_err(|error| format!("no bundle: {error}"))?;
+            let mut spec: serde_json::Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+            spec["process"]["args"] = serde_json::json!(["true"]);
+            spec["process"]["terminal"] = false.into();
+            // What takes CAP_SYS_RESOURCE, which not every root has.
+            spec["process"]["rlimits"] = serde_json::json!([]);
+            fixture::write(&config, spec.to_string().as_bytes())?;
+        }
+        let id = format!("wythe-bench-{}", std::process::id());
+        return Sample::of(Command::new("runc").args(["run", "--bundle"]).arg(&bundle).arg(&id));
+    }
+    let steps = |count: u32| (0..count).map(|number| format!("RUN : {number}\n")).collect::<String>();
+    let one = build(fixture, player, &fixture.steps("one", &steps(1))?, &["--no-cache"])?;
+    let many = build(fixture, player, &fixture.steps("many", &steps(1 + EXTRA))?, &["--no-cache"])?;
+    Ok(many.beyond(one).per(EXTRA))
+}
+
+fn stages(fixture: &Fixture, player: Player, round: usize) -> Result<Sample> {
+    let context = fixture.context("stages", |_| Ok(()))?;
+    let mut text = String::new();
+    for number in 0..4 {
+        text += &format!("FROM localhost/busybox AS stage{number}\nRUN sleep 2 && echo {round} > /made{number}\n");
+    }
+    text += "FROM scratch\n";
+    for number in 0..4 {
+        text += &format!("COPY --from=stage{number} /made{number} /\n");
+    }
+    fixture::write(&context.join("Dockerfile"), text.as_bytes())?;
+    build(fixture, player, &context, &["--jobs", "4"])
+}
+
+// ---- COPY
+
+/// A context of many small files that a COPY takes whole.
+fn tree(fixture: &Fixture, name: &str, count: usize, bytes: usize) -> Result<PathBuf> {
+    fixture.context(name, |dir| {
+        fixture::write(&dir.join("Dockerfile"), b"FROM scratch\nCOPY tree /tree\n")?;
+        fixture::make_dir(&dir.join("tree"))?;
+        fixture::files(&dir.join("tree"), count, bytes)
+    })
+}
+
+fn cached_copy(fixture: &Fixture, player: Player, count: usize) -> Result<Sample> {
+    let context = tree(fixture, &format!("tree-{count}"), count, 64)?;
+    match player {
+        Floor => Sample::of(&mut player::floor("stat", &context.join("tree"))),
+        _ => build(fixture, player, &context, &[]),
+    }
+}
+
+fn large_tree(fixture: &Fixture) -> Result<PathBuf> {
+    tree(fixture, "tree", 20_000, 25_000)
+}
+
+fn copy_cold(fixture: &Fixture, player: Player, _: usize) -> Result<Sample> {
+    let context = large_tree(fixture)?;
+    if player == Floor {
+        return Sample::of(&mut player::floor("hash", &context.join("tree")));
+    }
+    fixture.renew_store(player)?;
+    build(fixture, player, &context, &[])
+}
+
+fn copy_changed(fixture: &Fixture, player: Player, round: usize) -> Result<Sample> {
+    let context = large_tree(fixture)?;
+    if round == 0 {
+        build(fixture, player, &context, &[])?;
+    }
+    let changed = format!("of {} in round {round}\n", player.name());
+    fixture::write(&context.join("tree/0000/000001"), changed.as_bytes())?;
+    build(fixture, player, &context, &[])
+}
+
+// ---- large layers
+
+fn big_layer(fixture: &Fixture, player: Player, round: usize) -> Result<Sample> {
+    // Sixteen times a block, each far from the last for a window of 32 KiB.
+    let context = fixture.context("big", |dir| fixture::half_noise(&dir.join("block"), 64 << 20))?;
+    if player == Floor {
+        return Sample::of(&mut player::floor("gzip", &context.join("block")));
+    }
+    let text = format!(
+        "FROM localhost/busybox\nRUN --mount=type=bind,source=block,target=/block \
+         for i in $(seq 16); do cat /block; done > /big; echo {} {round} > /round\n",
+        player.name()
+    );
+    fixture::write(&context.join("Dockerfile"), text.as_bytes())?;
+    build_to_tar(fixture, player, &context, &[])
+}
+
+/// What is left when the time is taken off in which the same command fills a cache mount.
+fn many_files(fixture: &Fixture, player: Player, round: usize) -> Result<Sample> {
+    if player == Floor {
+        let context = fixture.context("made", |dir| fixture::files(dir, 50_000, 4096))?;
+        return Sample::of(&mut player::floor("hash", &context));
+    }
+    // All in the shell itself, without a process for each file.
+    let script = "cd /out; for d in $(seq 1000); do mkdir $d; \
+                  for f in $(seq 50); do printf %4096d $f > $d/$f; done; done";
+    let layer = fixture.context("made-by-run", |_| Ok(()))?;
+    let text = format!("FROM localhost/busybox\nRUN mkdir /out; echo {round}; {script}\n");
+    fixture::write(&layer.join("Dockerfile"), text.as_bytes())?;
+    let mount = fixture.context("made-in-mount", |_| Ok(()))?;
+    let text =
+        format!("FROM localhost/busybox\nRUN --mount=type=cache,id=round{round},target=/out echo {round}; {script}\n");
+    fixture::write(&mount.join("Dockerfile"), text.as_bytes())?;
+    let in_mount = build(fixture, player, &mount, &[])?;
+    let in_layer = build(fixture, player, &layer, &[])?;
+    Ok(in_layer.beyond(in_mount))
+}
+
+// ---- registry
+
+/// The floor is the slowest of what has to be done: to download, to hash, to decompress, to unpack.
+fn pull(fixture: &Fixture, player: Player, round: usize) -> Result<Sample> {
+    let address = fixture.registry()?.to_owned();
+    let work = fixture.dir.join("work");
+    if !work.exists() {
+        fixture::make_dir(&work.join("unpacked"))?;
+        let context = fixture.context("image", |dir| {
+            fixture::write(&dir.join("Dockerfile"), b"FROM scratch\nCOPY tree /tree\n")?;
+            for part in 0..4 {
+                let parts = dir.join(format!("tree/{part}"));
+                fixture::make_dir(&parts)?;
+                for number in 0..400 {
+                    fixture::half_noise(&parts.join(number.to_string()), 128 << 10)?;
+                }
+            }
+            Ok(())
+        })?;
+        let mut command = player::wythe_build(fixture);
+        command.args(["-t", &format!("{address}/image"), "--push"]).arg(&context);
+        fixture::run(&mut command)?;
+        let blobs = Wythe.store(fixture).join("blobs/sha256");
+        let largest = fs::read_dir(&blobs)
+            .map_err(|error| format!("no blobs: {error}"))?
+            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            .max_by_key(|path| fs::metadata(path).map_or(0, |metadata| metadata.len()))
+            .ok_or("no blobs")?;
+        fs::copy(&largest, work.join("layer.tar.gz")).map_err(|error| error.to_string())?;
+        let tar = fixture::run(
+            Command::new("sh")
+                .args(["-c", "gunzip -c < \"$0\" > \"$1\""])
+                .args([work.join("layer.tar.gz"), work.join("layer.tar")]),
+        );
+        tar?;
+    }
+    match player {
+        Floor => {
+            let blob = work.join("layer.tar.gz");
+            let mut unpack = Command::new("tar");
+            let into = work.join("unpacked").join(round.to_string());
+            fixture::make_dir(&into)?;
+            unpack.arg("-xf").arg(work.join("layer.tar")).arg("-C").arg(into);
+            let parts = [
+                Sample::of(&mut player::floor("sha256", &blob))?,
+                Sample::of(&mut player::floor("gunzip", &blob))?,
+                Sample::of(&mut unpack)?,
+            ];
+            parts.into_iter().max_by_key(|part| part.wall).ok_or_else(|| "no parts".into())
+        }
+        Buildah => {
+            fixture.renew_store(player)?;
+            let mut command = player::buildah(fixture);
+            command.args(["pull", "--quiet", "--tls-verify=false", &format!("{address}/image")]);
+            Sample::of(&mut command)
+        }
+        _ => {
+            fixture.renew_store(player)?;
+            // A step that needs its files.
+            let context = fixture.context("on-image", |_| Ok(()))?;
+            let text = format!("FROM {address}/image\nWORKDIR /made-{round}\n");
+            fixture::write(&context.join("Dockerfile"), text.as_bytes())?;
+            build(fixture, player, &context, &[])
+        }
+    }
+}

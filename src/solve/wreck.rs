@@ -1,0 +1,37 @@
+//! What a RUN that failed leaves, kept until somebody has looked at it.
+
+use std::sync::PoisonError;
+
+use super::Solver;
+use crate::container::Container;
+use crate::diag::{Diagnostic, Result};
+use crate::store::{CacheMount, Draft};
+
+/// A container whose command failed, and all that it stands on.
+pub(super) struct Wreck {
+    pub failure: Diagnostic,
+    pub container: Container,
+    /// Holds what it wrote.
+    pub draft: Draft,
+    /// Its cache mounts, still locked.
+    pub mounts: Vec<CacheMount>,
+}
+
+impl Solver<'_> {
+    /// Keeps the wreck if somebody will look at it.
+    pub(super) fn keep_wreck(&self, wreck: Wreck) {
+        if self.host.on_failure.is_some() && !self.host.is_canceled() {
+            self.wreck.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(wreck);
+        }
+    }
+
+    /// Has the wreck looked at that `failure` is about.
+    pub(super) fn show_wreck(&self, failure: &Diagnostic) {
+        let wreck = self.wreck.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(inspect), Some(wreck)) = (self.host.on_failure, wreck.filter(|wreck| wreck.failure == *failure)) {
+            let ready: Result<_> = wreck.draft.renew_work_dir().map(|()| &wreck.container);
+            inspect(failure, ready);
+            drop(wreck.mounts);
+        }
+    }
+}
