@@ -160,7 +160,9 @@ fn build(case: &Case, store: &Path, web: &Server) -> String {
         }
         Some(1) => {
             assert!(!sandbox.path("image.tar").exists(), "a failed build left an image");
-            format!("fails\n{stderr}")
+            // Where the log of the build is, is another place each time.
+            let said = stderr.lines().filter(|line| !line.contains("help: `wythe --root "));
+            format!("fails\n{}", said.map(|line| format!("{line}\n")).collect::<String>())
         }
         code => format!("exit code {code:?}\n{stderr}"),
     }
