@@ -1,13 +1,12 @@
 //! The pipeline: from a request to images. Start reading here.
 //!
 //! ```text
-//! parse ─▶ bases ─▶ resolve ─▶ plan ─▶ solve ─▶ image ─▶ export
+//! read ─▶ parse ─▶ bases ─▶ resolve ─▶ plan ─▶ solve ─▶ image ─▶ export
 //! ```
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use crate::diag::{Diagnostic, Severity, Source};
+use crate::diag::{Diagnostic, Result, Severity};
 use crate::dockerfile::check::Check;
 use crate::dockerfile::{self, Dockerfile};
 use crate::export::{self, Built, Exported, Output};
@@ -17,11 +16,12 @@ use crate::plan::{self, Base, BaseKey, Bases, Plan};
 use crate::progress::Event;
 use crate::resolve;
 use crate::solve::{self, Explained, Layers, Settings, Solution};
+use crate::source::{self, DockerfileAt};
 use crate::store::ImageRecord;
 
 /// What the user asked for.
 pub struct Request {
-    pub dockerfile: Arc<Source>,
+    pub dockerfile: DockerfileAt,
     /// `options.platform` is replaced by each of `platforms`.
     pub options: plan::Options,
     /// At least one.
@@ -30,8 +30,6 @@ pub struct Request {
     pub outputs: Vec<Output>,
     /// Names in the local store.
     pub names: Vec<Reference>,
-    /// `SOURCE_DATE_EPOCH`: the time of every new history entry, in seconds.
-    pub epoch: Option<i64>,
 }
 
 /// What a build gave.
@@ -51,7 +49,7 @@ pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnost
         let (plan, bases) = plan(request, &dockerfile, platform, host)?;
         let solution = solve::solve(&plan, host, &request.settings, &bases, &layers).map_err(alone)?;
         let stack = solution.of(plan.target).stack.clone();
-        let config = finish_config(&plan, &solution, request.epoch);
+        let config = finish_config(&plan, &solution, host.epoch());
         images.push(Built { platform: platform.clone(), config, stack });
     }
     let exported = export::export(&images, &request.outputs, &request.names, host, &layers).map_err(alone)?;
@@ -75,10 +73,28 @@ fn alone(diagnostic: Diagnostic) -> Vec<Diagnostic> {
 }
 
 fn parse(request: &Request, host: &Host<'_>) -> Result<Dockerfile, Vec<Diagnostic>> {
-    let dockerfile = dockerfile::parse(Arc::clone(&request.dockerfile))?;
+    let source = source::dockerfile(&request.dockerfile, host).map_err(alone)?;
+    let dockerfile = dockerfile::parse(source)?;
+    if let Some(epoch) = epoch(&dockerfile, request, host).map_err(alone)? {
+        // A build has one Dockerfile.
+        let _ = host.epoch.set(epoch);
+    }
     check_syntax(&dockerfile)?;
     warn(&dockerfile.warnings, &dockerfile, host)?;
     Ok(dockerfile)
+}
+
+/// `SOURCE_DATE_EPOCH`, of the command line or the Dockerfile; `context` is the time of a context that
+/// has one.
+fn epoch(dockerfile: &Dockerfile, request: &Request, host: &Host<'_>) -> Result<Option<i64>> {
+    match plan::source_date_epoch(dockerfile, &request.options).as_deref() {
+        None | Some("") => Ok(None),
+        Some("context") => source::context_time(host),
+        Some(epoch) => match epoch.parse() {
+            Ok(epoch) => Ok(Some(epoch)),
+            Err(_) => Err(Diagnostic::error(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
+        },
+    }
 }
 
 /// Tells the warnings that `# check=` lets through; with `error=true` there they end the build.

@@ -281,7 +281,7 @@ fn local(tree: &Tree, directory: &Path, host: &Host<'_>) -> Result<()> {
         is_link: false,
         has_parents: false,
         unpacks: false,
-        now: host.now,
+        now: host.now(),
     };
     copy::land(tree, &listing, root.as_fd(), &landing)
 }

@@ -2,16 +2,23 @@
 //! contexts, secrets, the clock, and who is told. The pipeline gets the world as `&Host`.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use crate::container::{Container, Exit, Spawner};
 use crate::diag::{Diagnostic, Result};
+use crate::git;
 use crate::image::archive::Selector;
+use crate::location::Location;
 use crate::progress::{Numbers, Reporter};
 use crate::registry;
-use crate::store::Store;
+use crate::ssh::Agent;
+use crate::store::{Layer, Scratch, Store};
+
+pub use crate::secret::Secret;
 
 pub struct Host<'a> {
     pub store: &'a Store,
@@ -21,17 +28,26 @@ pub struct Host<'a> {
     pub numbers: Numbers,
     pub registry: &'a registry::Client,
     pub pulls: Pulls,
-    /// When the build began, in seconds since the epoch: the only time that gets into an image.
-    pub now: i64,
+    /// Whether what was learned of servers in earlier builds is not enough.
+    pub asks_servers: bool,
+    /// When the build began, in seconds since the epoch.
+    pub clock: i64,
+    /// `SOURCE_DATE_EPOCH`, once the Dockerfile is read: it is taken for the time when the build began.
+    pub epoch: OnceLock<i64>,
     /// The clock that stamps files (`CLOCK_REALTIME_COARSE`) when the build began, in seconds since the
     /// epoch: a file whose ctime is younger may change again without a trace.
     pub files_now: i64,
-    /// `None` when there is none.
-    pub context: Option<LocalContext>,
+    pub git: &'a git::Client,
+    pub context: Origin,
+    /// What came by standard input, if it is the context.
+    pub input: Option<File>,
     /// `--build-context`, by lower-cased name.
     pub named_contexts: BTreeMap<String, NamedContext>,
+    pub opened: Opened,
     /// `--secret`, by id.
     pub secrets: BTreeMap<String, Secret>,
+    /// `--ssh`, by id.
+    pub agents: BTreeMap<String, Arc<Agent>>,
     /// Set once when the build is to stop (Ctrl-C, the first failure).
     pub canceled: &'a AtomicBool,
     /// `--on-failure`: looks at what a RUN that failed left, before it is gone.
@@ -54,7 +70,18 @@ pub enum Pulls {
     Always,
 }
 
-/// The build context.
+/// Where the files of the build context come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Directory(LocalContext),
+    /// There are none.
+    Empty,
+    /// A tar, in [`Host::input`].
+    Archive,
+    Remote(Location),
+}
+
+/// A directory of this machine as the build context.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LocalContext {
     /// Absolute.
@@ -66,6 +93,10 @@ pub struct LocalContext {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NamedContext {
     Directory(PathBuf),
+    /// No files.
+    Empty,
+    /// A git repository or the URL of a tar or another file.
+    Remote(Location),
     /// An OCI layout, a directory or a tar, and the tag or digest wanted from it.
     Layout {
         path: PathBuf,
@@ -75,14 +106,51 @@ pub enum NamedContext {
     Image(String),
 }
 
-/// A secret's value; read when a step needs it and shown to nobody.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Secret {
-    File(PathBuf),
-    Value(Vec<u8>),
+/// A context, ready to be read.
+pub struct Directory {
+    /// Absolute.
+    pub path: PathBuf,
+    /// For messages.
+    pub name: String,
+    /// Name and text of its ignore file. Only directories of this machine have one: it says what is not
+    /// to be read of them, not what somebody else put into an archive.
+    pub ignore: Option<(String, Vec<u8>)>,
+    /// The next build finds it at the same path.
+    pub is_lasting: bool,
+    /// Keeps it from being pruned or deleted.
+    pub held: Held,
+}
+
+/// What a [`Directory`] is in the store.
+pub enum Held {
+    /// Not there.
+    Nothing,
+    Layer(Layer),
+    /// Gone after the build.
+    Scratch(Scratch),
+}
+
+/// What was opened in this build, so that everything in it sees the same.
+#[derive(Default)]
+pub struct Opened {
+    /// By name; the build context has none.
+    pub contexts: Mutex<BTreeMap<Option<String>, Arc<Directory>>>,
+    /// What names of git repositories stand for, by remote, name and checksum, one a line.
+    pub commits: Mutex<BTreeMap<String, git::Commit>>,
+    /// Contexts and Dockerfiles that were downloaded, by URL.
+    pub files: Mutex<BTreeMap<String, registry::Download>>,
 }
 
 impl Host<'_> {
+    /// The only time that gets into an image, in seconds since the epoch.
+    pub fn now(&self) -> i64 {
+        self.epoch().unwrap_or(self.clock)
+    }
+
+    pub fn epoch(&self) -> Option<i64> {
+        self.epoch.get().copied()
+    }
+
     pub fn is_canceled(&self) -> bool {
         self.canceled.load(Ordering::Relaxed)
     }

@@ -5,6 +5,8 @@
 
 pub mod digest;
 pub mod diag;
+pub mod location;
+pub mod secret;
 pub mod sys;
 pub mod ids;
 pub mod progress;
@@ -18,8 +20,11 @@ pub mod cache;
 pub mod journal;
 pub mod container;
 pub mod registry;
+pub mod ssh;
+pub mod git;
 pub mod copy;
 pub mod host;
+pub mod source;
 pub mod resolve;
 pub mod solve;
 pub mod export;

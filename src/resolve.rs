@@ -7,6 +7,7 @@ use crate::image::archive::Archive;
 use crate::image::{ImageConfig, Reference, validate};
 use crate::plan::Wanted;
 use crate::registry::{self, Meter};
+use crate::source;
 use crate::store::ImageRecord;
 
 /// What a name stands for.
@@ -24,7 +25,10 @@ pub fn resolve(wanted: &Wanted, host: &Host<'_>) -> Result<Resolved> {
         if error.labels.is_empty() { error.at(&wanted.at.source, wanted.at.span, "") } else { error }
     };
     match host.named_contexts.get(name) {
-        Some(NamedContext::Directory(_)) => Ok(Resolved::Directory),
+        Some(NamedContext::Directory(_) | NamedContext::Empty | NamedContext::Remote(_)) => {
+            source::context(Some(name), host).map_err(located)?;
+            Ok(Resolved::Directory)
+        }
         Some(NamedContext::Layout { path, wanted: selector }) => {
             let archive = Archive::open(path).map_err(located)?;
             let image = archive.image(selector, &wanted.key.platform).map_err(located)?;

@@ -83,6 +83,9 @@ pub struct Waited {
     pub cpu: Duration,
     /// Peak resident set of the largest of them.
     pub peak_bytes: u64,
+    /// From and to block devices.
+    pub read_bytes: u64,
+    pub written_bytes: u64,
 }
 
 /// Waits for a child's end.
@@ -103,8 +106,15 @@ pub fn wait(pid: Pid) -> io::Result<Waited> {
         Duration::from_secs(time.tv_sec.try_into().unwrap_or(0))
             + Duration::from_micros(time.tv_usec.try_into().unwrap_or(0))
     };
-    let peak_kib = u64::try_from(usage.ru_maxrss).unwrap_or(0);
-    Ok(Waited { status, cpu: duration(usage.ru_utime) + duration(usage.ru_stime), peak_bytes: peak_kib * 1024 })
+    let number = |number: c_long| u64::try_from(number).unwrap_or(0);
+    Ok(Waited {
+        status,
+        cpu: duration(usage.ru_utime) + duration(usage.ru_stime),
+        peak_bytes: number(usage.ru_maxrss) * 1024,
+        // Blocks here are sectors, whatever the disk has.
+        read_bytes: number(usage.ru_inblock) * 512,
+        written_bytes: number(usage.ru_oublock) * 512,
+    })
 }
 
 /// Sets the ids that file system operations of this thread are done as.
@@ -316,6 +326,12 @@ pub fn enter_new_network_namespace() -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?)
 }
 
+/// Makes the control group that this process is in the root of what it sees of them.
+pub fn enter_new_cgroup_namespace() -> io::Result<()> {
+    // SAFETY: changes nothing about memory or file descriptors.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWCGROUP) }?)
+}
+
 /// Moves this process into a copy of its mount namespace, owned by its user namespace.
 pub fn enter_new_mount_namespace() -> io::Result<()> {
     // SAFETY: changes nothing about memory or file descriptors.
@@ -333,6 +349,14 @@ pub fn bring_loopback_up() -> io::Result<()> {
     // SAFETY: this request reads one `ifreq`, which is live.
     checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) }.into())?;
     Ok(())
+}
+
+/// Has the program that `command` starts killed when the thread that starts it ends.
+pub fn die_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt as _;
+    let set = || Ok(rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?);
+    // SAFETY: between fork and exec this makes one system call, and touches no memory.
+    unsafe { command.pre_exec(set) };
 }
 
 /// Blocks `signals` for this thread and those it starts, and gives a descriptor from which they can

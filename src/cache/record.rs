@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::cache::Facts;
 use crate::diag::Result;
 use crate::digest::{CacheKey, DiffId, Digest, TreeDigest};
+use crate::progress::Usage;
 use crate::store::Store;
 
 /// What a step left behind.
@@ -27,6 +28,9 @@ pub struct Record {
     pub created: String,
     /// How long it took to execute.
     pub elapsed_ms: u64,
+    /// What its processes used; `None` where none ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::limits::LimitArguments;
+
 #[derive(Debug, Parser)]
 #[command(
     name = "wythe",
@@ -179,11 +181,11 @@ pub struct Images {
 
 #[derive(Debug, Args)]
 pub struct Build {
-    /// The build context: a directory
+    /// The build context: a directory, a git repository, the URL of a tar or a Dockerfile, or `-` for one on standard input
     #[arg(value_name = "CONTEXT")]
     pub context: String,
 
-    /// The Dockerfile [default: CONTEXT/Dockerfile]; `-` reads it from standard input
+    /// The Dockerfile [default: CONTEXT/Dockerfile]: a path (in a context that is no directory, one there), a URL, or `-` for standard input
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<String>,
 
@@ -203,7 +205,7 @@ pub struct Build {
     #[arg(long = "build-arg", value_name = "NAME[=VALUE]")]
     pub build_args: Vec<String>,
 
-    /// Another context: a directory, oci-layout://DIR[:TAG], or docker-image://NAME
+    /// Another context: a directory, a git repository, the URL of a tar, oci-layout://DIR[:TAG], or docker-image://NAME
     #[arg(long = "build-context", value_name = "NAME=PATH")]
     pub build_contexts: Vec<String>,
 
@@ -251,6 +253,10 @@ pub struct Build {
     #[arg(long = "secret", value_name = "SPEC")]
     pub secrets: Vec<String>,
 
+    /// Lend an ssh agent, or keys, to RUN --mount=type=ssh and to git: default, ID[=SOCKET|KEY[,KEY]]
+    #[arg(long, value_name = "SPEC")]
+    pub ssh: Vec<String>,
+
     /// Network of RUN steps
     #[arg(long, value_name = "MODE", value_parser = ["default", "none", "host"])]
     pub network: Option<String>,
@@ -266,6 +272,9 @@ pub struct Build {
     /// Resource limits of RUN steps
     #[arg(long = "ulimit", value_name = "NAME=SOFT[:HARD]")]
     pub ulimits: Vec<String>,
+
+    #[command(flatten)]
+    pub limits: LimitArguments,
 
     /// Allow what is refused by default: network.host, security.insecure
     #[arg(long = "allow", value_name = "ENTITLEMENT", value_delimiter = ',')]
@@ -297,8 +306,6 @@ pub struct Build {
     #[arg(long, hide = true)]
     pub load: bool,
     #[arg(long, hide = true)]
-    pub ssh: Vec<String>,
-    #[arg(long, hide = true)]
     pub cache_from: Vec<String>,
     #[arg(long, hide = true)]
     pub cache_to: Vec<String>,
@@ -308,8 +315,6 @@ pub struct Build {
     pub sbom: Option<String>,
     #[arg(long, hide = true, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub provenance: Option<String>,
-    #[arg(long, hide = true)]
-    pub cgroup_parent: Option<String>,
     #[arg(long, hide = true)]
     pub annotation: Vec<String>,
 }

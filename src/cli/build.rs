@@ -1,34 +1,33 @@
 //! `wythe build` and `wythe cache explain`: from arguments to a request and a host.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{IsTerminal as _, Read as _};
-use std::path::{Path, PathBuf};
+use std::io::IsTerminal as _;
+use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::args::Build;
+use super::context::Sources;
 use super::entrance::Entrance;
 use super::interrupt::{Interrupts, Urgency};
 use super::shell::Shell;
-use super::{Failure, has_color, output, print, usage, values};
+use super::{Failure, has_color, limits, output, print, stdin, usage, values};
 use rustix::process::Signal;
 
 use crate::build::{self, Request};
 use crate::container::{Container, Spawner};
-use crate::diag::{Context as _, Diagnostic, Source};
+use crate::diag::Diagnostic;
 use crate::export::{Destination, Output};
-use crate::host::{Host, LocalContext, Pulls};
+use crate::host::{Host, Opened, Pulls};
 use crate::image::{Platform, Reference};
 use crate::journal::{Ending, Head, Recorder, Writes};
 use crate::layer::Compression;
 use crate::plan::{self, Network};
 use crate::progress::{self, Event, Held, Reporter};
 use crate::solve::{NoCache, Settings};
+use crate::ssh::Agent;
 use crate::store::Store;
-
-/// The largest Dockerfile or ignore file that is read.
-const TEXT_LIMIT_BYTES: u64 = 16 << 20;
 
 /// `/dev/shm` when nothing is said, as everywhere.
 const SHM_SIZE_BYTES: u64 = 64 << 20;
@@ -37,7 +36,7 @@ const HOSTNAME: &str = "buildkitsandbox";
 
 pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, world) = request(&arguments, entrance)?;
+    let (mut request, mut world) = request(&arguments)?;
     let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
     let spawner = if entrance.is_outside() { None } else { Some(Spawner::fork()?) };
@@ -59,6 +58,8 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
     } else {
         (Arc::from(reporter), entrance.open(root, || Ok(()))?)
     };
+    world.input = stdin::take(&mut world.sources, &store)?;
+    request.dockerfile = world.sources.dockerfile.clone();
     // The program that enters writes a record of its own.
     let writes = if entrance.is_outside() { Writes::AtTheEnd } else { Writes::AsItComes };
     let recorder = Recorder::new(&store, &*reporter, head(&arguments, &request), writes);
@@ -66,6 +67,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         recorder.report(Event::Warning(poverty));
     }
     let registry = super::registry::client(&arguments.insecure_registries);
+    let git = super::context::git();
     let pulls = pulls(&arguments);
     let told = |mut diagnostics: Vec<Diagnostic>| {
         recorder.finish(Ending::Failed, Vec::new(), rendered(&diagnostics));
@@ -98,8 +100,9 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         },
         reporter: &recorder,
         registry: &registry,
+        git: &git,
+        asks_servers: true,
         pulls,
-        epoch: request.epoch,
         canceled: &canceled,
         on_failure: shell.is_some().then_some(&inspect),
     });
@@ -107,6 +110,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         let watch = interrupts.watch(scope, stop, |urgency| {
             canceled.store(true, Ordering::Relaxed);
             registry.cancel();
+            git.cancel();
             if let Some(spawner) = &spawner {
                 let _ = spawner.kill_all(match urgency {
                     Urgency::Gently => Signal::TERM,
@@ -156,8 +160,8 @@ fn head(arguments: &Build, request: &Request) -> Head {
         started_ms: i64::try_from(now.as_millis()).unwrap_or(0),
         names: request.names.iter().map(Reference::familiar).collect(),
         target: arguments.target.clone(),
-        dockerfile: request.dockerfile.name.clone(),
-        context: arguments.context.clone(),
+        dockerfile: request.dockerfile.shown(),
+        context: crate::location::redact(&arguments.context).into_owned(),
         platforms: request.platforms.iter().map(ToString::to_string).collect(),
     }
 }
@@ -174,24 +178,24 @@ fn rendered(diagnostics: &[Diagnostic]) -> Vec<String> {
     diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect()
 }
 
-pub fn explain(
-    open: &dyn Fn() -> crate::diag::Result<Store>,
-    entrance: &Entrance,
-    arguments: Build,
-) -> Result<ExitCode, Failure> {
+pub fn explain(open: &dyn Fn() -> crate::diag::Result<Store>, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
-    let (request, world) = request(&arguments, entrance)?;
+    let (mut request, mut world) = request(&arguments)?;
     let store = open()?;
+    world.input = stdin::take(&mut world.sources, &store)?;
+    request.dockerfile = world.sources.dockerfile.clone();
     let registry = super::registry::client(&arguments.insecure_registries);
+    let git = super::context::git();
     let canceled = AtomicBool::new(false);
     let host = world.host(Around {
         store: &store,
         executor: &NothingRuns,
         reporter: &progress::Silent,
         registry: &registry,
+        git: &git,
         // A question changes nothing.
+        asks_servers: false,
         pulls: Pulls::Never,
-        epoch: request.epoch,
         canceled: &canceled,
         on_failure: None,
     });
@@ -222,9 +226,12 @@ impl crate::host::Executor for NothingRuns {
 
 /// What the command line says of the world.
 struct World {
-    context: LocalContext,
+    sources: Sources,
+    /// What came by standard input, if it is the context.
+    input: Option<std::fs::File>,
     named_contexts: BTreeMap<String, crate::host::NamedContext>,
     secrets: BTreeMap<String, crate::host::Secret>,
+    agents: BTreeMap<String, Arc<Agent>>,
 }
 
 /// What the command has made of it.
@@ -233,8 +240,9 @@ struct Around<'a> {
     executor: &'a dyn crate::host::Executor,
     reporter: &'a dyn Reporter,
     registry: &'a crate::registry::Client,
+    git: &'a crate::git::Client,
+    asks_servers: bool,
     pulls: Pulls,
-    epoch: Option<i64>,
     canceled: &'a AtomicBool,
     on_failure: Option<&'a crate::host::Inspect<'a>>,
 }
@@ -247,12 +255,18 @@ impl World {
             reporter: around.reporter,
             numbers: progress::Numbers::default(),
             registry: around.registry,
+            git: around.git,
+            asks_servers: around.asks_servers,
             pulls: around.pulls,
-            now: around.epoch.unwrap_or_else(now),
+            clock: now(),
+            epoch: OnceLock::new(),
             files_now: files_now(),
-            context: Some(self.context),
+            context: self.sources.context,
+            input: self.input,
             named_contexts: self.named_contexts,
+            opened: Opened::default(),
             secrets: self.secrets,
+            agents: self.agents,
             canceled: around.canceled,
             on_failure: around.on_failure,
         }
@@ -265,9 +279,6 @@ fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     if arguments.load {
         return refuse("--load", "write `-o type=docker,dest=FILE` and load it with `docker load` or `podman load`");
     }
-    if !arguments.ssh.is_empty() {
-        return refuse("--ssh", "agents are not forwarded yet");
-    }
     if !arguments.cache_from.is_empty() || !arguments.cache_to.is_empty() {
         return refuse("--cache-from/--cache-to", "the cache is the local store");
     }
@@ -277,26 +288,14 @@ fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     if arguments.provenance.as_deref().is_some_and(|provenance| provenance != "false") {
         return refuse("--provenance", "attestations are not made");
     }
-    if arguments.cgroup_parent.is_some() {
-        return refuse("--cgroup-parent", "steps are not limited by cgroups yet");
-    }
     if !arguments.annotation.is_empty() {
         return refuse("--annotation", "annotations are not written yet; use `--label`");
     }
     Ok(())
 }
 
-fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), Failure> {
-    let context = context_dir(&arguments.context)?;
-    let (source, dockerfile_path) = read_dockerfile(arguments, &context, entrance)?;
-    let ignore = match &dockerfile_path {
-        Some(path) => {
-            let mut beside = path.clone().into_os_string();
-            beside.push(".dockerignore");
-            crate::solve::ignore_file(Path::new(&beside))?
-        }
-        None => None,
-    };
+fn request(arguments: &Build) -> Result<(Request, World), Failure> {
+    let sources = super::context::sources(arguments)?;
     let mut named_contexts = BTreeMap::new();
     for text in &arguments.build_contexts {
         let (name, named) = values::named_context(text)?;
@@ -307,6 +306,7 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), F
         let (id, secret) = values::secret(text)?;
         secrets.insert(id, secret);
     }
+    let agents = super::context::agents(&arguments.ssh)?;
     let mut build_args = values::build_args(&arguments.build_args);
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         build_args.entry("SOURCE_DATE_EPOCH".into()).or_insert(epoch);
@@ -370,22 +370,10 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), F
         allows_insecure: allow.contains("security.insecure"),
         allows_host_network: allow.contains("network.host"),
     };
-    // A file that cannot be read has no epoch; the build says what is wrong with it.
-    let dockerfile = crate::dockerfile::parse(Arc::clone(&source)).ok();
-    let epoch = match dockerfile.and_then(|dockerfile| plan::source_date_epoch(&dockerfile, &options)) {
-        None => None,
-        // The files of a directory say nothing of when it was made.
-        Some(epoch) if epoch.is_empty() || epoch == "context" => None,
-        Some(epoch) => match epoch.parse::<i64>() {
-            Ok(epoch) => Some(epoch),
-            Err(_) => return Err(usage(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
-        },
-    };
     let settings = Settings {
         no_cache,
-        slot: dockerfile_path.as_ref().map_or_else(|| "-".to_owned(), |path| path.display().to_string()),
+        slot: sources.slot.clone(),
         jobs: arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(4, |n| n.get().max(4))),
-        epoch,
         hash_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
         hostname: build_args.get("BUILDKIT_SANDBOX_HOSTNAME").cloned().unwrap_or_else(|| HOSTNAME.to_owned()),
         extra_hosts: arguments.add_hosts.iter().map(|text| values::host(text)).collect::<Result<_, _>>()?,
@@ -394,69 +382,17 @@ fn request(arguments: &Build, entrance: &Entrance) -> Result<(Request, World), F
             None => SHM_SIZE_BYTES,
         },
         ulimits: arguments.ulimits.iter().map(|text| values::ulimit(text)).collect::<Result<_, _>>()?,
+        limits: limits::limits(&arguments.limits)?,
+        timeout: arguments.limits.timeout.as_deref().map(limits::timeout).transpose()?,
         cache_mount_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
         explains: arguments.explain,
     };
     if settings.jobs == 0 {
         return Err(usage("`--jobs 0` runs nothing: use 1 or more"));
     }
-    let request = Request { dockerfile: source, options, platforms, settings, outputs, names, epoch };
-    let context = LocalContext { path: context, ignore };
-    Ok((request, World { context, named_contexts, secrets }))
-}
-
-fn context_dir(text: &str) -> Result<PathBuf, Failure> {
-    if text == "-" || text.contains("://") || text.starts_with("git@") {
-        return Err(usage(format!("`{text}` cannot be a context yet: give a directory")));
-    }
-    let path = std::path::absolute(text).unwrap_or_else(|_| PathBuf::from(text));
-    match std::fs::metadata(&path) {
-        Ok(metadata) if metadata.is_dir() => Ok(std::fs::canonicalize(&path).unwrap_or(path)),
-        Ok(_) => Err(Diagnostic::error(format!("the context `{text}` is no directory"))
-            .hint(format!("to build from that Dockerfile, type `wythe build -f {text} DIRECTORY`"))
-            .into()),
-        Err(error) => Err(Diagnostic::error(format!("cannot open the context `{text}`")).caused_by(error).into()),
-    }
-}
-
-/// The Dockerfile, named as the user would name it, and its path unless it came by standard input.
-fn read_dockerfile(
-    arguments: &Build,
-    context: &Path,
-    entrance: &Entrance,
-) -> Result<(Arc<Source>, Option<PathBuf>), Failure> {
-    let (path, shown) = match arguments.file.as_deref() {
-        Some("-") => {
-            let mut bytes = Vec::new();
-            std::io::stdin()
-                .take(TEXT_LIMIT_BYTES)
-                .read_to_end(&mut bytes)
-                .context(|| "cannot read the Dockerfile from standard input")?;
-            entrance.put_back_stdin(&bytes)?;
-            return Ok((Source::new("<stdin>", String::from_utf8_lossy(&bytes)), None));
-        }
-        Some(file) => (PathBuf::from(file), file.to_owned()),
-        None => {
-            let upper = context.join("Dockerfile");
-            let lower = context.join("dockerfile");
-            let path = if !upper.exists() && lower.exists() { lower } else { upper };
-            let shown = Path::new(&arguments.context).join(path.file_name().unwrap_or_default());
-            (path, shown.display().to_string())
-        }
-    };
-    let file = std::fs::File::open(&path).map_err(|error| {
-        let fault = Diagnostic::error(format!("cannot read the Dockerfile `{shown}`")).caused_by(error);
-        if arguments.file.is_none() { fault.hint("name it with `-f FILE`") } else { fault }
-    })?;
-    let mut bytes = Vec::new();
-    file.take(TEXT_LIMIT_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .context(|| format!("cannot read the Dockerfile `{shown}`"))?;
-    if bytes.len() as u64 > TEXT_LIMIT_BYTES {
-        return Err(Diagnostic::error(format!("`{shown}` is larger than {} MiB", TEXT_LIMIT_BYTES >> 20)).into());
-    }
-    let absolute = std::path::absolute(&path).unwrap_or(path);
-    Ok((Source::new(shown.trim_start_matches("./"), String::from_utf8_lossy(&bytes)), Some(absolute)))
+    let dockerfile = sources.dockerfile.clone();
+    let request = Request { dockerfile, options, platforms, settings, outputs, names };
+    Ok((request, World { sources, input: None, named_contexts, secrets, agents }))
 }
 
 fn entitlements(list: &[String]) -> Result<BTreeSet<String>, Failure> {

@@ -22,6 +22,10 @@ pub fn ls(store: &Store, as_json: bool) -> Result<ExitCode, Failure> {
                     "sizeBytes": record.layer.map_or(0, |layer| layer.size_bytes),
                     "created": record.created,
                     "elapsedMs": record.elapsed_ms,
+                    "cpuMs": record.usage.map(|usage| usage.cpu_us / 1000),
+                    "memoryBytes": record.usage.map(|usage| usage.memory_bytes),
+                    "readBytes": record.usage.map(|usage| usage.read_bytes),
+                    "writtenBytes": record.usage.map(|usage| usage.written_bytes),
                     "lastHit": crate::host::rfc3339(*hit),
                 })
             })
@@ -56,15 +60,18 @@ pub fn prune(store: &Store, all: bool, older_than: Option<&str>, dry_run: bool) 
     for title in &report.records {
         text.push_str(&format!("{}\n", one_line(title, 100)));
     }
-    let (layers, blobs) = (report.store.layers, report.store.blobs);
+    let (layers, blobs, repositories) = (report.store.layers, report.store.blobs, report.store.repositories);
     text.push_str(&format!(
         "{} steps, {} layers and {} blobs {}: {}\n",
         report.records.len(),
         layers.count,
         blobs.count,
         if dry_run { "would go" } else { "removed" },
-        units::size(layers.size_bytes + blobs.size_bytes),
+        units::size(layers.size_bytes + blobs.size_bytes + repositories.size_bytes),
     ));
+    if repositories.count > 0 {
+        text.push_str(&format!("{} copies of git repositories are among it\n", repositories.count));
+    }
     if report.store.in_use > 0 {
         text.push_str(&format!("{} more are in use\n", report.store.in_use));
     }

@@ -9,7 +9,7 @@ use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::container::entry::{self, Entry, Who};
-use crate::diag::{Context as _, Diagnostic, Result, Severity};
+use crate::diag::{Diagnostic, Result, Severity};
 use crate::ids;
 use crate::store::{Access, Store};
 
@@ -67,20 +67,6 @@ impl Entrance {
         };
         Ok(Access::of_user(entry.ids.clone(), Box::new(enter)))
     }
-
-    /// Makes standard input give once more what was read from it.
-    pub fn put_back_stdin(&self, bytes: &[u8]) -> Result<()> {
-        if !self.is_outside() {
-            return Ok(());
-        }
-        let doing = || "cannot keep what came by standard input";
-        let memory = rustix::fs::memfd_create("stdin", rustix::fs::MemfdFlags::CLOEXEC).context(doing)?;
-        let mut written = 0;
-        while written < bytes.len() {
-            written += rustix::io::pwrite(&memory, &bytes[written..], written as u64).context(doing)?;
-        }
-        rustix::stdio::dup2_stdin(&memory).context(doing)
-    }
 }
 
 /// Executes the program with the same arguments, to enter; returns only if that cannot be done.
@@ -102,6 +88,6 @@ fn poverty_of_namespace() -> Option<Diagnostic> {
     if ids::are_the_hosts() || !ids::there_is_but_one() {
         return None;
     }
-    let message = "all files of images become root's (0:0): this user namespace has one user and one group only";
+    let message = "steps run as root and see all files as root's; the image has the true owners: this user namespace has one user and one group only";
     Some(Diagnostic { severity: Severity::Warning, ..Diagnostic::error(message) })
 }

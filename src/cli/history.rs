@@ -74,8 +74,10 @@ fn json(found: &Found) -> serde_json::Value {
                 "addedBytes": step.added_bytes,
                 "exitCode": step.exit.and_then(|exit| exit.code),
                 "signal": step.exit.and_then(|exit| exit.signal),
-                "cpuMs": step.exit.map(|exit| exit.cpu_ms),
-                "peakBytes": step.exit.map(|exit| exit.peak_bytes),
+                "cpuMs": step.exit.map(|exit| exit.usage.cpu_us / 1000),
+                "memoryBytes": step.exit.map(|exit| exit.usage.memory_bytes),
+                "readBytes": step.exit.map(|exit| exit.usage.read_bytes),
+                "writtenBytes": step.exit.map(|exit| exit.usage.written_bytes),
                 "reasons": step.reasons,
                 "fault": step.fault,
             })

@@ -10,9 +10,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::diag::{Context as _, Result};
 use crate::sys;
 
-/// How long a payload may clean up. One that ignores the request, as a shell does that is PID 1, is
-/// then ended: nothing of an interrupted step is kept.
-const GRACE: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+/// How long a payload may clean up. One that has no handler for the signal, as a shell has none, is
+/// ended at once: nothing of an interrupted step is kept.
+const GRACE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {

@@ -5,13 +5,16 @@
 mod args;
 mod build;
 mod cache;
+mod context;
 mod entrance;
 mod history;
 mod images;
 mod interrupt;
+mod limits;
 mod output;
 mod registry;
 mod shell;
+mod stdin;
 mod values;
 
 use std::ffi::OsString;
@@ -87,7 +90,7 @@ fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
     let open = || entrance.open(&root, || Ok(()));
     match arguments.command {
         args::Command::Build(build) => build::build(&root, &entrance, *build),
-        args::Command::Cache(args::Cache::Explain(build)) => build::explain(&open, &entrance, *build),
+        args::Command::Cache(args::Cache::Explain(build)) => build::explain(&open, *build),
         args::Command::Cache(args::Cache::Ls { json }) => cache::ls(&open()?, json),
         args::Command::Cache(args::Cache::Prune { all, older_than, dry_run }) => {
             cache::prune(&open()?, all, older_than.as_deref(), dry_run)

@@ -18,8 +18,6 @@ use crate::store::{ImageRecord, Store};
 /// Speaks to registries as the user's environment says.
 pub fn client(insecure: &[String]) -> Client {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let text =
-        |names: &[&str]| names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
     let home = variable("HOME");
     let below_home = |path: &str| home.as_ref().map(|home| home.join(path));
     // The user's word first, then docker's file, then podman's.
@@ -29,19 +27,26 @@ pub fn client(insecure: &[String]) -> Client {
         variable("XDG_RUNTIME_DIR").map(|directory| directory.join("containers/auth.json")),
         variable("XDG_CONFIG_HOME").or_else(|| below_home(".config")).map(|config| config.join("containers/auth.json")),
     ];
-    let all = text(&["all_proxy", "ALL_PROXY"]);
-    let except = text(&["no_proxy", "NO_PROXY"]).unwrap_or_default();
     Client::new(Options {
         insecure: insecure.to_vec(),
-        proxies: Proxies {
-            http: text(&["http_proxy", "HTTP_PROXY"]).or_else(|| all.clone()),
-            https: text(&["https_proxy", "HTTPS_PROXY"]).or(all),
-            except: except.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect(),
-        },
+        proxies: proxies(),
         credentials: files.into_iter().flatten().map(CredentialFile).collect(),
         certificates: variable("SSL_CERT_FILE"),
         ..Options::default()
     })
+}
+
+/// The proxies of the user's environment.
+pub fn proxies() -> Proxies {
+    let text =
+        |names: &[&str]| names.iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+    let all = text(&["all_proxy", "ALL_PROXY"]);
+    let except = text(&["no_proxy", "NO_PROXY"]).unwrap_or_default();
+    Proxies {
+        http: text(&["http_proxy", "HTTP_PROXY"]).or_else(|| all.clone()),
+        https: text(&["https_proxy", "HTTPS_PROXY"]).or(all),
+        except: except.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect(),
+    }
 }
 
 /// Prints the image's ID.

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Failure, usage};
 use crate::host::{NamedContext, Secret};
 use crate::image::archive::Selector;
+use crate::location::Location;
 
 type Parsed<T> = Result<T, Failure>;
 
@@ -166,7 +167,7 @@ pub fn secret(text: &str) -> Parsed<(String, Secret)> {
 /// `NAME=PATH`, `NAME=oci-layout://PATH[:TAG|@DIGEST]`, `NAME=docker-image://REFERENCE`. The name
 /// is normalised.
 pub fn named_context(text: &str) -> Parsed<(String, NamedContext)> {
-    let wrong = |why: String| usage(format!("`--build-context {text}`: {why}"));
+    let wrong = |why: String| usage(format!("`--build-context {}`: {why}", crate::location::redact(text)));
     let (name, value) = text.split_once('=').ok_or_else(|| wrong("write it as NAME=PATH".into()))?;
     let name = crate::plan::context_name(name);
     if name.is_empty() {
@@ -182,9 +183,16 @@ pub fn named_context(text: &str) -> Parsed<(String, NamedContext)> {
         };
         NamedContext::Layout { path: PathBuf::from(path), wanted }
     } else if let Some(reference) = value.strip_prefix("docker-image://") {
-        NamedContext::Image(reference.to_owned())
-    } else if value.contains("://") || value.starts_with("git@") {
-        return Err(wrong("only directories, oci-layout:// and docker-image:// are supported".into()));
+        match reference {
+            "scratch" => NamedContext::Empty,
+            reference => NamedContext::Image(reference.to_owned()),
+        }
+    } else if let Some(location) = Location::parse(value).filter(|_| !Path::new(value).is_dir()) {
+        NamedContext::Remote(location.map_err(wrong)?)
+    } else if value.starts_with("target:") {
+        return Err(wrong("targets are of bake files, which are not read".into()));
+    } else if value.contains("://") {
+        return Err(wrong("known are directories, oci-layout://, docker-image://, git and http addresses".into()));
     } else {
         let path = PathBuf::from(value);
         if !path.is_dir() {

@@ -12,6 +12,7 @@
 mod apt;
 mod call;
 mod caps;
+mod cgroup;
 mod device;
 pub mod entry;
 mod exec;
@@ -36,6 +37,7 @@ mod skeleton;
 mod source;
 mod spawner;
 mod step;
+mod stop;
 mod supervisor;
 mod template;
 mod terminal;
@@ -44,11 +46,14 @@ mod userns;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Network, Security};
+use crate::progress::Usage;
 
+pub use cgroup::{Limits, OutOfMemory};
 pub use overlay::overlay_detached;
 pub use spawner::Spawner;
 pub use terminal::Session;
@@ -79,6 +84,9 @@ pub struct Container {
     pub shm_size_bytes: u64,
     /// `(resource name as in --ulimit, soft, hard)`; `u64::MAX` is unlimited.
     pub ulimits: Vec<(String, u64, u64)>,
+    pub limits: Limits,
+    /// How long the payload may run before everything of the step is killed.
+    pub timeout: Option<Duration>,
 }
 
 /// A mount at `target`, made after the fixed ones, in order.
@@ -126,6 +134,14 @@ pub enum MountKind {
         uid: u32,
         gid: u32,
     },
+    /// A socket of the store that somebody listens at, given to this owner. Nosuid, nodev, noexec.
+    Socket {
+        #[serde(with = "protocol::path")]
+        path: PathBuf,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    },
 }
 
 /// How a payload ended.
@@ -138,10 +154,11 @@ pub enum Status {
 #[derive(Debug)]
 pub struct Exit {
     pub status: Status,
-    /// User and system CPU time of the processes that were waited for.
-    pub cpu: std::time::Duration,
-    /// Peak resident set of the largest process.
-    pub peak_bytes: u64,
+    pub usage: Usage,
+    /// Known only of a step that has a control group.
+    pub out_of_memory: Option<OutOfMemory>,
+    /// It was killed because its time was over.
+    pub is_late: bool,
     /// The directory that stood below all layers to offer mount points, for
     /// [`crate::layer::canonicalize`].
     pub skeleton: OwnedFd,

@@ -26,8 +26,9 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::Exit;
+use super::{Exit, OutOfMemory};
 use crate::diag::{Context, Diagnostic, Result};
+use crate::progress::Usage;
 
 /// First byte of a request to run a container.
 pub const REQUEST: u8 = b'R';
@@ -88,7 +89,7 @@ pub enum Report {
 /// How a request ended. With an exit comes the step's skeleton.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    Ended { status: i32, cpu_us: u64, peak_bytes: u64 },
+    Ended { status: i32, usage: Usage, out_of_memory: Option<OutOfMemory>, is_late: bool },
     Failed(Failure),
 }
 
@@ -96,7 +97,7 @@ impl Answer {
     pub fn into_result(self, fds: Vec<OwnedFd>) -> Result<Exit> {
         match self {
             Self::Failed(failure) => Err(failure.into()),
-            Self::Ended { status, cpu_us, peak_bytes } => {
+            Self::Ended { status, usage, out_of_memory, is_late } => {
                 let skeleton =
                     fds.into_iter().next().ok_or_else(|| Diagnostic::error("an answer lacks its skeleton"))?;
                 let status = if libc::WIFSIGNALED(status) {
@@ -104,7 +105,7 @@ impl Answer {
                 } else {
                     super::Status::Exited(libc::WEXITSTATUS(status))
                 };
-                Ok(Exit { status, cpu: std::time::Duration::from_micros(cpu_us), peak_bytes, skeleton })
+                Ok(Exit { status, usage, out_of_memory, is_late, skeleton })
             }
         }
     }

@@ -6,21 +6,31 @@
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
+use super::cgroup::Group;
 use super::mount_point::Stub;
 use super::protocol::{self, Answer, Failure, Report};
+use super::stop;
 use super::supervisor::{self, Home, Supervisor};
 use super::template::{Prepared, Template};
 use crate::diag::{Context, Diagnostic, Result};
+use crate::progress::Usage;
 use crate::sys::{self, Child, Waited};
 
 pub struct Running {
     child: Child,
     /// What the step mounts: the last descriptors of these are closed after its answer.
     prepared: Prepared,
+    deadline: Option<Instant>,
+    /// It was killed because of that.
+    is_late: bool,
+    /// It was asked to end, and these have something to do before they do.
+    stopping: Option<Vec<OwnedFd>>,
     /// Open until exec.
     reports: Option<OwnedFd>,
     reply: OwnedFd,
@@ -31,6 +41,15 @@ pub struct Running {
     failure: Option<Failure>,
     /// How the process ended.
     waited: Option<Result<Waited>>,
+}
+
+/// A step that was forked.
+pub struct Begun {
+    pub child: Child,
+    /// Where it reports.
+    pub reports: OwnedFd,
+    pub prepared: Prepared,
+    pub timeout: Option<Duration>,
 }
 
 /// What a step handed over.
@@ -53,10 +72,14 @@ pub enum Event {
 }
 
 impl Running {
-    pub fn new(child: Child, reports: OwnedFd, prepared: Prepared, reply: OwnedFd) -> Self {
+    pub fn new(begun: Begun, reply: OwnedFd) -> Self {
+        let Begun { child, reports, prepared, timeout } = begun;
         Self {
             child,
             prepared,
+            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            is_late: false,
+            stopping: None,
             reports: Some(reports),
             reply,
             mounted: None,
@@ -88,7 +111,7 @@ impl Running {
             Event::End => {
                 self.read_reports();
                 self.waited = Some(sys::wait(self.child.pid).context(|| "cannot wait for a container"));
-                self.listener = None;
+                (self.listener, self.deadline, self.stopping) = (None, None, None);
             }
             Event::SupervisorEnd => {
                 if let Some(supervisor) = self.supervisor.take() {
@@ -103,8 +126,53 @@ impl Running {
         self.waited.is_some() && self.supervisor.is_none()
     }
 
-    pub fn signal(&self, signal: Signal) {
-        let _ = rustix::process::pidfd_send_signal(&self.child.pidfd, signal);
+    /// When it is to be killed.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Processes that were asked to end and do something about it.
+    pub fn stopping(&self) -> &[OwnedFd] {
+        self.stopping.as_deref().unwrap_or_default()
+    }
+
+    /// Sends a signal to a step: it is killed, or asked to end.
+    pub fn stop(&mut self, proc: BorrowedFd<'_>, signal: Signal) {
+        if signal == Signal::KILL {
+            self.kill();
+        } else {
+            self.stopping = Some(stop::ask(proc, self.child.pid, signal));
+            self.end_in_time();
+        }
+    }
+
+    /// Kills a step whose time is over, or that was asked to end and has nobody who would still do
+    /// something about it.
+    pub fn end_in_time(&mut self) {
+        if self.waited.is_some() {
+            return;
+        }
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            self.deadline = None;
+            self.is_late = true;
+            self.kill();
+        }
+        if let Some(stopping) = &mut self.stopping {
+            let has_ended = |process: &OwnedFd| {
+                let mut polled = [PollFd::new(process, PollFlags::IN)];
+                rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ended| ended > 0)
+            };
+            stopping.retain(|process| !has_ended(process));
+            if stopping.is_empty() {
+                self.stopping = None;
+                self.kill();
+            }
+        }
+    }
+
+    /// Ends the first process, and so all of them.
+    fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.child.pidfd, Signal::KILL);
     }
 
     /// Takes in what the step has said so far.
@@ -178,16 +246,36 @@ impl Running {
             }
             mounted.skeleton.as_fd()
         });
+        let group = self.prepared.group.as_ref();
+        let out_of_memory = group.and_then(Group::out_of_memory);
         let failed = |failure: Failure| answer(&self.reply, &Answer::Failed(failure), None);
         match (self.failure, self.waited, skeleton) {
             (Some(failure), ..) => failed(failure),
             (None, Some(Err(failure)), _) => failed(failure.into()),
             (None, Some(Ok(waited)), Some(skeleton)) => {
-                let cpu_us = u64::try_from(waited.cpu.as_micros()).unwrap_or(u64::MAX);
-                let ended = Answer::Ended { status: waited.status, cpu_us, peak_bytes: waited.peak_bytes };
+                let usage = Usage {
+                    cpu_us: u64::try_from(waited.cpu.as_micros()).unwrap_or(u64::MAX),
+                    memory_bytes: waited.peak_bytes,
+                    read_bytes: waited.read_bytes,
+                    written_bytes: waited.written_bytes,
+                };
+                let ended = Answer::Ended {
+                    status: waited.status,
+                    usage: group.map_or(usage, |group| group.usage().max(usage)),
+                    out_of_memory,
+                    is_late: self.is_late,
+                };
                 answer(&self.reply, &ended, Some(skeleton));
             }
-            (None, ..) => failed(Diagnostic::error("the container was killed before it started").into()),
+            (None, ..) => {
+                let failure = Diagnostic::error("the container was killed before it started");
+                let failure = match out_of_memory {
+                    Some(out_of_memory) => failure.caused_by(out_of_memory.to_string()),
+                    None if self.is_late => failure.caused_by("its time was over"),
+                    None => failure,
+                };
+                failed(failure.into());
+            }
         }
     }
 }

@@ -5,8 +5,9 @@
 //! namespace. It never changes its ids: the kernel would forget the parent-death signal.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountPropagationFlags;
 use rustix::process::Signal;
@@ -14,11 +15,11 @@ use rustix::thread::CapabilitiesSecureBits;
 
 use super::Container;
 use super::protocol::{self, Answer, KILL, REQUEST, TERMINAL};
-use super::running::{self, Event, Running};
+use super::running::{self, Begun, Event, Running};
 use super::step::{self, Streams};
-use super::template::{Prepared, Template};
+use super::template::Template;
 use crate::diag::{Context, Result};
-use crate::sys::{self, Child};
+use crate::sys;
 
 /// Turns a fresh fork of the builder into the spawner, until the builder is gone.
 pub fn serve(requests: &OwnedFd) {
@@ -40,6 +41,7 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
     for (index, event) in happened {
         state.running[index].take_in(event, state.template.as_ref());
     }
+    state.running.iter_mut().for_each(Running::end_in_time);
     for step in state.running.extract_if(.., |step| step.is_over()) {
         step.finish();
     }
@@ -62,7 +64,16 @@ fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<(usi
             events.push((index, event));
         }
     }
-    rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None)).context(|| "cannot wait for steps")?;
+    // Only to be woken: who of them has ended is looked at later.
+    polled.extend(running.iter().flat_map(Running::stopping).map(|stopping| PollFd::new(stopping, PollFlags::IN)));
+    let deadline = running.iter().filter_map(Running::deadline).min();
+    let time_left = deadline.map(|deadline| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        // More than a poll can wait for is as good as for ever.
+        Timespec::try_from(left).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 })
+    });
+    rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, time_left.as_ref()))
+        .context(|| "cannot wait for steps")?;
     let has_happened = |polled: &PollFd<'_>| !polled.revents().is_empty();
     let happened = events.into_iter().zip(&polled[1..]).filter(|(_, polled)| has_happened(polled));
     let happened = happened.map(|((index, event), polled)| match event {
@@ -77,13 +88,14 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
         ([kind @ (REQUEST | TERMINAL)], Ok([container, output, reply])) => {
             let streams = if *kind == TERMINAL { Streams::Terminal(output) } else { Streams::Output(output) };
             match begin(&container, streams, state) {
-                Ok((child, reports, prepared)) => state.running.push(Running::new(child, reports, prepared, reply)),
+                Ok(begun) => state.running.push(Running::new(begun, reply)),
                 Err(failure) => running::answer(&reply, &Answer::Failed(failure.into()), None),
             }
         }
         ([KILL, signal], _) => {
             let Some(signal) = Signal::from_named_raw(i32::from(*signal)) else { return };
-            state.running.iter().for_each(|step| step.signal(signal));
+            let Some(template) = &state.template else { return };
+            state.running.iter_mut().for_each(|step| step.stop(template.proc.as_fd(), signal));
         }
         // Not from our builder; whoever waits sees the reply socket close.
         _ => {}
@@ -91,7 +103,7 @@ fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
 }
 
 /// Forks the step's process.
-fn begin(container: &OwnedFd, streams: Streams, state: &mut State) -> Result<(Child, OwnedFd, Prepared)> {
+fn begin(container: &OwnedFd, streams: Streams, state: &mut State) -> Result<Begun> {
     state.settled.clone()?;
     let container: Container = protocol::decode_from_memory(container)?;
     let template = &mut state.template;
@@ -104,7 +116,7 @@ fn begin(container: &OwnedFd, streams: Streams, state: &mut State) -> Result<(Ch
     match sys::clone(step::NAMESPACES).context(|| "cannot make the namespaces of a container")? {
         Some(child) => {
             template.stock(container.shm_size_bytes);
-            Ok((child, reports, prepared))
+            Ok(Begun { child, reports, prepared, timeout: container.timeout })
         }
         None => {
             drop(reports);

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::mount::{self, BENEATH, DATA_ONLY, NO_DEV, NO_SUID, READ_ONLY};
@@ -82,7 +82,24 @@ fn open(kind: &MountKind, template: &Template, files: &mut Option<Files>) -> Res
             };
             files.add(content, *mode, (*uid, *gid), &template.mapping)
         }
+        MountKind::Socket { path, mode, uid, gid } => socket(path, *mode, (*uid, *gid), &template.mapping),
     }
+}
+
+/// Its owner and mode decide who may connect: changed where it is, as it is this step's alone.
+fn socket(path: &Path, mode: u32, (uid, gid): (u32, u32), mapping: &Mapping) -> Result<OwnedFd> {
+    let doing = || "cannot mount a socket";
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let place = rustix::fs::open(path, flags, Mode::empty()).context(doing)?;
+    let stat = rustix::fs::fstat(&place).context(doing)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
+        return Err(Diagnostic::error(doing()).caused_by("it is no socket"));
+    }
+    rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o777)).context(doing)?;
+    mapping.give(&place, uid, gid).context(doing)?;
+    let mount = mount::copy_of(place.as_fd()).context(doing)?;
+    mount::set(mount.as_fd(), DATA_ONLY).context(doing)?;
+    Ok(mount)
 }
 
 /// A copy of the mount at `path` beneath the host directory `root`.

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
 
+use super::cgroup::Group;
 use super::mount_point::make_directories;
 use super::passwd::User;
 use super::protocol::{self, Failure, Report};
@@ -21,8 +22,8 @@ use crate::plan::Security;
 use crate::sys;
 
 /// The namespaces that a step is born into. It opens what is the host's in the spawner's mount
-/// namespace before it has its own.
-pub const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
+/// namespace, and joins its control group, before it has its own of these.
+pub const NAMESPACES: i32 = libc::CLONE_NEWPID | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC;
 
 /// What becomes of standard input, output and error.
 pub enum Streams {
@@ -52,6 +53,7 @@ fn start(
 ) -> Result<Infallible> {
     let user = &template.mapping.user(&container.user);
     let owner = ids_outside(user, &template.mapping)?;
+    join(prepared.group.as_ref())?;
     rustix::process::setsid().context(|| "cannot begin a session")?;
     // From here on what this process makes belongs to root inside.
     sys::set_filesystem_ids(template.mapping.root(), template.mapping.root());
@@ -87,6 +89,15 @@ fn start(
     }
     sys::close_on_exec_from(3).context(|| "cannot close descriptors")?;
     Err(exec::exec(&container.argv, &environment(container, &template.mapping)))
+}
+
+/// Moves into the step's control group, which becomes the topmost that it knows of.
+fn join(group: Option<&Group>) -> Result<()> {
+    let doing = || "cannot join the cgroup of a step";
+    for entrance in group.into_iter().flat_map(Group::entrances) {
+        rustix::io::write(entrance, b"0").context(doing)?;
+    }
+    sys::enter_new_cgroup_namespace().context(doing)
 }
 
 /// The user's ids as the builder knows them; that there are such was checked with all the others.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 
 use super::call::Watch;
+use super::cgroup::{Group, Groups};
 use super::device::{self, Devices, HostDevice};
 use super::mask::{self, Masks};
 use super::overlay::{self, Attributes};
@@ -46,6 +47,7 @@ pub struct Template {
     mapped: BTreeMap<PathBuf, Arc<OwnedFd>>,
     /// User namespaces that only lend their maps to mounts, by the owner shown as root.
     swapped: BTreeMap<(u32, u32), OwnedFd>,
+    groups: Groups,
 }
 
 /// From `linux/magic.h`.
@@ -66,6 +68,8 @@ pub struct Prepared {
     /// What the layer that comes of the step records.
     pub records: Records,
     pub filter: Arc<Vec<sys::Instruction>>,
+    /// To be joined.
+    pub group: Option<Group>,
 }
 
 /// As many layers are kept mapped; each is an open descriptor.
@@ -109,6 +113,7 @@ impl Template {
             texts: BTreeMap::new(),
             mapped: BTreeMap::new(),
             swapped: BTreeMap::new(),
+            groups: Groups::default(),
             proc,
             mapping,
             user_namespace,
@@ -155,6 +160,7 @@ impl Template {
             network,
             records,
             filter: self.filter(container.security, records),
+            group: self.groups.make(&container.limits)?,
         })
     }
 
@@ -168,12 +174,14 @@ impl Template {
         Arc::clone(filter)
     }
 
-    /// Makes ahead what the next step is likely to need.
+    /// Makes ahead what the next step is likely to need, and clears away what is in nobody's way. To be
+    /// called when a step has been started and nobody waits.
     pub fn stock(&mut self, shm_size_bytes: u64) {
         if self.spare.is_none() {
             // If this fails the next step will say why.
             self.spare = Devices::new(shm_size_bytes, &self.mapping).ok();
         }
+        self.groups.sweep();
     }
 
     /// Layer dirs as they look inside. They are kept for later steps: a detached mount dissolves with

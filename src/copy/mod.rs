@@ -22,6 +22,7 @@ mod place;
 #[cfg(test)]
 mod tests;
 
+use std::io::Read;
 use std::os::fd::BorrowedFd;
 
 use crate::context::{Listing, Tree};
@@ -84,6 +85,27 @@ pub fn land_blob(blob: &Blob<'_>, root: BorrowedFd<'_>, landing: &Landing<'_>) -
     let mut lander = land::Lander::new(root, root, landing)?;
     lander.blob(blob)?;
     lander.finish()
+}
+
+/// Whether this is a tar with at least one member, compressed or not.
+pub fn is_archive(input: impl Read + Send) -> bool {
+    archive::is_archive(input)
+}
+
+/// Unpacks a tar of `packed_bytes` bytes, compressed or not, beneath the empty directory `root`; everything
+/// belongs to `owner`. Directories that are not in the archive get the modification time 0. `name` is for
+/// messages.
+pub fn unpack(
+    input: impl Read + Send,
+    packed_bytes: u64,
+    name: &str,
+    root: BorrowedFd<'_>,
+    owner: Owner,
+) -> Result<()> {
+    let mut root = place::Root::new(root, 0)?;
+    let top = root.top()?;
+    archive::unpack(input, name, &top, &mut root, Some(owner), archive::Limits::of(packed_bytes))?;
+    root.finish()
 }
 
 /// Makes the working directory `path` (absolute) and what is missing above it: mode 0755, the

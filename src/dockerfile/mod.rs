@@ -17,7 +17,7 @@ mod directive;
 mod heredoc;
 mod json;
 mod pair;
-mod duration;
+pub mod duration;
 mod fault;
 mod flag;
 mod statement;

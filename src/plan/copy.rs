@@ -4,8 +4,9 @@ use crate::diag::Diagnostic;
 use crate::digest::Digest;
 use crate::dockerfile::expand;
 use crate::dockerfile::{self, CopySource as Written, Flag, Heredoc, Instruction, Word};
+use crate::location::{self, GitLocation, Location};
 
-use super::op::{Copy, CopyKind, CopySource, HeredocFile, Input, Located, Op};
+use super::op::{Copy, CopyKind, CopySource, GitSource, HeredocFile, Input, Located, Op};
 use super::stage::Walk;
 use super::{path, title};
 
@@ -21,7 +22,7 @@ pub(super) struct Transfer<'a> {
     is_link: bool,
     has_parents: bool,
     exclude: &'a [Flag],
-    keeps_git_dir: bool,
+    keeps_git_dir: Option<bool>,
     unpack: Option<bool>,
 }
 
@@ -38,7 +39,7 @@ impl<'a> From<&'a dockerfile::Copy> for Transfer<'a> {
             is_link: copy.is_link,
             has_parents: copy.has_parents,
             exclude: &copy.exclude,
-            keeps_git_dir: false,
+            keeps_git_dir: None,
             unpack: None,
         }
     }
@@ -57,7 +58,7 @@ impl<'a> From<&'a dockerfile::Add> for Transfer<'a> {
             is_link: add.is_link,
             has_parents: false,
             exclude: &add.exclude,
-            keeps_git_dir: add.keeps_git_dir.unwrap_or(false),
+            keeps_git_dir: add.keeps_git_dir,
             unpack: add.unpack,
         }
     }
@@ -74,7 +75,7 @@ impl Walk<'_> {
                 Input::Context
             }
         };
-        let sources = self.sources(instruction, transfer);
+        let mut sources = self.sources(instruction, transfer);
         let destination = self.expand(instruction, transfer.destination);
         let mut flag = |flag: Option<&Flag>| {
             let flag = flag?;
@@ -94,6 +95,13 @@ impl Walk<'_> {
         }
         if let Some(checksum) = &checksum {
             self.draft.faults.extend(check_checksum(checksum, &sources));
+        }
+        for source in &mut sources {
+            if let CopySource::Git(git) = source
+                && let Err(fault) = take_flags(git, transfer.keeps_git_dir, checksum.as_ref())
+            {
+                self.draft.faults.push(fault);
+            }
         }
         if self.draft.faults.len() > before {
             return None;
@@ -115,9 +123,8 @@ impl Walk<'_> {
             exclude: transfer.exclude.iter().map(|flag| flag.value.raw.clone()).collect(),
             unpack: transfer.unpack,
             checksum,
-            keeps_git_dir: transfer.keeps_git_dir,
         });
-        self.layer(instruction, op, shown, history);
+        self.layer(instruction, op, location::redact(&shown).into_owned(), history);
         Some(())
     }
 
@@ -189,9 +196,9 @@ fn history(
     }
     for source in sources {
         text += &match source {
-            CopySource::Path(located) | CopySource::Url(located) | CopySource::Git(located) => {
-                format!(" {}", located.text)
-            }
+            CopySource::Path(located) => format!(" {}", located.text),
+            CopySource::Url(located) => format!(" {}", location::redact(&located.text)),
+            CopySource::Git(git) => format!(" {}", location::redact(&git.at.text)),
             CopySource::Heredoc(heredoc) => format!(" <<{}", heredoc.name),
         };
     }
@@ -199,12 +206,17 @@ fn history(
 }
 
 fn source_of(kind: CopyKind, located: Located) -> Result<CopySource, Diagnostic> {
-    let (what, source) = if is_git(&located.text) {
-        ("a git repository", CopySource::Git(located.clone()))
-    } else if located.text.starts_with("http://") || located.text.starts_with("https://") {
-        ("a URL", CopySource::Url(located.clone()))
-    } else {
-        return Ok(CopySource::Path(located));
+    let (what, source) = match Location::parse(&located.text) {
+        None => return Ok(CopySource::Path(located)),
+        Some(Err(why)) if kind == CopyKind::Add => {
+            return Err(located.error("cannot add from this git repository").caused_by(why));
+        }
+        Some(Ok(Location::Url(_))) => ("a URL", CopySource::Url(located.clone())),
+        Some(Ok(Location::Git(location))) => {
+            ("a git repository", CopySource::Git(Box::new(GitSource { at: located.clone(), location: *location })))
+        }
+        // COPY takes none, whatever is wrong with it.
+        Some(Err(_)) => ("a git repository", CopySource::Path(located.clone())),
     };
     match kind {
         CopyKind::Add => Ok(source),
@@ -212,31 +224,25 @@ fn source_of(kind: CopyKind, located: Located) -> Result<CopySource, Diagnostic>
     }
 }
 
-/// Whether a source is a git repository: `git://`, `ssh://`, `user@host:path`, or `http(s)://` with a path that
-/// ends in `.git`. `host/path` without a scheme is a local path here.
-fn is_git(text: &str) -> bool {
-    if text.starts_with("./") || text.starts_with("../") {
-        return false;
+/// `--keep-git-dir` and `--checksum` say what the query of the address may say too.
+fn take_flags(git: &mut GitSource, keeps_git_dir: Option<bool>, checksum: Option<&Located>) -> Result<(), Diagnostic> {
+    let GitLocation { keeps_git_dir: keeps, checksum: expected, .. } = &mut git.location;
+    match (*keeps, keeps_git_dir) {
+        (Some(a), Some(b)) if a != b => {
+            return Err(git.at.error("`keep-git-dir` of the address and `--keep-git-dir` differ"));
+        }
+        (_, Some(_)) => *keeps = keeps_git_dir,
+        _ => {}
     }
-    if let Some((scheme, rest)) = text.split_once("://")
-        && !scheme.is_empty()
-        && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
-    {
-        return match scheme.to_ascii_lowercase().as_str() {
-            "git" | "ssh" => true,
-            "http" | "https" => {
-                let end = rest.find(['?', '#']).unwrap_or(rest.len());
-                rest[..end].split_once('/').is_some_and(|(_, path)| path.ends_with(".git"))
-            }
-            _ => false,
-        };
+    let Some(checksum) = checksum else { return Ok(()) };
+    let text = checksum.text.to_ascii_lowercase();
+    match expected {
+        Some(expected) if *expected != text => Err(checksum.error("`checksum` of the address and `--checksum` differ")),
+        _ => {
+            *expected = Some(text);
+            Ok(())
+        }
     }
-    let Some((user, rest)) = text.split_once('@') else { return false };
-    let Some((host, _)) = rest.split_once(':') else { return false };
-    let made_of = |text: &str, others: &str| {
-        !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || others.contains(c))
-    };
-    made_of(user, "-_") && made_of(host, "-.")
 }
 
 fn check_checksum(checksum: &Located, sources: &[CopySource]) -> Option<Diagnostic> {
@@ -246,9 +252,7 @@ fn check_checksum(checksum: &Located, sources: &[CopySource]) -> Option<Diagnost
             Some(checksum.error(format!("`{}` is no checksum", checksum.text)).caused_by(fault))
         }
         [CopySource::Git(_)] => {
-            let is_commit =
-                (7..=64).contains(&checksum.text.len()) && checksum.text.bytes().all(|b| b.is_ascii_hexdigit());
-            (!is_commit).then(|| checksum.error(format!("`{}` is no commit", checksum.text)))
+            location::check_checksum(&checksum.text.to_ascii_lowercase()).err().map(|why| checksum.error(why))
         }
         [_] => Some(checksum.error("`--checksum` is for a URL or a git repository")),
         _ => Some(checksum.error("`--checksum` is for one source")),
@@ -275,34 +279,6 @@ fn is_mode(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tells_git_from_urls_and_paths() {
-        for text in [
-            "https://h.example/a/b.git",
-            "https://h.example/a/b.git#main:dir",
-            "https://h.example/a/b.git?ref=x",
-            "http://h.example/b.git",
-            "git://h.example/b",
-            "ssh://git@h.example/b",
-            "git@h.example:a/b",
-            "HTTPS://h.example/a.git",
-        ] {
-            assert!(is_git(text), "{text}");
-        }
-        for text in [
-            "https://h.example/a/b.gitx",
-            "https://h.example/file?x=.git",
-            "https://x.git",
-            "./git@h:a",
-            "a@b/c",
-            "h.example/a/b.git",
-            "ftp://h/a.git",
-            "a b@h:c",
-        ] {
-            assert!(!is_git(text), "{text}");
-        }
-    }
 
     #[test]
     fn knows_modes() {

@@ -32,8 +32,8 @@ use stage::Draft;
 
 pub use graph::context_name;
 pub use op::{
-    BaseKey, Copy, CopyKind, CopySource, HeredocFile, Input, Located, Network, Op, Root, Run, RunMount, RunMountKind,
-    Security, Sharing, Step, StepId, Workdir,
+    BaseKey, Copy, CopyKind, CopySource, GitSource, HeredocFile, Input, Located, Network, Op, Root, Run, RunMount,
+    RunMountKind, Security, Sharing, Step, StepId, Workdir,
 };
 
 /// What the command line says about the language.

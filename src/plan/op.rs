@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::diag::{Diagnostic, Source, Span};
 use crate::image::Platform;
+use crate::location::GitLocation;
 
 /// Index into [`super::Plan::steps`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -215,7 +216,6 @@ pub struct Copy {
     /// ADD: `None` unpacks local archives and leaves downloads alone.
     pub unpack: Option<bool>,
     pub checksum: Option<Located>,
-    pub keeps_git_dir: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,7 +226,15 @@ pub enum CopySource {
     /// ADD of `http://` or `https://`.
     Url(Located),
     /// ADD of a git repository.
-    Git(Located),
+    Git(Box<GitSource>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GitSource {
+    /// As written, expanded.
+    pub at: Located,
+    /// With what `--keep-git-dir` and `--checksum` say.
+    pub location: GitLocation,
 }
 
 /// Creates the directory where it is missing; a layer only then.

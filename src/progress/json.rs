@@ -6,7 +6,7 @@
 //! {"event":"missed","at_ms":1,"number":2,"reasons":["ENV A changed: was `1`, is `2`"]}
 //! {"event":"output","at_ms":20,"number":2,"text":"one line, without its line feed"}
 //! {"event":"progress","at_ms":20,"number":1,"done_bytes":10,"total_bytes":20}
-//! {"event":"exited","at_ms":30,"number":2,"code":1,"cpu_ms":8,"peak_bytes":1000}
+//! {"event":"exited","at_ms":30,"number":2,"code":1,"cpu_us":800,"memory_bytes":4096,"read_bytes":0,"written_bytes":0}
 //! {"event":"fault","at_ms":30,"number":2,"message":"process … exit code: 1"}
 //! {"event":"finished","at_ms":30,"number":2,"outcome":"failed","elapsed_ms":10,"added_bytes":5}
 //! {"event":"warning","at_ms":30,"rule":"…","message":"…","source":"Dockerfile","line":3,"column":1,…}

@@ -22,6 +22,7 @@ mod terminal;
 mod text;
 mod ticker;
 pub mod units;
+mod usage;
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,6 +38,7 @@ pub use plain::Plain;
 pub use screen::Size;
 pub use terminal::Terminal;
 pub use text::{Tail, defuse, fit};
+pub use usage::Usage;
 
 /// How a step ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,10 +72,8 @@ pub struct Exit {
     pub code: Option<i32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<i32>,
-    /// User and system time of all its processes.
-    pub cpu_ms: u64,
-    /// Peak resident set of the largest process.
-    pub peak_bytes: u64,
+    #[serde(flatten)]
+    pub usage: Usage,
 }
 
 #[derive(Clone, Debug)]

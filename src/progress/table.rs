@@ -1,11 +1,17 @@
-//! The table of steps at the end of a build: number, title, time, bytes added, how it ended.
+//! The table of steps at the end of a build: number, title, time, what processes used (where any ran),
+//! bytes added, how it ended.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::text::{defuse, fit, width};
-use super::units::{duration, size};
-use super::{Event, Number, Outcome};
+use super::units::{binary_size, duration, size};
+use super::{Event, Number, Outcome, Usage};
+
+/// Which column the titles are in.
+const STEP: usize = 1;
+/// In a narrower table titles need the room.
+const USAGE_COLUMNS: usize = 70;
 
 /// Rows, by number; filled from events.
 #[derive(Debug, Default)]
@@ -16,6 +22,7 @@ pub struct Table {
 #[derive(Debug)]
 struct Row {
     title: String,
+    usage: Option<Usage>,
     end: Option<(Outcome, Duration, Option<u64>)>,
 }
 
@@ -23,7 +30,12 @@ impl Table {
     pub fn observe(&mut self, event: &Event<'_>) {
         match *event {
             Event::Started { number, title } => {
-                self.rows.insert(number, Row { title: defuse(title.as_bytes()), end: None });
+                self.rows.insert(number, Row { title: defuse(title.as_bytes()), usage: None, end: None });
+            }
+            Event::Exited { number, exit } => {
+                if let Some(row) = self.rows.get_mut(&number) {
+                    row.usage = Some(exit.usage);
+                }
             }
             Event::Finished { number, outcome, elapsed, added_bytes } => {
                 if let Some(row) = self.rows.get_mut(&number) {
@@ -46,34 +58,46 @@ impl Table {
         if self.rows.is_empty() {
             return Vec::new();
         }
-        let mut cells = vec![["#", "STEP", "TIME", "ADDED", ""].map(String::from)];
+        let has_usage = columns >= USAGE_COLUMNS && self.rows.values().any(|row| row.usage.is_some());
+        let usage: &[&str] = if has_usage { &["CPU", "MEMORY"] } else { &[] };
+        let heads = [&["#", "STEP", "TIME"], usage, &["ADDED", ""]].concat();
+        let mut cells: Vec<Vec<String>> = vec![heads.into_iter().map(String::from).collect()];
         for (number, row) in &self.rows {
             let (outcome, time, added) = match row.end {
                 Some((outcome, time, added)) => (word(outcome), duration(time), added.map(size)),
                 None => ("unfinished", String::new(), None),
             };
-            let added = added.unwrap_or_else(|| "-".into());
-            cells.push([number.0.to_string(), row.title.clone(), time, added, outcome.into()]);
+            let none = || "-".to_owned();
+            let mut line = vec![number.0.to_string(), row.title.clone(), time];
+            if has_usage {
+                line.push(row.usage.map_or_else(none, |usage| duration(usage.cpu())));
+                line.push(row.usage.map_or_else(none, |usage| binary_size(usage.memory_bytes)));
+            }
+            line.extend([added.unwrap_or_else(none), outcome.to_owned()]);
+            cells.push(line);
         }
-        let mut widths = [0; 5];
+        let mut widths: Vec<usize> = vec![0; cells[0].len()];
         for row in &cells {
             for (width_max, cell) in widths.iter_mut().zip(row) {
                 *width_max = width(cell).max(*width_max);
             }
         }
-        let [number, title, time, added, outcome] = widths;
-        let others = 1 + number + 2 + 2 + time + 2 + added + 2 + outcome;
-        let title = title.min(columns.saturating_sub(others)).max(12);
+        // A space before the first column, two between any two.
+        let others = 1 + 2 * (widths.len() - 1) + widths.iter().sum::<usize>() - widths[STEP];
+        widths[STEP] = widths[STEP].min(columns.saturating_sub(others)).max(12);
 
         let mut lines: Vec<_> = cells
             .iter()
-            .map(|cell| {
-                let step = fit(&cell[1], title);
-                let blanks = title - width(&step);
-                let line = format!(
-                    " {:>number$}  {step}{:blanks$}  {:>time$}  {:>added$}  {}",
-                    cell[0], "", cell[2], cell[3], cell[4]
-                );
+            .map(|row| {
+                let mut line = String::new();
+                for (column, (cell, room)) in row.iter().zip(&widths).enumerate() {
+                    let cell = if column == STEP { fit(cell, *room) } else { cell.clone() };
+                    let blanks = " ".repeat(room - width(&cell));
+                    // Words begin under each other, numbers end so.
+                    let is_text = column == STEP || column + 1 == row.len();
+                    line.push_str(if column == 0 { " " } else { "  " });
+                    line.push_str(&if is_text { cell + &blanks } else { blanks + &cell });
+                }
                 line.trim_end().to_owned()
             })
             .collect();

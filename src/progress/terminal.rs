@@ -2,10 +2,11 @@
 //! place with the last lines they wrote.
 //!
 //! ```text
-//!  => CACHED [1/4] FROM busybox
-//!  => [2/4] COPY . /src  0.1s
-//! building 3.4s, 2 done
-//!  => [3/4] RUN make  3.2s
+//!  => CACHED [1/5] FROM busybox
+//!  => [2/5] COPY . /src  0.1s
+//!  => [3/5] RUN ./configure  cpu 1.2s, 45 MiB  2.1s
+//! building 5.4s, 3 done
+//!  => [4/5] RUN make  3.2s
 //!     cc -c main.c
 //!     cc -c parse.c
 //! ```
@@ -24,13 +25,15 @@ use super::screen::{Screen, Size, size_of};
 use super::table::Table;
 use super::text::{Lines, defuse, fit};
 use super::ticker::Ticker;
-use super::units::{duration, size};
-use super::{Clock, Event, Number, Outcome, Reporter, stopwatch, warning_lines};
+use super::units::{binary_size, duration, size};
+use super::{Clock, Event, Number, Outcome, Reporter, Usage, stopwatch, warning_lines};
 
 const FRAME: Duration = Duration::from_millis(100);
 /// Lines of output shown of a running step, where there is room.
 const OUTPUT_LINES: usize = 6;
 const TABLE_COLUMNS: usize = 100;
+/// In a narrower window a step's title takes all the room.
+const COST_COLUMNS: usize = 60;
 
 /// The live view is gone when this is closed or dropped, whether the build ended or not.
 /// While it lives nobody else should write to the terminal.
@@ -60,6 +63,7 @@ struct Running {
     /// Why it was not cached.
     reasons: Vec<String>,
     fault: Option<String>,
+    usage: Option<Usage>,
 }
 
 impl Terminal {
@@ -135,6 +139,7 @@ impl State {
                     transfer: None,
                     reasons: Vec::new(),
                     fault: None,
+                    usage: None,
                 };
                 self.running.insert(number, running);
             }
@@ -143,7 +148,6 @@ impl State {
                     running.reasons = reasons.iter().map(|reason| defuse(reason.as_bytes())).collect();
                 }
             }
-            Event::Exited { .. } => {}
             Event::Output { number, bytes } => {
                 if let Some(running) = self.running.get_mut(&number) {
                     running.output(bytes);
@@ -152,6 +156,11 @@ impl State {
             Event::Progress { number, done_bytes, total_bytes } => {
                 if let Some(running) = self.running.get_mut(&number) {
                     running.transfer = Some((done_bytes, total_bytes));
+                }
+            }
+            Event::Exited { number, exit } => {
+                if let Some(running) = self.running.get_mut(&number) {
+                    running.usage = Some(exit.usage);
                 }
             }
             Event::Fault { number, message } => {
@@ -240,9 +249,10 @@ impl Running {
     /// What is left of a step when it is over: one line in `columns`, and why it
     /// failed.
     fn epitaph(&self, outcome: Outcome, elapsed: Duration, columns: usize) -> Vec<String> {
+        let cost = self.usage.filter(|_| columns >= COST_COLUMNS).map_or(String::new(), cost);
         let (word, time) = match outcome {
             Outcome::Cached => ("CACHED ", String::new()),
-            Outcome::Done => ("", format!("  {}", duration(elapsed))),
+            Outcome::Done => ("", format!("{cost}  {}", duration(elapsed))),
             Outcome::Canceled => ("CANCELED ", format!("  {}", duration(elapsed))),
             Outcome::Failed => ("ERROR ", format!("  {}", duration(elapsed))),
         };
@@ -252,6 +262,11 @@ impl Running {
         lines.extend(self.fault.iter().map(|fault| format!("    {fault}")));
         lines
     }
+}
+
+/// What a step took besides time, as short as can be.
+fn cost(usage: Usage) -> String {
+    format!("  cpu {}, {}", duration(usage.cpu()), binary_size(usage.memory_bytes))
 }
 
 /// The lines of the live view in at most `columns` by `rows`; empty when nothing runs.

@@ -19,9 +19,37 @@ pub fn size(bytes: u64) -> String {
     format!("{} EB", u128::from(bytes) / unit)
 }
 
+/// `512 B`, `32 MiB`, `1.5 GiB`: for what is given in powers of two, as limits of memory are.
+pub fn binary_size(bytes: u64) -> String {
+    let mut unit = 1_u128;
+    let mut name = "B";
+    for larger in ["KiB", "MiB", "GiB", "TiB", "PiB"] {
+        if u128::from(bytes) < unit * 1024 {
+            break;
+        }
+        unit *= 1024;
+        name = larger;
+    }
+    let tenths = (u128::from(bytes) * 10 + unit / 2) / unit;
+    if tenths.is_multiple_of(10) {
+        format!("{} {name}", tenths / 10)
+    } else {
+        format!("{}.{} {name}", tenths / 10, tenths % 10)
+    }
+}
+
 /// `0.3s`, `72.0s`: what logs are searched for, so never another unit.
 pub fn seconds(duration: Duration) -> String {
     format!("{:.1}s", duration.as_secs_f64())
+}
+
+/// `1.5s`, `90s`, `1h`, as it may be typed: nothing is rounded away.
+pub fn exactly(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds @ 1.. if duration.subsec_nanos() == 0 && seconds.is_multiple_of(3600) => format!("{}h", seconds / 3600),
+        seconds @ 1.. if duration.subsec_nanos() == 0 && seconds.is_multiple_of(60) => format!("{}m", seconds / 60),
+        _ => format!("{}s", duration.as_secs_f64()),
+    }
 }
 
 /// `0.3s`, `59.9s`, `1m 12s`, `2h 05m`.
@@ -48,6 +76,12 @@ mod tests {
         let expected =
             ["0 B", "999 B", "1.0 kB", "1.2 kB", "1.3 kB", "999.9 kB", "1.0 MB", "4.1 MB", "5.0 GB", "18 EB"];
         assert_eq!(shown, expected);
+    }
+
+    #[test]
+    fn powers_of_two_are_shown_whole() {
+        let shown = [0, 1023, 1024, 32 << 20, (32 << 20) + 1, 3 << 29, u64::MAX].map(binary_size);
+        assert_eq!(shown, ["0 B", "1023 B", "1 KiB", "32 MiB", "32 MiB", "1.5 GiB", "16384 PiB"]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::meter::Metered;
 use super::{Client, Meter};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::{Digest, HashingReader};
+use crate::location::redact;
 use crate::progress::{Numbers, Reporter};
 use crate::store::Store;
 
@@ -94,7 +95,7 @@ impl Client {
         {
             return Ok(known.download());
         }
-        let title = format!("[download] {}", wanted.url);
+        let title = format!("[download] {}", redact(wanted.url));
         let fetched = Meter::show(reporter, numbers.next(), &title, |meter| self.fetch(store, wanted, answer, meter))?;
         // Our own types always serialise.
         store.write_record(DIRECTORY, &name_of(wanted), &serde_json::to_vec(&fetched).unwrap_or_default())?;
@@ -102,7 +103,7 @@ impl Client {
     }
 
     fn get(&self, wanted: &Wanted<'_>, known: Option<&Known>) -> Result<Answer> {
-        let no_address = || Diagnostic::error(format!("`{}` is no address", wanted.url));
+        let no_address = || Diagnostic::error(format!("`{}` is no address", redact(wanted.url)));
         let url: Uri = wanted.url.split('#').next().unwrap_or_default().parse().map_err(|_| no_address())?;
         if url.host().is_none_or(str::is_empty) {
             return Err(no_address());
@@ -122,7 +123,7 @@ impl Client {
             200 => Ok(answer),
             status => Err(Diagnostic::error(format!(
                 "cannot download `{}`: its server answers with status {status}",
-                wanted.url
+                redact(wanted.url)
             ))),
         }
     }
@@ -149,7 +150,7 @@ impl Client {
                     Ok(0) => break None,
                     Ok(count) => {
                         let written = std::io::Write::write_all(&mut blob, &buffer[..count]);
-                        written.context(|| format!("cannot keep `{}` in the store", wanted.url))?;
+                        written.context(|| format!("cannot keep `{}` in the store", redact(wanted.url)))?;
                     }
                     Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                     Err(error) => break Some(error),
@@ -157,7 +158,7 @@ impl Client {
             };
             if let Some(error) = broken {
                 if tries == MAX_TRIES || self.is_canceled() {
-                    return Err(error).context(|| format!("cannot download `{}`", wanted.url));
+                    return Err(error).context(|| format!("cannot download `{}`", redact(wanted.url)));
                 }
                 self.http.wait(self.http.pause() * tries);
                 continue;
@@ -166,7 +167,7 @@ impl Client {
             if let Some(checksum) = wanted.checksum.filter(|checksum| *checksum != digest) {
                 return Err(Diagnostic::error(format!(
                     "`{}` has the checksum `{digest}` instead of `{checksum}`",
-                    wanted.url
+                    redact(wanted.url)
                 )));
             }
             blob.commit()?;

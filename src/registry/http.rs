@@ -17,6 +17,7 @@ use ureq::{Agent, Proxy, SendBody};
 
 use super::Options;
 use crate::diag::{Diagnostic, Result};
+use crate::location::redact;
 
 const MAX_REDIRECTS: usize = 10;
 const MAX_ATTEMPTS: u32 = 5;
@@ -161,7 +162,8 @@ impl Http {
             let Some(location) = answer.header(header::LOCATION) else { return Ok(answer) };
             redirects += 1;
             if redirects > MAX_REDIRECTS {
-                return Err(Diagnostic::error(format!("`{}` redirects more than {MAX_REDIRECTS} times", call.url)));
+                let url = call.url.to_string();
+                return Err(Diagnostic::error(format!("`{}` redirects more than {MAX_REDIRECTS} times", redact(&url))));
             }
             let next = self.join(&call.url, location)?;
             if origin(&next) != origin(&call.url) {
@@ -173,8 +175,10 @@ impl Http {
 
     /// The address `location` as seen from `base`. One without TLS is refused where the base has it.
     pub fn join(&self, base: &Uri, location: &str) -> Result<Uri> {
-        let wrong =
-            || Diagnostic::error(format!("`{base}` leads to `{}`, which is no address", location.escape_debug()));
+        let shown = redact(&base.to_string()).into_owned();
+        let wrong = || {
+            Diagnostic::error(format!("`{shown}` leads to `{}`, which is no address", redact(location).escape_debug()))
+        };
         let location = location.split('#').next().unwrap_or_default();
         let authority = base.authority().map_or("", |authority| authority.as_str());
         let scheme = base.scheme_str().unwrap_or("https");
@@ -192,9 +196,10 @@ impl Http {
         match (url.scheme_str(), url.authority()) {
             (Some("https"), Some(_)) => Ok(url),
             (Some("http"), Some(other)) if scheme == "http" || self.is_plain(other.as_str()) => Ok(url),
-            (Some("http"), Some(other)) => {
-                Err(Diagnostic::error(format!("`{base}` leads to `{other}` without encryption")))
-            }
+            (Some("http"), Some(other)) => Err(Diagnostic::error(format!(
+                "`{shown}` leads to `{}` without encryption",
+                without_user(other.as_str())
+            ))),
             _ => Err(wrong()),
         }
     }
@@ -214,7 +219,7 @@ impl Http {
                     pause = told.map_or(pause, Duration::from_secs);
                 }
                 Err(broken) if is_last || !broken.may_pass || self.is_canceled() => {
-                    let host = call.url.authority().map_or("", |authority| authority.as_str());
+                    let host = call.url.authority().map_or("", |authority| without_user(authority.as_str()));
                     let error = match self.is_canceled() {
                         true => Diagnostic::error("the transfer was canceled"),
                         false => {
@@ -357,9 +362,14 @@ fn origin(url: &Uri) -> (Option<&str>, Option<String>, Option<u16>) {
     (url.scheme_str(), url.host().map(str::to_ascii_lowercase), url.port_u16().or(Some(default)))
 }
 
+/// The user may be a password.
+fn without_user(authority: &str) -> &str {
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host)
+}
+
 /// `host:port` and `[address]:port` without the port.
 pub fn host_of(authority: &str) -> &str {
-    let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let authority = without_user(authority);
     match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, _)) => address,
         None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),

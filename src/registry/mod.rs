@@ -34,7 +34,7 @@ use self::http::{Answer, Http};
 use crate::diag::{Diagnostic, Result};
 use crate::image::Reference;
 
-pub use credentials::CredentialFile;
+pub use credentials::{CredentialFile, decode_base64, encode_base64};
 pub use download::{Download, Wanted, last_download};
 pub use meter::Meter;
 pub use package::{Package, contents};

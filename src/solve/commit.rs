@@ -1,16 +1,14 @@
 //! From an upper dir to a layer in the store, and from layers in the store to lower dirs.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::execute::Ran;
 use super::{Keyed, Solved, Solver, Stack, Standing};
 use crate::cache::{Facts, LayerResult, Record};
 use crate::diag::{Diagnostic, Result};
-use crate::digest::{DiffId, HashingWriter};
-use crate::layer;
 use crate::plan::StepId;
 use crate::progress::Outcome;
 use crate::store::{Draft, Layer, LayerMeta};
@@ -26,7 +24,7 @@ impl Solver<'_> {
         &self,
         id: StepId,
         draft: Draft,
-        skeleton: Option<BorrowedFd<'_>>,
+        ran: Option<&Ran>,
         key: Keyed,
         begun: Instant,
     ) -> Result<Solved> {
@@ -37,7 +35,7 @@ impl Solver<'_> {
             Standing::OnStack => self.layers.lowers(&below)?,
             Standing::Alone => Vec::new(),
         };
-        let layer = match identify(&draft, &lowers, skeleton)? {
+        let layer = match identify(&draft, &lowers, ran.map(|ran| ran.skeleton.as_fd()))? {
             None => None,
             Some((result, meta)) => Some(match self.same_tree(&key, &result, &below, standing)? {
                 // The step ran again and made the same files at another time: what stands on the
@@ -55,6 +53,7 @@ impl Solver<'_> {
             layer,
             created: self.created(),
             elapsed_ms: milliseconds(begun),
+            usage: ran.map(|ran| ran.usage),
         };
         self.records.put(&record, &self.slot(id))?;
         let solved = self.adopt(id, &record, Outcome::Done)?;
@@ -79,7 +78,8 @@ impl Solver<'_> {
             None => None,
         };
         let title = title.to_owned();
-        let record = Record { facts, title, layer, created: self.created(), elapsed_ms: milliseconds(begun) };
+        let (created, elapsed_ms) = (self.created(), milliseconds(begun));
+        let record = Record { facts, title, layer, created, elapsed_ms, usage: None };
         self.records.put(&record, &record.title)?;
         Ok(committed)
     }
@@ -112,26 +112,8 @@ fn identify(
     skeleton: Option<BorrowedFd<'_>>,
 ) -> Result<Option<(LayerResult, LayerMeta)>> {
     let lowers: Vec<_> = lowers.iter().map(|layer| layer.dir.as_fd()).collect();
-    let summary = layer::canonicalize(draft.upper(), &lowers, skeleton)?;
-    if summary.entries == 0 {
-        return Ok(None);
-    }
-    let mut writer = HashingWriter::new(io::sink());
-    let packed = layer::pack(draft.upper(), &mut writer)?;
-    let (_, digest, tar_size_bytes) = writer.finish();
-    let diff_id = DiffId::new(digest);
-    let result = LayerResult { diff_id, tree: packed.tree, size_bytes: summary.size_bytes };
-    let meta = LayerMeta {
-        diff_id,
-        tree: Some(packed.tree),
-        tar_size_bytes,
-        size_bytes: summary.size_bytes,
-        entries: summary.entries,
-        // The store knows these.
-        boot_id: String::new(),
-        is_synced: false,
-    };
-    Ok(Some((result, meta)))
+    let identified = draft.identify(&lowers, skeleton)?;
+    Ok(identified.map(|(tree, meta)| (LayerResult { diff_id: meta.diff_id, tree, size_bytes: meta.size_bytes }, meta)))
 }
 
 fn milliseconds(begun: Instant) -> u64 {

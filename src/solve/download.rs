@@ -2,22 +2,21 @@
 //! context.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::os::fd::BorrowedFd;
 use std::sync::{Mutex, PoisonError};
 
 use super::Solver;
 use crate::context::{Entry, EntryKind, Listing, Selection, Tree};
 use crate::copy::{self, Landing};
-use crate::diag::{Context as _, Diagnostic, Result};
+use crate::diag::{Diagnostic, Result};
 use crate::digest::{Digest, Hasher};
-use crate::host::Secret;
+use crate::location;
 use crate::plan::{Copy, Located};
 use crate::registry::{self, Download, Wanted};
+use crate::source;
 
 /// What a file without a name is called (BuildKit's word).
 const UNNAMED: &str = "__unnamed__";
-const MAX_SECRET_BYTES: u64 = 64 << 10;
 
 /// A file that was downloaded, and its name in a destination directory.
 #[derive(Clone)]
@@ -50,9 +49,10 @@ impl Solver<'_> {
         if let Some(file) = downloads.get(&key) {
             return Ok(Some(Downloaded { name, file: file.clone() }));
         }
-        let wanted = Wanted { url: &url.text, checksum, authorization: self.authorization(&url.text)? };
+        let wanted =
+            Wanted { url: &url.text, checksum, authorization: source::http_authorization(&url.text, self.host)? };
         let host = self.host;
-        if !self.asks_servers {
+        if !host.asks_servers {
             let last = registry::last_download(host.store, &wanted)?;
             return Ok(last.map(|file| Downloaded { name, file }));
         }
@@ -64,27 +64,6 @@ impl Solver<'_> {
             .map_err(|error| error.at(&url.source, url.span, ""))?;
         downloads.insert(key, file.clone());
         Ok(Some(Downloaded { name, file }))
-    }
-
-    /// From the secrets `HTTP_AUTH_HEADER_<host>` and `HTTP_AUTH_TOKEN_<host>`.
-    fn authorization(&self, url: &str) -> Result<Option<String>> {
-        let authority = url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
-        let host = registry::http::host_of(authority);
-        for (prefix, kind) in [("HTTP_AUTH_HEADER_", ""), ("HTTP_AUTH_TOKEN_", "Bearer ")] {
-            let value = match self.host.secrets.get(&format!("{prefix}{host}")) {
-                Some(Secret::Value(value)) => value.clone(),
-                Some(Secret::File(path)) => {
-                    let doing = || format!("cannot read the secret `{prefix}{host}`");
-                    let mut value = Vec::new();
-                    let file = std::fs::File::open(path).context(doing)?;
-                    file.take(MAX_SECRET_BYTES).read_to_end(&mut value).context(doing)?;
-                    value
-                }
-                None => continue,
-            };
-            return Ok(Some(format!("{kind}{}", String::from_utf8_lossy(&value).trim())));
-        }
-        Ok(None)
     }
 
     /// Lands the blob with the mode of a download; it is hashed again as it is copied.
@@ -126,21 +105,14 @@ fn file_name(url: &str) -> std::result::Result<Vec<u8>, String> {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let rest = &rest[..rest.find(['?', '#']).unwrap_or(rest.len())];
     let path = rest.split_once('/').map_or("", |(_, path)| path);
-    let mut decoded = Vec::new();
-    let mut rest = path.as_bytes();
-    while let Some((&(mut byte), after)) = rest.split_first() {
-        let digit = |place: usize| (*after.get(place)? as char).to_digit(16);
-        (byte, rest) = match (byte, digit(0), digit(1)) {
-            (b'%', Some(high), Some(low)) => ((high * 16 + low) as u8, &after[2..]),
-            _ => (byte, after),
-        };
-        decoded.push(byte);
-    }
+    let decoded = location::decode(path);
     let last = decoded.split(|byte| *byte == b'/').rfind(|part| !part.is_empty() && *part != b".");
     match last {
         None => Ok(UNNAMED.into()),
-        Some(b"..") => Err(format!("`{url}` has no file name: its path ends with `..`")),
-        Some(name) if name.contains(&0) => Err(format!("`{url}` has no file name: there is a NUL in it")),
+        Some(b"..") => Err(format!("`{}` has no file name: its path ends with `..`", location::redact(url))),
+        Some(name) if name.contains(&0) => {
+            Err(format!("`{}` has no file name: there is a NUL in it", location::redact(url)))
+        }
         Some(name) => Ok(name.to_vec()),
     }
 }

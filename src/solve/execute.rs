@@ -1,27 +1,36 @@
 //! Doing what the cache does not know: run a container, copy files, make a directory.
 
-use std::io::Read as _;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::held::Held;
 use super::input::Read;
 use super::wreck::Wreck;
 use super::{Keyed, Solved, Solver, Stack, Standing};
-use crate::container::{self, Container, Mount, MountKind, Status, passwd};
+use crate::container::{self, Container, Exit, Mount, MountKind, Status, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
 use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
-use crate::host::Secret;
 use crate::plan::{
     Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
 };
-use crate::progress::{self, Event, Number};
-use crate::store::{CacheMount, Draft, MountLock};
+use crate::progress::{self, Event, Number, Usage, units};
+use crate::store::{Draft, MountLock};
+
+/// What a container left besides its draft.
+pub(super) struct Ran {
+    /// What stood below all layers to offer mount points.
+    pub skeleton: OwnedFd,
+    pub usage: Usage,
+}
 
 /// The most of a secret that is handed to a step (BuildKit's limit).
 const SECRET_LIMIT_BYTES: u64 = 500 * 1024;
+
+/// Where ssh looks for its agent.
+const AGENT_VARIABLE: &str = "SSH_AUTH_SOCK";
 
 impl Solver<'_> {
     pub(super) fn execute(&self, id: StepId, number: Number, key: Keyed) -> Result<Solved> {
@@ -31,8 +40,8 @@ impl Solver<'_> {
         let draft = self.host.store.draft()?;
         match &step.op {
             Op::Run(run) => {
-                let (draft, skeleton) = self.run(id, number, run, &below, draft, &key)?;
-                self.commit(id, draft, Some(skeleton.as_fd()), key, begun)
+                let (draft, ran) = self.run(id, number, run, &below, draft, &key)?;
+                self.commit(id, draft, Some(&ran), key, begun)
             }
             Op::Copy(copy) => {
                 self.copy(copy, &below, &draft, &key)?;
@@ -57,8 +66,7 @@ impl Solver<'_> {
 
     // ---- RUN
 
-    /// Runs the container over `below` into `draft`. Returns that and what stood below all layers to
-    /// offer mount points.
+    /// Runs the container over `below` into `draft`. Returns that and what else the container left.
     fn run(
         &self,
         id: StepId,
@@ -67,10 +75,10 @@ impl Solver<'_> {
         below: &Stack,
         draft: Draft,
         key: &Keyed,
-    ) -> Result<(Draft, OwnedFd)> {
+    ) -> Result<(Draft, Ran)> {
         let lowers = self.lowers(below)?;
         let user = self.user(below, run.user.as_ref())?;
-        let mut held = Vec::new();
+        let mut held = Held::default();
         let mut env = environment(run);
         let mut mounts = Vec::new();
         for (place, mount) in run.mounts.iter().enumerate() {
@@ -84,6 +92,9 @@ impl Solver<'_> {
                 }
             }
             if let Some(kind) = self.mount(place, mount, key, &mut held)? {
+                if matches!(kind, MountKind::Socket { .. }) && !env.iter().any(|(name, _)| name == AGENT_VARIABLE) {
+                    env.push((AGENT_VARIABLE.into(), mount.target.clone()));
+                }
                 mounts.push(Mount { target: mount.target.clone(), kind });
             }
         }
@@ -110,11 +121,15 @@ impl Solver<'_> {
             mounts,
             shm_size_bytes: self.settings.shm_size_bytes,
             ulimits: self.settings.ulimits.clone(),
+            limits: self.settings.limits.clone(),
+            timeout: self.settings.timeout,
         };
         let step = self.plan.step(id);
         let mut output = progress::Output::new(self.host.reporter, number);
         let failed = |failure: Diagnostic, held, draft| {
-            self.keep_wreck(Wreck { failure: failure.clone(), container: container.clone(), draft, mounts: held });
+            // Whoever looks at it has all the time.
+            let container = Container { timeout: None, ..container.clone() };
+            self.keep_wreck(Wreck { failure: failure.clone(), container, draft, mounts: held });
             failure
         };
         let exit = match self.host.executor.execute(&container, &mut output) {
@@ -128,26 +143,43 @@ impl Solver<'_> {
             Status::Exited(code) => (Some(code), None),
             Status::Signaled(signal) => (None, Some(signal)),
         };
-        let cpu_ms = u64::try_from(exit.cpu.as_millis()).unwrap_or(u64::MAX);
-        let exited = progress::Exit { code, signal, cpu_ms, peak_bytes: exit.peak_bytes };
+        let exited = progress::Exit { code, signal, usage: exit.usage };
         self.host.reporter.report(Event::Exited { number, exit: exited });
-        match exit.status {
-            Status::Exited(0) => Ok((draft, exit.skeleton)),
-            status => Err(failed(self.run_failed(id, run, status, &output.tail().lines()), held, draft)),
+        if self.host.is_canceled() {
+            // Also one that ended well: it may have been asked to end, and cut something short.
+            return Err(Diagnostic::error("the step was canceled").at(&step.source, step.span, ""));
         }
+        if exit.status != Status::Exited(0) {
+            return Err(failed(self.run_failed(id, run, &exit, &output.tail().lines()), held, draft));
+        }
+        if let Some(out_of_memory) = exit.out_of_memory {
+            let count = out_of_memory.kills;
+            let killed = format!("processes of this step were killed ({count}), but it went on: {out_of_memory}");
+            self.host.reporter.report(Event::Warning(&Diagnostic::warning("OutOfMemory", killed).at(
+                &step.source,
+                step.span,
+                "",
+            )));
+        }
+        Ok((draft, Ran { skeleton: exit.skeleton, usage: exit.usage }))
     }
 
-    fn run_failed(&self, id: StepId, run: &Run, status: Status, tail: &[String]) -> Diagnostic {
+    fn run_failed(&self, id: StepId, run: &Run, exit: &Exit, tail: &[String]) -> Diagnostic {
         let step = self.plan.step(id);
-        if self.host.is_canceled() {
-            return Diagnostic::error("the step was canceled").at(&step.source, step.span, "");
-        }
         let command = run.argv.join(" ");
         let first_line = command.lines().next().unwrap_or_default().trim_end();
         let command = if first_line.len() < command.trim_end().len() { format!("{first_line} …") } else { command };
-        let how = match status {
+        let how = match exit.status {
+            _ if exit.is_late => {
+                let timeout = self.settings.timeout.unwrap_or_default();
+                format!("it took longer than {} and was killed", units::exactly(timeout))
+            }
             Status::Exited(code) => format!("exit code {code}"),
             Status::Signaled(signal) => format!("killed by {}", container::signal::name(signal)),
+        };
+        let how = match exit.out_of_memory {
+            Some(out_of_memory) => format!("{how}, {out_of_memory}"),
+            None => how,
         };
         let mut error =
             Diagnostic::error(format!("`{command}` did not complete: {how}")).at(&step.source, step.span, "");
@@ -157,7 +189,11 @@ impl Solver<'_> {
         if self.host.store.is_full() {
             error = error.hint("the filesystem of the store is full: make room there, or use another with `--root`");
         }
-        match status {
+        match exit.status {
+            _ if exit.is_late => error.hint("give it more time with `--timeout`"),
+            _ if exit.out_of_memory.is_some_and(|memory| memory.limit_bytes.is_some()) => {
+                error.hint("give it more with `--memory`")
+            }
             Status::Exited(127) => error.hint("exit code 127 means that the command was not found in the image"),
             Status::Exited(126) => error.hint("exit code 126 means that the file cannot be executed"),
             _ => error,
@@ -165,14 +201,8 @@ impl Solver<'_> {
     }
 
     /// The container's mount for one `--mount`; `None` where there is nothing to mount (an absent
-    /// optional secret). Locks on cache mounts go to `held`.
-    fn mount(
-        &self,
-        place: usize,
-        mount: &RunMount,
-        key: &Keyed,
-        held: &mut Vec<CacheMount>,
-    ) -> Result<Option<MountKind>> {
+    /// optional secret). What lasts as long as the step goes to `held`.
+    fn mount(&self, place: usize, mount: &RunMount, key: &Keyed, held: &mut Held) -> Result<Option<MountKind>> {
         Ok(Some(match &mount.kind {
             RunMountKind::Bind { from, source, is_writable } => {
                 self.bind(from, source, !is_writable, key.reads.mounts.get(&place))?
@@ -186,7 +216,7 @@ impl Solver<'_> {
                 };
                 let cache = self.host.store.cache_mount(&name, lock, |dir| self.seed(mount, dir))?;
                 let root = cache.path.clone();
-                held.push(cache);
+                held.caches.push(cache);
                 MountKind::Bind { root, path: "/".into(), is_readonly: *is_readonly }
             }
             RunMountKind::Tmpfs { size_bytes } => MountKind::Tmpfs { size_bytes: *size_bytes },
@@ -196,15 +226,17 @@ impl Solver<'_> {
                     None => return Ok(None),
                 }
             }
-            RunMountKind::Ssh { is_required, .. } => {
-                if *is_required {
-                    return Err(Diagnostic::error("no ssh agent was given to this build").at(
-                        &mount.source,
-                        mount.span,
-                        "required here",
-                    ));
-                }
-                return Ok(None);
+            RunMountKind::Ssh { id, is_required, mode, uid, gid } => {
+                let Some(agent) = self.host.agents.get(id) else {
+                    if !*is_required {
+                        return Ok(None);
+                    }
+                    return Err(Diagnostic::error(format!("the ssh agent `{id}` was not given to this build"))
+                        .at(&mount.source, mount.span, "required here")
+                        .hint(format!("add `--ssh {id}`")));
+                };
+                let path = held.forward(agent, self.host.store)?;
+                MountKind::Socket { path, mode: *mode, uid: *uid, gid: *gid }
             }
         }))
     }
@@ -226,7 +258,7 @@ impl Solver<'_> {
             let tree = self.rootfs_tree(from, &stack)?;
             let at = Located { text: source.to_owned(), source: Arc::clone(&mount.source), span: mount.span };
             let listing = self.select(&tree, &at, Form::Literal, &[], None)?;
-            copy::land(&tree, &listing, dir.as_fd(), &landing("/", self.host.now))?;
+            copy::land(&tree, &listing, dir.as_fd(), &landing("/", self.host.now()))?;
         }
         crate::layer::node::set_owner_of(dir, *uid, *gid)
             .and_then(|()| rustix::fs::fchmod(dir, rustix::fs::Mode::from_raw_mode(*mode)))
@@ -234,23 +266,11 @@ impl Solver<'_> {
     }
 
     fn secret(&self, id: &str, is_required: bool, mount: &RunMount) -> Result<Option<Vec<u8>>> {
-        let too_large = || {
-            Diagnostic::error(format!("the secret `{id}` is larger than {} KiB", SECRET_LIMIT_BYTES / 1024)).at(
-                &mount.source,
-                mount.span,
-                "",
-            )
-        };
         match self.host.secrets.get(id) {
-            Some(Secret::Value(value)) if value.len() as u64 > SECRET_LIMIT_BYTES => Err(too_large()),
-            Some(Secret::Value(value)) => Ok(Some(value.clone())),
-            Some(Secret::File(path)) => {
-                let doing = || format!("cannot read the secret `{id}` from `{}`", path.display());
-                let mut value = Vec::new();
-                let file = std::fs::File::open(path).context(doing)?;
-                file.take(SECRET_LIMIT_BYTES + 1).read_to_end(&mut value).context(doing)?;
-                if value.len() as u64 > SECRET_LIMIT_BYTES { Err(too_large()) } else { Ok(Some(value)) }
-            }
+            Some(secret) => match secret.read(id, SECRET_LIMIT_BYTES) {
+                Ok(value) => Ok(Some(value)),
+                Err(error) => Err(error.at(&mount.source, mount.span, "")),
+            },
             None if is_required => Err(Diagnostic::error(format!("the secret `{id}` was not given to this build"))
                 .at(&mount.source, mount.span, "required here")
                 .hint(format!("add `--secret id={id},src=FILE`"))),
@@ -298,7 +318,7 @@ impl Solver<'_> {
             is_link: copy.is_link,
             has_parents: copy.has_parents,
             unpacks: copy.kind == CopyKind::Add && copy.unpack != Some(false),
-            now: self.host.now,
+            now: self.host.now(),
         };
         // Read only when a source is no context: opened once for all of them.
         let mut rootfs = None;
@@ -309,7 +329,7 @@ impl Solver<'_> {
                         name: &file.name,
                         content: file.content.as_bytes(),
                         mode: 0o644,
-                        mtime: self.host.now,
+                        mtime: self.host.now(),
                     };
                     copy::land_blob(&blob, root.as_fd(), &landing)?;
                 }
@@ -332,7 +352,17 @@ impl Solver<'_> {
                     let landing = Landing { unpacks: copy.unpack == Some(true), ..landing.clone() };
                     self.land_download(download, root.as_fd(), &landing).map_err(|error| locate(error, Some(url)))?;
                 }
-                // Refused when the key was made.
+                (CopySource::Git(git), Read::Git(commit)) => {
+                    let landing = Landing { unpacks: false, ..landing.clone() };
+                    let landed = self.list_git(copy, git, commit).and_then(|(directory, opened, listing)| {
+                        let landed = copy::land(&opened.tree, &listing, root.as_fd(), &landing);
+                        // Held until here, so that no prune takes it.
+                        drop(directory);
+                        landed
+                    });
+                    landed.map_err(|error| locate(error, Some(&git.at)))?;
+                }
+                // A source and what was read of it are of one kind.
                 (CopySource::Url(_) | CopySource::Git(_), _) => unreachable!("it has no key"),
             }
         }
@@ -360,7 +390,7 @@ impl Solver<'_> {
         };
         let root = container::overlay_detached(&lowers, Some(&draft.path))?;
         let owner = Owner { uid: owner.0, gid: owner.1 };
-        copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now)?;
+        copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now())?;
         Ok(())
     }
 
@@ -368,7 +398,7 @@ impl Solver<'_> {
     fn land_all(&self, key: &Keyed, draft: &Draft) -> Result<()> {
         for read in &key.reads.sources {
             if let Read::Listed { opened, listing } = read {
-                copy::land(&opened.tree, listing, draft.upper(), &landing("/", self.host.now))?;
+                copy::land(&opened.tree, listing, draft.upper(), &landing("/", self.host.now()))?;
             }
         }
         Ok(())
@@ -394,7 +424,7 @@ impl Solver<'_> {
             return Ok((vec![layer.path.clone()], path));
         }
         let draft = self.host.store.draft()?;
-        copy::land(tree, listing, draft.upper(), &landing("/", self.host.now))?;
+        copy::land(tree, listing, draft.upper(), &landing("/", self.host.now()))?;
         let Some(layer) = self.commit_alone(draft, facts, "files of a bind mount", begun)? else {
             return Ok((Vec::new(), path));
         };

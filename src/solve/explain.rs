@@ -33,7 +33,7 @@ pub fn explain(
     bases: &BTreeMap<BaseKey, ImageRecord>,
 ) -> Result<Vec<Explained>> {
     let layers = Layers::of(host.store);
-    let solver = Solver { asks_servers: false, ..Solver::new(plan, host, settings, bases, &layers) };
+    let solver = Solver::new(plan, host, settings, bases, &layers);
     let mut explained = Vec::new();
     for index in 0..plan.steps.len() {
         let id = StepId(index);

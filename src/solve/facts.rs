@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use super::input::Reads;
+use super::input::{Read, Reads};
 use super::{Keyed, Solver, Stack, Standing, standing};
 use crate::cache::Facts;
 use crate::diag::Result;
 use crate::plan::{Copy, CopyKind, CopySource, Network, Op, Root, Run, RunMountKind, Security, StepId, Workdir};
+use crate::source;
 
 /// Stands for a parent that is not solved yet, in an explanation.
 pub(super) const UNKNOWN: &str = "unknown";
@@ -47,7 +48,7 @@ impl Solver<'_> {
             // These have no key: they cost nothing to do again.
             Op::From(_) | Op::Configure => Facts::new(&parent_fact, ""),
         };
-        if let (Some(epoch), Op::Copy(_) | Op::Workdir(_) | Op::From(_)) = (self.settings.epoch, &step.op) {
+        if let (Some(epoch), Op::Copy(_) | Op::Workdir(_) | Op::From(_)) = (self.host.epoch(), &step.op) {
             facts.add("epoch", epoch.to_string());
         }
         self.add_ordinal(&mut facts, id);
@@ -135,6 +136,20 @@ impl Solver<'_> {
             facts.add("mode", &chmod.text);
         }
         let digest = self.read_sources(copy, reads)?;
+        let repositories = copy.sources.iter().zip(&reads.sources).filter_map(|(source, read)| match (source, read) {
+            (CopySource::Git(git), Read::Git(commit)) => Some((git, commit)),
+            _ => None,
+        });
+        for (place, (git, commit)) in repositories.enumerate() {
+            let name = if place == 0 { "git".to_owned() } else { format!("git {}", place + 1) };
+            facts.add(name, source::git_facts(&git.location, commit));
+        }
+        // With git they are not among the files that were listed.
+        if copy.sources.iter().any(|source| matches!(source, CopySource::Git(_))) {
+            for pattern in &copy.exclude {
+                facts.add(format!("exclude {pattern}"), "");
+            }
+        }
         facts.add("files", digest.map_or_else(|| UNKNOWN.to_owned(), |digest| digest.to_string()));
         Ok(())
     }
@@ -159,9 +174,6 @@ fn copy_op(copy: &Copy) -> String {
     }
     if let Some(unpack) = copy.unpack {
         op.push_str(&format!(" --unpack={unpack}"));
-    }
-    if copy.sources.iter().any(|source| matches!(source, CopySource::Git(_))) && copy.keeps_git_dir {
-        op.push_str(" --keep-git-dir");
     }
     op.push(' ');
     op.push_str(&copy.destination);

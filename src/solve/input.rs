@@ -3,16 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::download::{Downloaded, Downloads};
 use super::{Solver, Stack};
 use crate::context::{Blame, Form, HashIndex, IgnoreRules, Listing, Request, Tree, lines, select};
-use crate::diag::{Context as _, Diagnostic, Result, Source, Span};
+use crate::diag::{Result, Source, Span};
 use crate::digest::{Digest, Hasher};
-use crate::host::NamedContext;
-use crate::plan::{Copy, CopySource, Input, Located, Op, RunMount, RunMountKind};
+use crate::git::Commit;
+use crate::host::Directory;
+use crate::plan::{Copy, CopySource, GitSource, Input, Located, Op, RunMount, RunMountKind};
+use crate::source;
 
 /// A tree and, for a directory of the host, the hashes remembered of its files.
 pub(super) struct Opened {
@@ -51,6 +53,8 @@ pub(super) enum Read {
     Immutable,
     Heredoc,
     Downloaded(Downloaded),
+    /// What the name of a git repository stood for when the key was made.
+    Git(Commit),
 }
 
 impl Reads {
@@ -58,7 +62,7 @@ impl Reads {
     pub fn lines(&self) -> Vec<Vec<u8>> {
         let listed = self.sources.iter().filter_map(|read| match read {
             Read::Listed { listing, .. } => Some(listing),
-            Read::Immutable | Read::Heredoc | Read::Downloaded(_) => None,
+            Read::Immutable | Read::Heredoc | Read::Downloaded(_) | Read::Git(_) => None,
         });
         listed.flat_map(|listing| lines::lines(listing)).collect()
     }
@@ -94,35 +98,34 @@ pub(super) fn inputs(op: &Op) -> Vec<&Input> {
 impl Solver<'_> {
     /// The context or named context as a tree, with its ignore file.
     fn opened(&self, input: &Input) -> Result<Option<Arc<Opened>>> {
-        let (path, ignore) = match input {
-            Input::Context => match &self.host.context {
-                Some(context) => (context.path.clone(), context.ignore.clone()),
-                None => return Err(Diagnostic::error("this build has no context to copy from")),
-            },
-            Input::Directory(name) => match self.host.named_contexts.get(name) {
-                Some(NamedContext::Directory(path)) => (path.clone(), None),
-                _ => return Err(Diagnostic::error(format!("there is no build context `{name}`"))),
-            },
+        let directory = match input {
+            Input::Context => source::context(None, self.host)?,
+            Input::Directory(name) => source::context(Some(name), self.host)?,
             Input::Step(_) | Input::Image(_) | Input::Scratch => return Ok(None),
         };
         let mut contexts = self.inputs.contexts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(opened) = contexts.get(&path) {
+        if let Some(opened) = contexts.get(&directory.path) {
             return Ok(Some(Arc::clone(opened)));
         }
-        let ignore = match ignore {
-            Some(file) => Some(file),
-            None => ignore_file(&path.join(".dockerignore"))?,
-        };
-        let rules = match &ignore {
+        let opened = Arc::new(self.open(&directory)?);
+        contexts.insert(directory.path.clone(), Arc::clone(&opened));
+        Ok(Some(opened))
+    }
+
+    fn open(&self, directory: &Directory) -> Result<Opened> {
+        let rules = match &directory.ignore {
             Some((name, text)) => Some(IgnoreRules::parse(name, text)?),
             None => None,
         };
-        let tree = Tree::open(&path, rules)?;
-        let index_path = self.host.store.context_index(&path)?;
-        let index = HashIndex::load(&index_path, self.host.files_now);
-        let opened = Arc::new(Opened { tree, index: Some((index, index_path)) });
-        contexts.insert(path, Arc::clone(&opened));
-        Ok(Some(opened))
+        let tree = Tree { name: directory.name.clone(), ..Tree::open(&directory.path, rules)? };
+        let index = match directory.is_lasting {
+            true => {
+                let path = self.host.store.context_index(&directory.path)?;
+                Some((HashIndex::load(&path, self.host.files_now), path))
+            }
+            false => None,
+        };
+        Ok(Opened { tree, index })
     }
 
     /// The layers of an input that is a rootfs.
@@ -169,10 +172,11 @@ impl Solver<'_> {
                     let Some(download) = self.download(copy, url)? else { return Ok(None) };
                     (download.digest(), Read::Downloaded(download))
                 }
-                CopySource::Git(url) => {
-                    return Err(url
-                        .error("ADD from a git repository is not supported yet")
-                        .hint("clone it before the build and copy it from a `--build-context`"));
+                CopySource::Git(git) => {
+                    let commit = source::commit(&git.location, self.host)
+                        .map_err(|error| error.at(&git.at.source, git.at.span, ""))?;
+                    let Some(commit) = commit else { return Ok(None) };
+                    (Digest::of(source::git_facts(&git.location, &commit).as_bytes()), Read::Git(commit))
                 }
             };
             hasher.field(digest.as_bytes());
@@ -239,6 +243,20 @@ impl Solver<'_> {
         })
     }
 
+    /// The files of a git repository, as a copy lists them.
+    pub(super) fn list_git(
+        &self,
+        copy: &Copy,
+        git: &GitSource,
+        commit: &Commit,
+    ) -> Result<(Arc<Directory>, Opened, Listing)> {
+        let directory = Arc::new(source::git_tree(&git.location, commit, self.host)?);
+        let opened = self.open(&directory)?;
+        let all = Located { text: "/".into(), ..git.at.clone() };
+        let listing = self.select(&opened.tree, &all, Form::Literal, &copy.exclude, opened.index())?;
+        Ok((directory, opened, listing))
+    }
+
     /// The digest of what a bind mount shows.
     pub(super) fn read_mount(
         &self,
@@ -269,14 +287,5 @@ impl Solver<'_> {
         let digest = listing.digest();
         reads.sources.push(Read::Listed { opened, listing });
         Ok(digest)
-    }
-}
-
-/// The ignore file at `path`, if there is one, with its name.
-pub fn ignore_file(path: &Path) -> Result<Option<(String, Vec<u8>)>> {
-    match std::fs::read(path) {
-        Ok(text) => Ok(Some((path.display().to_string(), text))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).context(|| format!("cannot read `{}`", path.display())),
     }
 }

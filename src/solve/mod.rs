@@ -11,6 +11,7 @@ mod download;
 mod execute;
 mod explain;
 mod facts;
+mod held;
 mod input;
 mod layers;
 mod schedule;
@@ -23,6 +24,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::cache::{Facts, Record, Records};
+use crate::container::Limits;
 use crate::diag::Result;
 use crate::host::{self, Host};
 use crate::plan::{BaseKey, Op, Plan, Root, StepId};
@@ -30,7 +32,6 @@ use crate::progress::{Event, Number, Outcome};
 use crate::store::ImageRecord;
 
 pub use explain::{Explained, explain};
-pub use input::ignore_file;
 pub use layers::Layers;
 pub use stack::{Stack, StackLayer, Standing};
 
@@ -42,8 +43,6 @@ pub struct Settings {
     pub slot: String,
     /// How many steps may run at once.
     pub jobs: usize,
-    /// `SOURCE_DATE_EPOCH`: the time of what copies make.
-    pub epoch: Option<i64>,
     /// How many threads may read files for one copy.
     pub hash_threads: usize,
     pub hostname: String,
@@ -52,6 +51,11 @@ pub struct Settings {
     pub shm_size_bytes: u64,
     /// `(name, soft, hard)`.
     pub ulimits: Vec<(String, u64, u64)>,
+    /// Of all processes of a RUN together. They decide whether it ends well, not what it makes: no part of
+    /// a key.
+    pub limits: Limits,
+    /// How long a RUN may take.
+    pub timeout: Option<Duration>,
     /// `BUILDKIT_CACHE_MOUNT_NS`.
     pub cache_mount_namespace: String,
     /// `--explain`: whether to say of each step that runs what changed.
@@ -93,8 +97,6 @@ pub struct Solver<'a> {
     layers: &'a Layers<'a>,
     inputs: input::Inputs,
     wreck: Mutex<Option<wreck::Wreck>>,
-    /// Not so while explaining.
-    asks_servers: bool,
 }
 
 /// Results by step, for all steps of the plan.
@@ -166,7 +168,6 @@ impl<'a> Solver<'a> {
             layers,
             inputs: input::Inputs::default(),
             wreck: Mutex::default(),
-            asks_servers: true,
         }
     }
 
@@ -382,7 +383,7 @@ impl<'a> Solver<'a> {
     }
 
     fn created(&self) -> String {
-        host::rfc3339(self.host.now)
+        host::rfc3339(self.host.now())
     }
 }
 

@@ -3,9 +3,10 @@
 use std::sync::PoisonError;
 
 use super::Solver;
+use super::held::Held;
 use crate::container::Container;
 use crate::diag::{Diagnostic, Result};
-use crate::store::{CacheMount, Draft};
+use crate::store::Draft;
 
 /// A container whose command failed, and all that it stands on.
 pub(super) struct Wreck {
@@ -13,8 +14,8 @@ pub(super) struct Wreck {
     pub container: Container,
     /// Holds what it wrote.
     pub draft: Draft,
-    /// Its cache mounts, still locked.
-    pub mounts: Vec<CacheMount>,
+    /// Its cache mounts, still locked, and the sockets of its agents.
+    pub mounts: Held,
 }
 
 impl Solver<'_> {

@@ -73,6 +73,8 @@ pub struct Usage {
 pub struct Pruned {
     pub layers: Total,
     pub blobs: Total,
+    /// What was fetched from git.
+    pub repositories: Total,
     /// What could have gone, but is being used.
     pub in_use: u64,
 }
@@ -146,6 +148,7 @@ impl Store {
                 false => pruned.in_use += 1,
             }
         }
+        self.prune_repositories(is_due, action, &mut pruned)?;
         if action == Action::Tell {
             return Ok(pruned);
         }
@@ -158,6 +161,22 @@ impl Store {
         }
         self.inner.trash.wake();
         Ok(pruned)
+    }
+
+    /// Repositories that nobody is using: they only save a download.
+    fn prune_repositories(&self, is_due: impl Fn(&Stat) -> bool, action: Action, pruned: &mut Pruned) -> Result<()> {
+        let Ok(git) = super::open_dir(self.inner.root.as_fd(), super::REPOSITORIES) else { return Ok(()) };
+        for (name, stat) in self.list(git.as_fd(), "git repositories")? {
+            if !is_due(&stat) {
+                continue;
+            }
+            let size_bytes = walk_size(&self.inner.path.join(super::REPOSITORIES).join(&name)).size_bytes;
+            match self.take_unlocked(git.as_fd(), &name, &name, |_| true, action)? {
+                true => pruned.repositories.add(size_bytes),
+                false => pruned.in_use += 1,
+            }
+        }
+        Ok(())
     }
 
     /// Adds what a kept manifest or index refers to.

@@ -69,6 +69,33 @@ impl Draft {
         self.upper.as_fd()
     }
 
+    /// Makes it canonical as a layer on `lowers` (topmost first; `skeleton` as for
+    /// [`layer::canonicalize`]) and says what it is; `None` when nothing in it differs from what is below.
+    pub fn identify(
+        &self,
+        lowers: &[BorrowedFd<'_>],
+        skeleton: Option<BorrowedFd<'_>>,
+    ) -> Result<Option<(TreeDigest, LayerMeta)>> {
+        let summary = layer::canonicalize(self.upper(), lowers, skeleton)?;
+        if summary.entries == 0 {
+            return Ok(None);
+        }
+        let mut writer = HashingWriter::new(io::sink());
+        let packed = layer::pack(self.upper(), &mut writer)?;
+        let (_, digest, tar_size_bytes) = writer.finish();
+        let meta = LayerMeta {
+            diff_id: DiffId::new(digest),
+            tree: Some(packed.tree),
+            tar_size_bytes,
+            size_bytes: summary.size_bytes,
+            entries: summary.entries,
+            // Filled in by the commit.
+            boot_id: String::new(),
+            is_synced: false,
+        };
+        Ok(Some((packed.tree, meta)))
+    }
+
     /// Makes it fit to be mounted once more: the kernel takes no work dir again that a `volatile` overlay
     /// had.
     pub fn renew_work_dir(&self) -> Result<()> {

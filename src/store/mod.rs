@@ -11,6 +11,7 @@
 //!   cache/ files/                 records: <2 hex>/<name>
 //!   builds/<start>-<id>/          what builds left: records and output
 //!   mounts/                       RUN --mount=type=cache
+//!   git/                          what was fetched from git repositories
 //!   locks/                        held while in use, removed after
 //!   tmp/<builder>/                work in progress of one process, beside its <builder>.lock
 //!   trash/                        what is being deleted
@@ -32,6 +33,8 @@ mod layers;
 mod locks;
 mod mounts;
 mod records;
+mod repositories;
+mod scratch;
 mod sealed;
 mod trash;
 mod workspace;
@@ -58,10 +61,14 @@ pub use images::{ImageLayer, ImageLookup, ImageRecord};
 pub use layers::{Draft, Layer, LayerMeta};
 pub use locks::KeyLock;
 pub use mounts::{CacheMount, MountLock};
+pub use repositories::Repository;
+pub use scratch::Scratch;
 
 /// The number in `version`. It changes when an older program could misread what a newer one wrote.
 const FORMAT: u32 = 1;
 
+/// The directory of [`Repository`].
+const REPOSITORIES: &str = "git";
 /// A user may have several hundred runs of ids.
 const MAX_VERSION_BYTES: u64 = 64 << 10;
 
@@ -204,8 +211,9 @@ fn open_root(path: &Path) -> Result<OwnedFd> {
 
 /// Reads `version`, or writes it into a directory that is empty or was being made a store.
 fn check_version(root: &OwnedFd, path: &Path, owners: &Owners) -> Result<()> {
-    const NAMES: [&str; 12] = [
-        "version", "blobs", "layers", "forms", "images", "cache", "files", "mounts", "builds", "locks", "tmp", "trash",
+    const NAMES: [&str; 13] = [
+        "version", "blobs", "layers", "forms", "images", "cache", "files", "mounts", "git", "builds", "locks", "tmp",
+        "trash",
     ];
     let file = match rustix::fs::openat(root, "version", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
         Ok(file) => Some(fs::File::from(file)),

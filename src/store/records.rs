@@ -68,6 +68,12 @@ impl Store {
         Ok(self.inner.path.join("files/index").join(name))
     }
 
+    /// The file of the keys of ssh servers that were met; its directory is made.
+    pub fn known_hosts(&self) -> Result<std::path::PathBuf> {
+        self.make_dirs("files").map_err(|errno| self.inner.error("make `files`", errno))?;
+        Ok(self.inner.path.join("files/known_hosts"))
+    }
+
     /// Removes the record if it is there.
     pub fn remove_record(&self, dir: &str, name: &str) -> Result<()> {
         let shard = shard(dir, name);

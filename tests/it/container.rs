@@ -6,6 +6,7 @@
 mod bench;
 mod inside;
 mod lifetime;
+mod limits;
 mod mounts;
 mod nodes;
 mod overlay;

@@ -87,7 +87,7 @@ fn a_record_says_how_each_step_ended() {
     let step = &ran["steps"][1];
     assert_eq!((&step["title"], &step["outcome"]), (&"[base 2/2] RUN echo x > /x".into(), &"done".into()));
     assert_eq!((&step["exitCode"], &step["addedBytes"]), (&0.into(), &2.into()));
-    assert!(step["peakBytes"].as_u64().unwrap() > 0 && step["cpuMs"].is_u64(), "{step}");
+    assert!(step["memoryBytes"].as_u64().unwrap() > 0 && step["cpuMs"].is_u64(), "{step}");
     let step = &failed["steps"][2];
     assert_eq!((&step["outcome"], &step["exitCode"]), (&"failed".into(), &7.into()));
     assert!(failed["errors"][0].as_str().unwrap().contains("exit code 7"), "{failed}");

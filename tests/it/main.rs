@@ -12,6 +12,7 @@ mod explain;
 mod image;
 mod journal;
 mod layer;
+mod lifecycle;
 mod overlay;
 mod plan;
 mod progress;

@@ -203,7 +203,7 @@ fn dump_copy(out: &mut String, copy: &plan::Copy) {
         match source {
             CopySource::Path(path) => writeln!(out, "  path {}", located(path)).unwrap(),
             CopySource::Url(url) => writeln!(out, "  url {}", located(url)).unwrap(),
-            CopySource::Git(url) => writeln!(out, "  git {}", located(url)).unwrap(),
+            CopySource::Git(git) => writeln!(out, "  git {}", located(&git.at)).unwrap(),
             CopySource::Heredoc(heredoc) => writeln!(out, "  heredoc {} {:?}", heredoc.name, heredoc.content).unwrap(),
         }
     }
@@ -212,8 +212,10 @@ fn dump_copy(out: &mut String, copy: &plan::Copy) {
             writeln!(out, "  {name} {}", located(flag)).unwrap();
         }
     }
-    for (name, is_set) in [("link", copy.is_link), ("parents", copy.has_parents), ("keep-git-dir", copy.keeps_git_dir)]
-    {
+    let keeps =
+        |source: &CopySource| matches!(source, CopySource::Git(git) if git.location.keeps_git_dir == Some(true));
+    let keeps_git_dir = copy.sources.iter().any(keeps);
+    for (name, is_set) in [("link", copy.is_link), ("parents", copy.has_parents), ("keep-git-dir", keeps_git_dir)] {
         if is_set {
             writeln!(out, "  {name}").unwrap();
         }

@@ -6,7 +6,7 @@
 //! 0.000 missed 1 a reason
 //! 0.100 output 1 text\n
 //! 0.100 transfer 1 500 1000
-//! 0.200 exited 1 2
+//! 0.200 exited 1 2 1500000 45000000 0 4096  with a code; microseconds of CPU, bytes of memory, read, written
 //! 0.200 fault 1 message
 //! 0.300 finish 1 done|cached|failed|canceled 0.3 [bytes]
 //! 0.300 warning Rule message                with a hint, at 2:5 of a Dockerfile
@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use wythe::diag::{Diagnostic, Source, Span};
-use wythe::progress::{Event, Exit, Json, Number, Outcome, Plain, Reporter, Terminal};
+use wythe::progress::{Event, Exit, Json, Number, Outcome, Plain, Reporter, Terminal, Usage};
 
 #[test]
 fn reporters_show_what_the_goldens_say() {
@@ -60,9 +60,11 @@ fn check(case: &Path) {
                 Event::Missed { number, reasons: &reasons }
             }
             "exited" => {
-                let exit =
-                    Exit { code: Some(string.parse().unwrap()), signal: None, cpu_ms: 20, peak_bytes: 1_000_000 };
-                Event::Exited { number, exit }
+                let code = words.next().unwrap().parse().unwrap();
+                let mut next = || words.next().unwrap().parse().unwrap();
+                let (cpu_us, memory_bytes, read_bytes, written_bytes) = (next(), next(), next(), next());
+                let usage = Usage { cpu_us, memory_bytes, read_bytes, written_bytes };
+                Event::Exited { number, exit: Exit { code: Some(code), signal: None, usage } }
             }
             "output" => Event::Output { number, bytes: &text },
             "transfer" => {

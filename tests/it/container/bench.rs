@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use wythe::container::passwd::User;
-use wythe::container::{Container, Exit, Spawner, Status};
+use wythe::container::{Container, Exit, Limits, Spawner, Status};
 use wythe::diag::Result;
 use wythe::plan::{Network, Security};
 
@@ -87,6 +87,8 @@ impl Bench {
             mounts: Vec::new(),
             shm_size_bytes: 64 << 20,
             ulimits: Vec::new(),
+            limits: Limits::default(),
+            timeout: None,
         }
     }
 
@@ -117,9 +119,13 @@ impl Bench {
     /// Runs a script that prints `ready` and does not end by itself (nor by becoming another program); calls `then` with the host's
     /// number of its first process once it has, and kills it.
     pub fn while_running(&self, script: &str, then: impl FnOnce(u32)) {
+        self.while_running_in(self.script(script), then);
+    }
+
+    /// The same with a container of one's own.
+    pub fn while_running_in(&self, mut container: Container, then: impl FnOnce(u32)) {
         let (reader, writer) = std::io::pipe().unwrap();
         let marker = format!("marker={}", self.dir.path().display());
-        let mut container = self.script(script);
         container.argv.push(marker.clone());
         std::thread::scope(|scope| {
             let running = scope.spawn(|| self.spawner.run(&container, OwnedFd::from(writer)));
@@ -182,4 +188,29 @@ pub fn processes_with(word: &str) -> Vec<u32> {
     let mut pids: Vec<u32> = fs::read_dir("/proc").unwrap().flatten().filter_map(number).filter(has_word).collect();
     pids.sort_unstable();
     pids
+}
+
+/// The directories of the groups that a process of the host is in.
+pub fn groups_of(pid: u32) -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let place = |line: &str| {
+        let (_, rest) = line.split_once(':').unwrap();
+        let (controllers, path) = rest.split_once(':').unwrap();
+        let is_its = |mount: &&str| match controllers {
+            "" => mount.contains(" - cgroup2 "),
+            _ => {
+                mount.contains(" - cgroup ")
+                    && mount.split(' ').next_back().unwrap().split(',').any(|o| o == controllers)
+            }
+        };
+        let mount = mounts.lines().find(is_its)?.split(' ').nth(4).unwrap();
+        Some(PathBuf::from(format!("{mount}{path}")))
+    };
+    text.lines().filter_map(place).collect()
+}
+
+/// Whether it is the group of a step.
+pub fn is_a_builds(group: &Path) -> bool {
+    group.components().any(|name| name.as_os_str().to_string_lossy().starts_with("wythe."))
 }

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
-use wythe::container::{Container, Mount, MountKind, Spawner, Status};
+use wythe::container::{Container, Limits, Mount, MountKind, Spawner, Status};
 
-use super::bench::{Bench, processes_with};
+use super::bench::{Bench, groups_of, is_a_builds, processes_with};
 
 #[test]
 fn exit_statuses() {
@@ -23,8 +23,8 @@ fn exit_statuses() {
     // An answer says what the step used.
     let ran = bench.succeed(&bench.script("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"));
     let exit = ran.exit.unwrap();
-    assert!(exit.cpu > Duration::from_millis(1) && exit.cpu < Duration::from_secs(60), "{exit:?}");
-    assert!(exit.peak_bytes > 100_000 && exit.peak_bytes < 1 << 30, "{exit:?}");
+    assert!(exit.usage.cpu() > Duration::from_millis(1) && exit.usage.cpu() < Duration::from_secs(60), "{exit:?}");
+    assert!(exit.usage.memory_bytes > 100_000 && exit.usage.memory_bytes < 1 << 30, "{exit:?}");
 }
 
 #[test]
@@ -145,7 +145,7 @@ fn parent(pid: u32) -> Pid {
 }
 
 #[test]
-fn a_killed_builder_leaves_neither_processes_nor_mounts() {
+fn a_killed_builder_leaves_neither_processes_nor_mounts_nor_groups() {
     let bench = Bench::new();
     let root = bench.path("");
     let before = mounts_of_ours(&root);
@@ -158,6 +158,7 @@ fn a_killed_builder_leaves_neither_processes_nor_mounts() {
         .unwrap();
     let request = serde_json::to_string(&Container {
         argv: ["/bin/sh", "-c", "echo; echo ready; sleep 1000; true", &marker].map(str::to_owned).to_vec(),
+        limits: Limits { pids: Some(50), ..Limits::default() },
         ..bench.script("")
     });
     builder.stdin.take().unwrap().write_all(request.unwrap().as_bytes()).unwrap();
@@ -168,6 +169,8 @@ fn a_killed_builder_leaves_neither_processes_nor_mounts() {
     let payload = processes_with(&marker)[0];
     let spawner = parent(payload);
     let payload = Pid::from_raw(payload as i32).unwrap();
+    let groups = groups_of(payload.as_raw_nonzero().get() as u32);
+    assert!(groups.iter().any(|group| is_a_builds(group)), "{groups:?}");
     let handles = [payload, spawner].map(|pid| pidfd_open(pid, PidfdFlags::empty()).unwrap());
     let id = builder.id() as i32;
     kill_process(Pid::from_raw(id).unwrap(), Signal::KILL).unwrap();
@@ -179,12 +182,18 @@ fn a_killed_builder_leaves_neither_processes_nor_mounts() {
     }
     assert_eq!(processes_with(&marker), Vec::<u32>::new());
     assert_eq!(mounts_of_ours(&root), before);
+    // Its groups are empty, and gone when another build has run a step.
+    bench.succeed(&bench.script("true"));
+    drop(bench);
+    for group in groups.iter().filter(|group| is_a_builds(group)) {
+        assert!(!group.exists(), "{} is left", group.display());
+    }
 }
 
 /// Not a test: the builder of the one above, in a process of its own. The container comes on
 /// standard input.
 #[test]
-#[ignore = "a_killed_builder_leaves_neither_processes_nor_mounts runs it"]
+#[ignore = "a_killed_builder_leaves_neither_processes_nor_mounts_nor_groups runs it"]
 fn builder_to_be_killed() {
     let spawner = Spawner::fork().unwrap();
     let mut request = String::new();
