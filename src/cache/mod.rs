@@ -10,9 +10,16 @@
 
 pub mod explain;
 pub mod fact;
-pub mod prune;
+mod cap;
+mod inventory;
+mod policy;
+mod prune;
 pub mod record;
 
+pub use cap::{Cap, collect};
 pub use explain::{Difference, Reason};
 pub use fact::Facts;
+pub use inventory::{Inventory, Item, Kind};
+pub use policy::{Filter, Grounds, Limit, Policy};
+pub use prune::{Report, prune};
 pub use record::{LayerResult, Record, Records};

@@ -1,7 +1,7 @@
 //! Records of results on disk.
 //!
 //! ```text
-//! cache/<2 hex>/<key>          Record, JSON; its mtime is the last hit
+//! cache/<2 hex>/<key>          Record, JSON; its mtime is the last hit, to within the hour
 //! cache/op/<2 hex>/<hash>      the newest key of this op, whatever its parent
 //! cache/slot/<2 hex>/<hash>    the newest key at this place of this Dockerfile
 //! ```
@@ -54,18 +54,12 @@ impl<'a> Records<'a> {
 
     /// The record of `key`; marks it as hit now.
     pub fn hit(self, key: &CacheKey) -> Result<Option<Record>> {
-        let record = self.peek(key)?;
-        if record.is_some() {
-            self.store.touch_record("cache", &key.hex());
-        }
-        Ok(record)
+        Ok(parse(self.store.use_record("cache", &key.hex())?, key))
     }
 
     /// The record of `key`, without a trace.
     pub fn peek(self, key: &CacheKey) -> Result<Option<Record>> {
-        let bytes = self.store.read_record("cache", &key.hex())?;
-        let record = bytes.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
-        Ok(record.filter(|record| record.facts.key() == *key))
+        Ok(parse(self.store.read_record("cache", &key.hex())?, key))
     }
 
     /// Publishes a record and makes it the nearest one for its op and its slot.
@@ -129,4 +123,10 @@ impl<'a> Records<'a> {
         }
         Ok(records)
     }
+}
+
+/// The record in these bytes, if it is that of `key`.
+fn parse(bytes: Option<Vec<u8>>, key: &CacheKey) -> Option<Record> {
+    let record = serde_json::from_slice::<Record>(&bytes?).ok()?;
+    (record.facts.key() == *key).then_some(record)
 }

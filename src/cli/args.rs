@@ -114,18 +114,64 @@ pub enum Cache {
     },
     /// Say for each step of a build whether it would hit, and if not, what changed
     Explain(Box<Build>),
-    /// Remove records, layers and blobs
-    Prune {
-        /// Everything that no image and no running build uses
-        #[arg(short, long)]
-        all: bool,
-        /// Only what was last used longer ago than this (as in 30m, 12h, 7d)
-        #[arg(long, value_name = "AGE")]
-        older_than: Option<String>,
-        /// Say what would go, and remove nothing
-        #[arg(long)]
-        dry_run: bool,
+    /// Show what takes how much room, and what of it could go
+    Du(Du),
+    /// Remove what is not in use, and no image needs
+    Prune(Prune),
+    /// Bring the store below its cap, as builds do in the background
+    Gc {
+        /// A size, a share of the filesystem (`20%`), or `none` [env: WYTHE_STORE_CAP]
+        #[arg(long, value_name = "CAP")]
+        cap: Option<String>,
+        /// Standard input is the lock
+        #[arg(long, hide = true)]
+        has_lock: bool,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct Du {
+    /// Only what this holds for, as `wythe cache prune --filter` has it; may be given several times
+    #[arg(long = "filter", value_name = "FILTER")]
+    pub filters: Vec<String>,
+    /// List every item
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// How it is printed
+    #[arg(long, value_name = "FORMAT", value_parser = ["table", "json"])]
+    pub format: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct Prune {
+    /// Everything that no image and no running build uses
+    #[arg(short, long)]
+    pub all: bool,
+    /// Only what was last used longer ago than this (as in 30m, 12h, 7d)
+    #[arg(long, value_name = "AGE")]
+    pub older_than: Option<String>,
+    /// Only what this holds for: until=AGE, id=, type=, description=, inuse, shared, private, mutable, immutable,
+    /// with =, != or ~=; may be given several times
+    #[arg(long = "filter", value_name = "FILTER")]
+    pub filters: Vec<String>,
+    /// What was unused the longest, until the store is no larger than this
+    #[arg(long, value_name = "SIZE", visible_aliases = ["keep-storage", "max-size"])]
+    pub max_used_space: Option<String>,
+    /// What was unused the longest, until so much of the filesystem is free
+    #[arg(long, value_name = "SIZE")]
+    pub min_free_space: Option<String>,
+    /// Leave the store at least this large
+    #[arg(long, value_name = "SIZE")]
+    pub reserved_space: Option<String>,
+    /// Say what would go and why, and remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// List what goes and why
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Accepted for scripts made for docker: nothing is asked
+    #[arg(short, long, hide = true)]
+    pub force: bool,
 }
 
 #[derive(Debug, Args)]

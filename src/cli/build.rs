@@ -37,6 +37,7 @@ const HOSTNAME: &str = "buildkitsandbox";
 pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
     let (mut request, mut world) = request(&arguments)?;
+    super::room::check_cap()?;
     let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
     // Before any thread, so that the spawner is a copy of a small, single-threaded process.
     let spawner = if entrance.is_outside() { None } else { Some(Spawner::fork()?) };
@@ -123,6 +124,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         built
     });
     recorder.close();
+    super::room::collect_in_background(&store);
     let outcome = match built {
         Ok(outcome) => outcome,
         Err(diagnostics) => {

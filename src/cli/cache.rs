@@ -1,8 +1,8 @@
-//! `wythe cache ls` and `wythe cache prune`.
+//! `wythe cache ls`.
 
 use std::process::ExitCode;
 
-use super::{Failure, print, values};
+use super::{Failure, print};
 use crate::cache::Records;
 use crate::progress::{self, units};
 use crate::store::Store;
@@ -47,38 +47,6 @@ pub fn ls(store: &Store, as_json: bool) -> Result<ExitCode, Failure> {
         ));
     }
     print(&text);
-    Ok(ExitCode::SUCCESS)
-}
-
-pub fn prune(store: &Store, all: bool, older_than: Option<&str>, dry_run: bool) -> Result<ExitCode, Failure> {
-    let age = older_than.map(|text| values::age("--older-than", text)).transpose()?;
-    if age.is_none() && !all {
-        return Err(super::usage("say what to prune: `--older-than AGE`, or `--all` for everything not in use"));
-    }
-    let report = crate::cache::prune::prune(store, age.map(|age| now() - age), dry_run)?;
-    let mut text = String::new();
-    for title in &report.records {
-        text.push_str(&format!("{}\n", one_line(title, 100)));
-    }
-    let (layers, blobs, repositories) = (report.store.layers, report.store.blobs, report.store.repositories);
-    text.push_str(&format!(
-        "{} steps, {} layers and {} blobs {}: {}\n",
-        report.records.len(),
-        layers.count,
-        blobs.count,
-        if dry_run { "would go" } else { "removed" },
-        units::size(layers.size_bytes + blobs.size_bytes + repositories.size_bytes),
-    ));
-    if repositories.count > 0 {
-        text.push_str(&format!("{} copies of git repositories are among it\n", repositories.count));
-    }
-    if report.store.in_use > 0 {
-        text.push_str(&format!("{} more are in use\n", report.store.in_use));
-    }
-    print(&text);
-    if !dry_run {
-        store.empty_trash();
-    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -13,6 +13,7 @@ mod interrupt;
 mod limits;
 mod output;
 mod registry;
+mod room;
 mod shell;
 mod stdin;
 mod values;
@@ -92,9 +93,9 @@ fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
         args::Command::Build(build) => build::build(&root, &entrance, *build),
         args::Command::Cache(args::Cache::Explain(build)) => build::explain(&open, *build),
         args::Command::Cache(args::Cache::Ls { json }) => cache::ls(&open()?, json),
-        args::Command::Cache(args::Cache::Prune { all, older_than, dry_run }) => {
-            cache::prune(&open()?, all, older_than.as_deref(), dry_run)
-        }
+        args::Command::Cache(args::Cache::Du(du)) => room::du(&open()?, &du),
+        args::Command::Cache(args::Cache::Prune(prune)) => room::prune(&open()?, &prune),
+        args::Command::Cache(args::Cache::Gc { cap, has_lock }) => room::collect(&open()?, cap.as_deref(), has_lock),
         args::Command::Pull(pull) => registry::pull(&open()?, &pull),
         args::Command::Push(push) => registry::push(&open()?, &push),
         args::Command::Load { input } => registry::load(&open()?, input.as_deref()),

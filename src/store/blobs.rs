@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -103,6 +104,8 @@ impl BlobWriter {
 
     fn publish(&self, digest: &Digest, file: &File) -> Result<()> {
         let _ = rustix::fs::fchmod(file, Mode::from_raw_mode(0o400));
+        let size_bytes = file.metadata().map_or(0, |metadata| metadata.len());
+        self.inner.added_bytes.fetch_add(size_bytes, Ordering::Relaxed);
         // An earlier one is replaced: should it be damaged, it is whole again.
         rustix::fs::renameat(self.bench.fd(), &self.name, &self.inner.blobs, digest.hex())
             .map_err(|errno| self.inner.error(format_args!("write blob `{digest}`"), errno))

@@ -4,7 +4,7 @@
 //! - a layer or blob that somebody holds is flocked;
 //! - what appeared or was found since the oldest live builder started may be about to be used by it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, SystemTime};
 
@@ -33,6 +33,8 @@ impl Keep {
         for diff_id in diff_ids {
             let id = ChainId::extend(below.as_ref(), diff_id);
             self.layers.insert(id);
+            // One that was made on nothing has another name, wherever it stands.
+            self.layers.insert(ChainId::extend(None, diff_id));
             self.diff_ids.insert(*diff_id);
             below = Some(id);
         }
@@ -73,10 +75,28 @@ pub struct Usage {
 pub struct Pruned {
     pub layers: Total,
     pub blobs: Total,
-    /// What was fetched from git.
-    pub repositories: Total,
     /// What could have gone, but is being used.
     pub in_use: u64,
+}
+
+/// A layer as it lies in the store.
+#[derive(Clone, Debug)]
+pub struct StoredLayer {
+    pub id: ChainId,
+    /// `None` where it cannot be read.
+    pub diff_id: Option<DiffId>,
+    /// Of its regular files.
+    pub size_bytes: u64,
+    /// In seconds since the epoch.
+    pub last_used: i64,
+}
+
+#[derive(Clone, Debug)]
+pub struct StoredBlob {
+    pub digest: Digest,
+    pub size_bytes: u64,
+    /// In seconds since the epoch.
+    pub last_used: i64,
 }
 
 /// Whether a prune removes or only tells.
@@ -91,8 +111,8 @@ impl Store {
     /// Counts and sizes of what is there; a layer counts with the sizes of its files.
     pub fn usage(&self) -> Result<Usage> {
         let mut usage = Usage::default();
-        for (_, _, size_bytes) in self.all_layers()? {
-            usage.layers.add(size_bytes);
+        for layer in self.stored_layers()? {
+            usage.layers.add(layer.size_bytes);
         }
         for (_, stat) in self.all_blobs()? {
             usage.blobs.add(stat.st_size as u64);
@@ -118,7 +138,8 @@ impl Store {
         let is_due = |stat: &Stat| unused_since.is_none_or(|since| modified(stat) < since);
         let mut pruned = Pruned::default();
 
-        for (name, stat, size_bytes) in self.all_layers()? {
+        for (name, stat, meta) in self.all_layers()? {
+            let size_bytes = meta.map_or(0, |meta| meta.size_bytes);
             if Digest::from_hex(&name).is_some_and(|hex| keep.layers.contains(&ChainId::new(hex))) || !is_due(&stat) {
                 continue;
             }
@@ -128,17 +149,8 @@ impl Store {
             }
         }
 
-        let mut kept_blobs = keep.blobs.clone();
-        for manifest in &keep.blobs {
-            self.keep_referenced(manifest, &mut kept_blobs)?;
-        }
-        let forms = super::names(self.inner.forms.as_fd()).map_err(|errno| self.inner.error("list forms", errno))?;
-        for name in &forms {
-            if Digest::from_hex(name).is_some_and(|hex| keep.diff_ids.contains(&DiffId::new(hex))) {
-                let known: Option<Vec<Form>> = sealed::read_json(self.inner.forms.as_fd(), name).unwrap_or_default();
-                kept_blobs.extend(known.iter().flatten().map(|form| form.digest));
-            }
-        }
+        let forms = self.all_forms()?;
+        let kept_blobs = self.kept_blobs(keep, &forms)?;
         for (name, stat) in self.all_blobs()? {
             if Digest::from_hex(&name).is_some_and(|hex| kept_blobs.contains(&hex)) || !is_due(&stat) {
                 continue;
@@ -148,35 +160,104 @@ impl Store {
                 false => pruned.in_use += 1,
             }
         }
-        self.prune_repositories(is_due, action, &mut pruned)?;
         if action == Action::Tell {
             return Ok(pruned);
         }
         // Forms whose blobs are all gone say nothing any more.
-        for name in &forms {
-            let known: Option<Vec<Form>> = sealed::read_json(self.inner.forms.as_fd(), name).unwrap_or_default();
-            if !known.iter().flatten().any(|form| self.has_blob(&form.digest)) {
-                self.remove_forms(name).map_err(|errno| self.inner.error("remove forms", errno))?;
+        for (diff_id, known) in &forms {
+            if !known.iter().any(|form| self.has_blob(&form.digest)) {
+                self.remove_forms(&diff_id.hex()).map_err(|errno| self.inner.error("remove forms", errno))?;
             }
         }
         self.inner.trash.wake();
         Ok(pruned)
     }
 
-    /// Repositories that nobody is using: they only save a download.
-    fn prune_repositories(&self, is_due: impl Fn(&Stat) -> bool, action: Action, pruned: &mut Pruned) -> Result<()> {
-        let Ok(git) = super::open_dir(self.inner.root.as_fd(), super::REPOSITORIES) else { return Ok(()) };
-        for (name, stat) in self.list(git.as_fd(), "git repositories")? {
-            if !is_due(&stat) {
-                continue;
-            }
-            let size_bytes = walk_size(&self.inner.path.join(super::REPOSITORIES).join(&name)).size_bytes;
-            match self.take_unlocked(git.as_fd(), &name, &name, |_| true, action)? {
-                true => pruned.repositories.add(size_bytes),
-                false => pruned.in_use += 1,
+    /// The blobs that `keep` stands for: those it names, what kept manifests refer to, the forms of kept
+    /// layers.
+    pub fn kept_blobs(&self, keep: &Keep, forms: &BTreeMap<DiffId, Vec<Form>>) -> Result<BTreeSet<Digest>> {
+        let mut kept = keep.blobs.clone();
+        for manifest in &keep.blobs {
+            self.keep_referenced(manifest, &mut kept)?;
+        }
+        let of_kept = forms.iter().filter(|(diff_id, _)| keep.diff_ids.contains(diff_id));
+        kept.extend(of_kept.flat_map(|(_, forms)| forms).map(|form| form.digest));
+        Ok(kept)
+    }
+
+    /// What is known of all layers' blobs.
+    pub fn all_forms(&self) -> Result<BTreeMap<DiffId, Vec<Form>>> {
+        let mut forms = BTreeMap::new();
+        let names = super::names(self.inner.forms.as_fd()).map_err(|errno| self.inner.error("list forms", errno))?;
+        for name in names {
+            // One that cannot be read says nothing.
+            let known: Option<Vec<Form>> = sealed::read_json(self.inner.forms.as_fd(), &name).unwrap_or_default();
+            if let Some(hex) = Digest::from_hex(&name) {
+                forms.insert(DiffId::new(hex), known.unwrap_or_default());
             }
         }
-        Ok(())
+        Ok(forms)
+    }
+
+    pub fn stored_layers(&self) -> Result<Vec<StoredLayer>> {
+        let layers = self.all_layers()?.into_iter().filter_map(|(name, stat, meta)| {
+            let (diff_id, size_bytes) = meta.map_or((None, 0), |meta| (Some(meta.diff_id), meta.size_bytes));
+            Some(StoredLayer {
+                id: ChainId::new(Digest::from_hex(&name)?),
+                diff_id,
+                size_bytes,
+                last_used: stat.st_mtime,
+            })
+        });
+        Ok(layers.collect())
+    }
+
+    pub fn stored_blobs(&self) -> Result<Vec<StoredBlob>> {
+        let blobs = self.all_blobs()?.into_iter().filter_map(|(name, stat)| {
+            let size_bytes = u64::try_from(stat.st_size).unwrap_or(0);
+            Some(StoredBlob { digest: Digest::from_hex(&name)?, size_bytes, last_used: stat.st_mtime })
+        });
+        Ok(blobs.collect())
+    }
+
+    /// Whether somebody holds the layer.
+    pub fn is_layer_held(&self, id: &ChainId) -> bool {
+        self.is_held(self.inner.layers.as_fd(), &format!("{}/fs", id.hex()))
+    }
+
+    pub fn is_blob_held(&self, digest: &Digest) -> bool {
+        self.is_held(self.inner.blobs.as_fd(), &digest.hex())
+    }
+
+    pub(super) fn is_held(&self, dir: BorrowedFd<'_>, name: &str) -> bool {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+            Ok(file) => rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK),
+            Err(_) => false,
+        }
+    }
+
+    /// The present of the store's filesystem: what is made or used from now on has no earlier time.
+    pub fn present(&self) -> Result<SystemTime> {
+        self.inner.workspace.now().map(|stat| modified(&stat)).map_err(|errno| self.inner.error("prune", errno))
+    }
+
+    /// What is left on the store's filesystem for who is not privileged.
+    pub fn free_bytes(&self) -> u64 {
+        self.filesystem().1
+    }
+
+    /// Size of the store's filesystem, and what is left on it; a kernel that does not tell leaves all.
+    pub fn filesystem(&self) -> (u64, u64) {
+        match rustix::fs::fstatvfs(&self.inner.root) {
+            Ok(stat) => (stat.f_blocks.saturating_mul(stat.f_frsize), stat.f_bavail.saturating_mul(stat.f_frsize)),
+            Err(_) => (u64::MAX, u64::MAX),
+        }
+    }
+
+    /// Bytes of files below these directories of the store.
+    pub fn size_below(&self, names: &[&str]) -> u64 {
+        names.iter().map(|name| walk_size(&self.inner.path.join(name)).size_bytes).sum()
     }
 
     /// Adds what a kept manifest or index refers to.
@@ -193,16 +274,15 @@ impl Store {
         Ok(())
     }
 
-    /// Names, stats and sizes of all layers.
-    fn all_layers(&self) -> Result<Vec<(String, Stat, u64)>> {
+    /// Names, stats and descriptions of all layers.
+    fn all_layers(&self) -> Result<Vec<(String, Stat, Option<LayerMeta>)>> {
         let layers = self.inner.layers.as_fd();
         let mut all = Vec::new();
         for (name, stat) in self.list(layers, "layers")? {
-            let size_bytes = super::open_dir(layers, &name)
+            let meta = super::open_dir(layers, &name)
                 .ok()
-                .and_then(|dir| sealed::read_json::<LayerMeta>(dir.as_fd(), "layer.json").ok()?)
-                .map_or(0, |meta| meta.size_bytes);
-            all.push((name, stat, size_bytes));
+                .and_then(|dir| sealed::read_json::<LayerMeta>(dir.as_fd(), "layer.json").ok()?);
+            all.push((name, stat, meta));
         }
         Ok(all)
     }
@@ -211,7 +291,7 @@ impl Store {
         self.list(self.inner.blobs.as_fd(), "blobs")
     }
 
-    fn list(&self, dir: BorrowedFd<'_>, what: &str) -> Result<Vec<(String, Stat)>> {
+    pub(super) fn list(&self, dir: BorrowedFd<'_>, what: &str) -> Result<Vec<(String, Stat)>> {
         let cannot_list = |errno| self.inner.error(format_args!("list {what}"), errno);
         let mut all = Vec::new();
         for name in super::names(dir).map_err(cannot_list)? {
@@ -225,7 +305,7 @@ impl Store {
     }
 
     /// Moves it to the trash, unless somebody holds its lock (on the file `locked`) or used it of late.
-    fn take_unlocked(
+    pub(super) fn take_unlocked(
         &self,
         dir: BorrowedFd<'_>,
         name: &str,
@@ -275,7 +355,7 @@ fn modified(stat: &Stat) -> SystemTime {
 }
 
 /// What vanishes or may not be read while it is walked counts nothing.
-fn walk_size(path: &std::path::Path) -> Total {
+pub(super) fn walk_size(path: &std::path::Path) -> Total {
     let mut total = Total::default();
     for entry in walkdir::WalkDir::new(path).min_depth(1).into_iter().flatten() {
         if entry.depth() == 1 {

@@ -14,6 +14,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FlockOperation, Mode};
 use rustix::io::Errno;
@@ -122,7 +123,10 @@ impl Draft {
         let hex = id.hex();
         for _ in 0..16 {
             match rustix::fs::renameat(self.bench.fd(), &self.name, &inner.layers, &hex) {
-                Ok(()) => return Ok(Layer { id: *id, meta, path: inner.layer_path(id), dir }),
+                Ok(()) => {
+                    inner.added_bytes.fetch_add(meta.size_bytes, Ordering::Relaxed);
+                    return Ok(Layer { id: *id, meta, path: inner.layer_path(id), dir });
+                }
                 // A layer is never an empty directory, so rename does not replace one. What is no directory
                 // is no layer either, and dropped below.
                 Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOTDIR) => {}

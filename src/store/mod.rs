@@ -4,6 +4,7 @@
 //! ```text
 //! <root>/                         mode 0700
 //!   version                       format number; whose the files are, if not those of the host's ids
+//!   usage                         how much it is thought to hold
 //!   blobs/sha256/<hex>            manifests, configs, compressed layers
 //!   layers/<chain id hex>/{fs/, layer.json}
 //!   forms/<diff id hex>           blobs known to hold this layer (verified here)
@@ -36,6 +37,7 @@ mod records;
 mod repositories;
 mod scratch;
 mod sealed;
+mod tally;
 mod trash;
 mod workspace;
 
@@ -44,6 +46,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use rustix::fs::{CWD, IFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -56,13 +59,14 @@ pub use access::{Access, Enter};
 pub use blobs::{Blob, BlobWriter};
 pub use builds::BuildDir;
 pub use forms::Form;
-pub use gc::{Action, Keep, Pruned, Total, Usage};
+pub use gc::{Action, Keep, Pruned, StoredBlob, StoredLayer, Total, Usage};
 pub use images::{ImageLayer, ImageLookup, ImageRecord};
 pub use layers::{Draft, Layer, LayerMeta};
 pub use locks::KeyLock;
-pub use mounts::{CacheMount, MountLock};
-pub use repositories::Repository;
+pub use mounts::{CacheMount, MountLock, StoredMount};
+pub use repositories::{Repository, StoredRepository};
 pub use scratch::Scratch;
+pub use tally::Tally;
 
 /// The number in `version`. It changes when an older program could misread what a newer one wrote.
 const FORMAT: u32 = 1;
@@ -92,6 +96,8 @@ struct Inner {
     boot_id: String,
     /// What layer dirs are to record.
     records: layer::Records,
+    /// What was put in since that was last asked.
+    added_bytes: AtomicU64,
     enter: Option<Enter>,
 }
 
@@ -125,6 +131,7 @@ impl Store {
             trash,
             boot_id: boot_id(),
             records: access.owners.records(),
+            added_bytes: AtomicU64::new(0),
             enter: access.enter,
             root,
             path,
@@ -211,9 +218,9 @@ fn open_root(path: &Path) -> Result<OwnedFd> {
 
 /// Reads `version`, or writes it into a directory that is empty or was being made a store.
 fn check_version(root: &OwnedFd, path: &Path, owners: &Owners) -> Result<()> {
-    const NAMES: [&str; 13] = [
-        "version", "blobs", "layers", "forms", "images", "cache", "files", "mounts", "git", "builds", "locks", "tmp",
-        "trash",
+    const NAMES: [&str; 14] = [
+        "version", "usage", "blobs", "layers", "forms", "images", "cache", "files", "mounts", "git", "builds", "locks",
+        "tmp", "trash",
     ];
     let file = match rustix::fs::openat(root, "version", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
         Ok(file) => Some(fs::File::from(file)),

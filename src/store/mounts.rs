@@ -4,7 +4,7 @@
 //! ```text
 //! mounts/<hash of the id>[.<n>]/
 //!   fs/        what the step sees
-//!   lock       flocked by the steps that use it
+//!   lock       flocked by the steps that use it; its time is when one last did
 //!   id         the id, for people
 //! ```
 
@@ -20,6 +20,8 @@ use super::Store;
 use crate::diag::Result;
 use crate::digest::Digest;
 
+const DIRECTORY: &str = "mounts";
+
 /// The most private copies of one cache.
 const COPIES: usize = 1_000;
 
@@ -32,6 +34,19 @@ pub enum MountLock {
     Exclusive,
     /// Each has one that nobody else is using.
     Private,
+}
+
+/// A cache mount as it lies in the store.
+#[derive(Clone, Debug)]
+pub struct StoredMount {
+    /// Names it in the store.
+    pub folder: String,
+    /// Namespace and id.
+    pub id: String,
+    pub size_bytes: u64,
+    /// In seconds since the epoch.
+    pub last_used: i64,
+    pub is_in_use: bool,
 }
 
 /// A cache mount in use; released when dropped.
@@ -55,23 +70,92 @@ impl Store {
         let copies = if lock == MountLock::Private { COPIES } else { 1 };
         for copy in 0..copies {
             let folder = if copy == 0 { hash.clone() } else { format!("{hash}.{copy}") };
-            let path = self.inner.path.join("mounts").join(&folder);
-            if !path.join("fs").is_dir() {
-                self.make_cache_mount(name, &path, &fill)?;
+            match self.lock_cache_mount(name, &folder, lock, &fill)? {
+                Some(mount) => return Ok(mount),
+                None => continue,
             }
-            let file = File::options().read(true).write(true).open(path.join("lock")).map_err(cannot)?;
+        }
+        Err(cannot(io::Error::other("all of its private copies are in use")))
+    }
+
+    /// `None` when others use it and it is not to be waited for.
+    fn lock_cache_mount(
+        &self,
+        name: &str,
+        folder: &str,
+        lock: MountLock,
+        fill: &impl Fn(&OwnedFd) -> Result<()>,
+    ) -> Result<Option<CacheMount>> {
+        let cannot = |error: io::Error| self.inner.error(format_args!("open the cache mount `{name}`"), error);
+        let path = self.inner.path.join(DIRECTORY).join(folder);
+        loop {
+            if !path.join("fs").is_dir() {
+                self.make_cache_mount(name, &path, fill)?;
+            }
+            let file = match File::options().read(true).write(true).open(path.join("lock")) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened.map_err(cannot)?,
+            };
             let operation = match lock {
                 MountLock::Shared => FlockOperation::LockShared,
                 MountLock::Exclusive => FlockOperation::LockExclusive,
                 MountLock::Private => FlockOperation::NonBlockingLockExclusive,
             };
             match super::flock(file.as_fd(), operation) {
-                Ok(()) => return Ok(CacheMount { path: path.join("fs"), _lock: file }),
-                Err(Errno::WOULDBLOCK) => {}
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(errno) => return Err(cannot(errno.into())),
             }
+            // Pruned before it was locked: look again.
+            if super::is_still_at(rustix::fs::CWD, &path.join("lock").to_string_lossy(), file.as_fd()) {
+                let _ = rustix::fs::futimens(&file, &super::NOW);
+                return Ok(Some(CacheMount { path: path.join("fs"), _lock: file }));
+            }
         }
-        Err(cannot(io::Error::other("all of its private copies are in use")))
+    }
+
+    pub fn has_cache_mounts(&self) -> Result<bool> {
+        Ok(!self.mount_folders()?.is_empty())
+    }
+
+    /// All cache mounts.
+    pub fn cache_mounts(&self) -> Result<Vec<StoredMount>> {
+        let mut mounts = Vec::new();
+        for folder in self.mount_folders()? {
+            let path = self.inner.path.join(DIRECTORY).join(&folder);
+            // One that vanishes meanwhile is none.
+            let Ok(lock) = File::open(path.join("lock")) else { continue };
+            let id = fs::read_to_string(path.join("id")).unwrap_or_default();
+            let last_used = rustix::fs::fstat(&lock).map_or(0, |stat| stat.st_mtime);
+            let is_in_use = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err();
+            let size_bytes = super::gc::walk_size(&path.join("fs")).size_bytes;
+            mounts.push(StoredMount { folder, id, size_bytes, last_used, is_in_use });
+        }
+        Ok(mounts)
+    }
+
+    /// Moves it to the trash unless it is being used; whether it went.
+    pub fn remove_cache_mount(&self, folder: &str) -> Result<bool> {
+        let cannot = |errno| self.inner.error(format_args!("remove the cache mount `{folder}`"), errno);
+        let path = self.inner.path.join(DIRECTORY);
+        // Held over the rename: who waits for it looks again and finds nothing.
+        let lock = File::open(path.join(folder).join("lock")).ok();
+        if let Some(lock) = &lock
+            && rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive).is_err()
+        {
+            return Ok(false);
+        }
+        let mounts = super::open_dir(self.inner.root.as_fd(), DIRECTORY).map_err(cannot)?;
+        self.inner.trash.take(mounts.as_fd(), folder).map_err(cannot)?;
+        Ok(true)
+    }
+
+    fn mount_folders(&self) -> Result<Vec<String>> {
+        match super::open_dir(self.inner.root.as_fd(), DIRECTORY).and_then(|dir| super::names(dir.as_fd())) {
+            Ok(folders) => Ok(folders),
+            Err(Errno::NOENT) => Ok(Vec::new()),
+            Err(errno) => Err(self.inner.error("list cache mounts", errno)),
+        }
     }
 
     /// Makes it beside and renames it into place; if another builder is first, theirs stays.

@@ -1,19 +1,17 @@
 //! Records: small files below `cache/` and `files/`, spread over directories named by
 //! their first two characters. What they say is their writers' business.
 
+use std::fs::File;
 use std::os::fd::AsFd;
 
-use rustix::fs::{AtFlags, Mode, Timespec, Timestamps, UTIME_NOW};
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::{Store, sealed};
 use crate::diag::Result;
 
-/// For `utimensat`: both times are set to the present.
-const NOW: Timestamps = Timestamps {
-    last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-    last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-};
+/// When a record was last used is known no better than this: most uses then write nothing.
+const TOUCH_PERIOD_SECONDS: i64 = 3_600;
 
 impl Store {
     /// The record, or nothing if it is not there or not whole. `dir` is a path in the store such as
@@ -23,13 +21,32 @@ impl Store {
     /// # Panics
     /// When `dir` or `name` is not of that form: they come from this program, never from a user.
     pub fn read_record(&self, dir: &str, name: &str) -> Result<Option<Vec<u8>>> {
+        self.read_record_file(dir, name, |_| {})
+    }
+
+    /// The same, and notes that it was used now: its mtime is when, to within the hour. In a store that
+    /// cannot be written to it looks older than it is.
+    pub fn use_record(&self, dir: &str, name: &str) -> Result<Option<Vec<u8>>> {
+        self.read_record_file(dir, name, |file| {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse).tv_sec;
+            // One from the future would look unused for as long.
+            let is_fresh =
+                rustix::fs::fstat(file).is_ok_and(|stat| (now - TOUCH_PERIOD_SECONDS..=now).contains(&stat.st_mtime));
+            if !is_fresh {
+                let _ = rustix::fs::futimens(file, &super::NOW);
+            }
+        })
+    }
+
+    fn read_record_file(&self, dir: &str, name: &str, found: impl FnOnce(&File)) -> Result<Option<Vec<u8>>> {
         let shard = shard(dir, name);
         let fd = match super::open_dir(self.inner.root.as_fd(), &shard) {
             Ok(fd) => fd,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             Err(errno) => return Err(self.inner.error(format_args!("read `{shard}/{name}`"), errno)),
         };
-        sealed::read(fd.as_fd(), name).map_err(|error| self.inner.error(format_args!("read `{shard}/{name}`"), error))
+        sealed::read_file(fd.as_fd(), name, found)
+            .map_err(|error| self.inner.error(format_args!("read `{shard}/{name}`"), error))
     }
 
     /// Writes the record beside and renames it into place; the last writer wins. Not synced.
@@ -39,15 +56,7 @@ impl Store {
         sealed::write(&self.inner, fd.as_fd(), name, bytes)
     }
 
-    /// Notes that the record was used now: its mtime is when. A record that is gone by then, or a
-    /// store that cannot be written to, is no reason to fail.
-    pub fn touch_record(&self, dir: &str, name: &str) {
-        if let Ok(fd) = super::open_dir(self.inner.root.as_fd(), &shard(dir, name)) {
-            let _ = rustix::fs::utimensat(&fd, name, &NOW, AtFlags::SYMLINK_NOFOLLOW);
-        }
-    }
-
-    /// When the record was last written or touched, in seconds since the epoch; `None` if it is not
+    /// When the record was last written or used, in seconds since the epoch; `None` if it is not
     /// there.
     pub fn record_time(&self, dir: &str, name: &str) -> Result<Option<i64>> {
         let shard = shard(dir, name);
@@ -58,6 +67,13 @@ impl Store {
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(self.inner.error(format_args!("read `{shard}/{name}`"), errno)),
         }
+    }
+
+    /// Bytes of the record's file.
+    pub fn record_size(&self, dir: &str, name: &str) -> Option<u64> {
+        let fd = super::open_dir(self.inner.root.as_fd(), &shard(dir, name)).ok()?;
+        let stat = rustix::fs::statat(&fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        u64::try_from(stat.st_size).ok()
     }
 
     /// The file that remembers the hashes of the files of the context `path`; its directory is made.

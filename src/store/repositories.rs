@@ -14,7 +14,7 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{Inner, Store};
+use super::{Action, Inner, Store};
 use crate::diag::Result;
 use crate::digest::Digest;
 
@@ -24,6 +24,19 @@ pub struct Repository {
     pub path: PathBuf,
     inner: Arc<Inner>,
     dir: OwnedFd,
+}
+
+/// A repository as it lies in the store.
+#[derive(Clone, Debug)]
+pub struct StoredRepository {
+    /// Names it in the store.
+    pub folder: String,
+    /// What was fetched from, for people.
+    pub remote: String,
+    pub size_bytes: u64,
+    /// In seconds since the epoch.
+    pub last_used: i64,
+    pub is_in_use: bool,
 }
 
 impl Repository {
@@ -72,5 +85,28 @@ impl Store {
             let path = self.inner.path.join(super::REPOSITORIES).join(hash).join(NAME);
             return Ok(Repository { path, inner: Arc::clone(&self.inner), dir });
         }
+    }
+
+    /// All copies of repositories.
+    pub fn stored_repositories(&self) -> Result<Vec<StoredRepository>> {
+        let Ok(git) = super::open_dir(self.inner.root.as_fd(), super::REPOSITORIES) else { return Ok(Vec::new()) };
+        let stored = self.list(git.as_fd(), "git repositories")?.into_iter().map(|(folder, stat)| {
+            let path = self.inner.path.join(super::REPOSITORIES).join(&folder);
+            StoredRepository {
+                remote: std::fs::read_to_string(path.join("remote")).unwrap_or_default().trim_end().to_owned(),
+                size_bytes: super::gc::walk_size(&path).size_bytes,
+                last_used: stat.st_mtime,
+                is_in_use: self.is_held(git.as_fd(), &folder),
+                folder,
+            }
+        });
+        Ok(stored.collect())
+    }
+
+    /// Moves it to the trash unless somebody is using it; whether it went. It only saves a download.
+    pub fn remove_repository(&self, folder: &str) -> Result<bool> {
+        let git = super::open_dir(self.inner.root.as_fd(), super::REPOSITORIES)
+            .map_err(|errno| self.inner.error("remove the copy of a git repository", errno))?;
+        self.take_unlocked(git.as_fd(), folder, folder, |_| true, Action::Remove)
     }
 }

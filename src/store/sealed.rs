@@ -28,12 +28,22 @@ const SEAL_SIZE_BYTES: usize = 73;
 
 /// The content of `name` in `dir`, or nothing if it is not there or not whole.
 pub(super) fn read(dir: BorrowedFd<'_>, name: &str) -> std::io::Result<Option<Vec<u8>>> {
+    read_file(dir, name, |_| {})
+}
+
+/// The same; `found` gets the file when there is one.
+pub(super) fn read_file(
+    dir: BorrowedFd<'_>,
+    name: &str,
+    found: impl FnOnce(&File),
+) -> std::io::Result<Option<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
+    found(&file);
     // Most are a few hundred bytes: one read, and one that finds the end.
     let mut bytes = Vec::with_capacity(USUAL_SIZE_BYTES);
     match file.take(MAX_SIZE_BYTES).read_to_end(&mut bytes) {

@@ -16,6 +16,7 @@ mod lifecycle;
 mod overlay;
 mod plan;
 mod progress;
+mod prune;
 mod registry;
 mod sandbox;
 mod server;
