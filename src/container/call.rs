@@ -28,6 +28,28 @@ pub enum Call {
     Setfsgid,
     Setgroups,
     Capset,
+    Stat,
+    Lstat,
+    Fstat,
+    Newfstatat,
+    Statx,
+    Open,
+    Openat,
+    Openat2,
+    Creat,
+    Mkdir,
+    Mkdirat,
+    Symlink,
+    Symlinkat,
+    Execve,
+    Execveat,
+    Getuid,
+    Getgid,
+    Geteuid,
+    Getegid,
+    Getresuid,
+    Getresgid,
+    Getgroups,
 }
 
 /// How wide the ids among a call's arguments are.
@@ -63,6 +85,28 @@ pub const NAMES: &[(&str, Call)] = &[
     ("setfsgid", Call::Setfsgid),
     ("setgroups", Call::Setgroups),
     ("capset", Call::Capset),
+    ("stat", Call::Stat),
+    ("lstat", Call::Lstat),
+    ("fstat", Call::Fstat),
+    ("newfstatat", Call::Newfstatat),
+    ("statx", Call::Statx),
+    ("open", Call::Open),
+    ("openat", Call::Openat),
+    ("openat2", Call::Openat2),
+    ("creat", Call::Creat),
+    ("mkdir", Call::Mkdir),
+    ("mkdirat", Call::Mkdirat),
+    ("symlink", Call::Symlink),
+    ("symlinkat", Call::Symlinkat),
+    ("execve", Call::Execve),
+    ("execveat", Call::Execveat),
+    ("getuid", Call::Getuid),
+    ("getgid", Call::Getgid),
+    ("geteuid", Call::Geteuid),
+    ("getegid", Call::Getegid),
+    ("getresuid", Call::Getresuid),
+    ("getresgid", Call::Getresgid),
+    ("getgroups", Call::Getgroups),
 ];
 
 /// Which calls of a step are asked about.
@@ -72,7 +116,7 @@ pub enum Watch {
     Nodes,
     /// And those that set extended attributes: one that stands for a device is not for everybody to set.
     Attributes,
-    /// Those that make device nodes and give files to someone. Those that say who somebody is do nothing.
+    /// Those that make files, say whose they are, or who somebody is.
     Owners,
 }
 

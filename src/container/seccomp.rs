@@ -104,17 +104,22 @@ impl Filter {
 
 /// What the filter does about a call that is watched; `None` for one that is not.
 fn asked(call: Call, watch: Watch) -> Option<Action> {
+    /// O_CREAT and __O_TMPFILE, the same on all machines.
+    const MAKING: u32 = 0o20_000_100;
+    let is_attribute = matches!(call, Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr | Call::Setxattrat);
     match (call, watch) {
-        (Call::Mknod, _) => Some(Action::Node { mode: 1 }),
-        (Call::Mknodat, _) => Some(Action::Node { mode: 2 }),
-        (Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr | Call::Setxattrat, Watch::Attributes) => Some(Action::Ask),
-        (Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr | Call::Setxattrat, _) => None,
+        (Call::Mknod, Watch::Nodes | Watch::Attributes) => Some(Action::Node { mode: 1 }),
+        (Call::Mknodat, Watch::Nodes | Watch::Attributes) => Some(Action::Node { mode: 2 }),
+        (_, Watch::Attributes) if is_attribute => Some(Action::Ask),
         (_, Watch::Nodes | Watch::Attributes) => None,
-        (Call::Chown | Call::Lchown | Call::Fchown | Call::Fchownat, Watch::Owners) => Some(Action::Ask),
+        (_, Watch::Owners) if is_attribute => None,
         (Call::Utimensat | Call::UtimensatTime64, Watch::Owners) => {
             Some(Action::AskIf { place: 3, bits: libc::AT_SYMLINK_NOFOLLOW as u32 })
         }
-        (_, Watch::Owners) => Some(PRETEND),
+        (Call::Open, Watch::Owners) => Some(Action::AskIf { place: 1, bits: MAKING }),
+        (Call::Openat, Watch::Owners) => Some(Action::AskIf { place: 2, bits: MAKING }),
+        (Call::Capset, Watch::Owners) => Some(PRETEND),
+        (_, Watch::Owners) => Some(Action::Ask),
     }
 }
 
