@@ -43,10 +43,11 @@ pub struct Outcome {
 /// at all.
 pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnostic>> {
     let dockerfile = parse(request, host)?;
-    let layers = Layers::of(host.store);
+    let layers = Layers::of(host);
     let mut images = Vec::new();
     for platform in &request.platforms {
         let (plan, bases) = plan(request, &dockerfile, platform, host)?;
+        know(&bases, &layers);
         let solution = solve::solve(&plan, host, &request.settings, &bases, &layers).map_err(alone)?;
         let stack = solution.of(plan.target).stack.clone();
         let config = finish_config(&plan, &solution, host.epoch());
@@ -66,6 +67,11 @@ pub fn explain(request: &Request, host: &Host<'_>) -> Result<Vec<Explained>, Vec
         explained.extend(solve::explain(&plan, host, &request.settings, &bases).map_err(alone)?);
     }
     Ok(explained)
+}
+
+/// Makes the layers of bases known, which are fetched when a step needs them.
+fn know(bases: &BTreeMap<BaseKey, ImageRecord>, layers: &Layers<'_>) {
+    bases.iter().for_each(|(key, record)| layers.remote.know(record, &key.name));
 }
 
 fn alone(diagnostic: Diagnostic) -> Vec<Diagnostic> {

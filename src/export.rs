@@ -11,13 +11,14 @@ use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::Digest;
 use crate::host::Host;
-use crate::image::archive::{self, Contents, Format, ImageContents};
+use crate::image::archive::{self, Assembled, Contents, Format, ImageContents};
 use crate::image::manifest::Descriptor;
 use crate::image::{ImageConfig, Platform, Reference};
-use crate::layer::{self, Compression};
-use crate::registry::{self, Meter, Package};
+use crate::layer;
+use crate::progress::{Meter, Metered};
+use crate::registry::{self, Package, Whereabouts};
 use crate::solve::{Layers, Stack};
-use crate::store::{ImageLayer, ImageRecord};
+use crate::store::{ImageLayer, ImageRecord, Packing};
 
 /// `-o`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,16 +26,16 @@ pub enum Output {
     /// An OCI layout in a tar.
     Oci {
         destination: Destination,
-        compression: Compression,
+        packing: Packing,
     },
     OciDirectory {
         directory: PathBuf,
-        compression: Compression,
+        packing: Packing,
     },
     /// An OCI layout in a tar with Docker's `manifest.json`.
     Docker {
         destination: Destination,
-        compression: Compression,
+        packing: Packing,
     },
     /// The files of the rootfs.
     Local {
@@ -47,7 +48,7 @@ pub enum Output {
     /// Pushed to the registries of the names; of these, or else of the image's.
     Registry {
         names: Vec<Reference>,
-        compression: Compression,
+        packing: Packing,
     },
     /// The local store alone.
     Store,
@@ -57,6 +58,16 @@ pub enum Output {
 pub enum Destination {
     Path(PathBuf),
     Stdout,
+}
+
+impl Destination {
+    /// For whoever looks.
+    fn name(&self) -> String {
+        match self {
+            Self::Path(path) => path.display().to_string(),
+            Self::Stdout => "standard output".into(),
+        }
+    }
 }
 
 impl Output {
@@ -115,7 +126,7 @@ pub fn export(
     layers: &Layers<'_>,
 ) -> Result<Exported> {
     let mut exported = Exported::default();
-    if reads_layers(images, outputs, host)? {
+    if reads_layers(images, outputs, host, layers)? {
         host.store.enter()?;
     }
     for image in images {
@@ -123,23 +134,37 @@ pub fn export(
     }
     for output in outputs {
         match output {
-            Output::Oci { destination, compression } => {
-                exported.manifest = Some(archive(images, names, host, *compression, Format::Oci, destination)?);
+            Output::Oci { destination, packing } => {
+                let contents = contents(images, names, layers, *packing, Whereabouts::Here)?;
+                exported.manifest = Some(archive(contents, Format::Oci, destination, host)?);
             }
-            Output::Docker { destination, compression } => {
-                exported.manifest = Some(archive(images, names, host, *compression, Format::Docker, destination)?);
+            Output::Docker { destination, packing } => {
+                let contents = contents(images, names, layers, *packing, Whereabouts::Here)?;
+                exported.manifest = Some(archive(contents, Format::Docker, destination, host)?);
             }
-            Output::OciDirectory { directory, compression } => {
-                let contents = contents(images, names, host, *compression)?;
-                let assembled = archive::write_directory(&contents, directory);
-                exported.manifest = Some(assembled.map_err(|error| blame(error, &contents, host))?.root().clone());
+            Output::OciDirectory { directory, packing } => {
+                let contents = contents(images, names, layers, *packing, Whereabouts::Here)?;
+                let write = |contents: &Contents<'_>, meter: &Meter<'_>| {
+                    archive::write_directory(contents, directory, Some(meter))
+                };
+                exported.manifest = Some(write_image(contents, &directory.display().to_string(), host, write)?);
             }
             Output::Tar { destination } => {
-                let mut file = OutputFile::create(destination)?;
-                layer::pack(rootfs(&images[0], layers)?.root(), &mut file)?;
-                file.finish()?;
+                let title = format!("[export] {}", destination.name());
+                host.audience().show(&title, |meter| {
+                    let rootfs = rootfs(&images[0], layers)?;
+                    let mut file = OutputFile::create(destination)?;
+                    layer::pack(rootfs.root(), &mut Metered { inner: &mut file, meter })?;
+                    file.finish()
+                })?;
             }
-            Output::Local { directory } => local(&rootfs(&images[0], layers)?, directory, host)?,
+            Output::Local { directory } => {
+                let title = format!("[export] {}", directory.display());
+                host.audience().show(&title, |meter| {
+                    meter.work();
+                    local(&rootfs(&images[0], layers)?, directory, host)
+                })?;
+            }
             // When the image has its names, so that a push can be repeated.
             Output::Registry { .. } | Output::Store => {}
         }
@@ -153,7 +178,7 @@ pub fn export(
                 .stack
                 .layers()
                 .iter()
-                .map(|layer| ImageLayer { diff_id: layer.diff_id, blob: None })
+                .map(|layer| ImageLayer { diff_id: layer.diff_id, blob: layers.remote.blob_of(&layer.diff_id) })
                 .collect(),
             created: image.config.created.clone(),
         };
@@ -162,9 +187,10 @@ pub fn export(
         }
     }
     for output in outputs {
-        if let Output::Registry { names: own, compression } = output {
+        if let Output::Registry { names: own, packing } = output {
             let names = if own.is_empty() { names } else { own };
-            exported.manifest = Some(push(images, names, host, *compression)?);
+            let contents = contents(images, names, layers, *packing, Whereabouts::Anywhere)?;
+            exported.manifest = Some(push(contents, names, host)?);
         }
     }
     Ok(exported)
@@ -172,18 +198,19 @@ pub fn export(
 
 /// Whether files of layers are read for an output: always for those that are files themselves, else for
 /// layers that have no blob yet.
-fn reads_layers(images: &[Built], outputs: &[Output], host: &Host<'_>) -> Result<bool> {
+fn reads_layers(images: &[Built], outputs: &[Output], host: &Host<'_>, layers: &Layers<'_>) -> Result<bool> {
     for output in outputs {
-        let compression = match output {
+        let packing = match output {
             Output::Tar { .. } | Output::Local { .. } => return Ok(true),
             Output::Store => continue,
-            Output::Oci { compression, .. }
-            | Output::Docker { compression, .. }
-            | Output::OciDirectory { compression, .. }
-            | Output::Registry { compression, .. } => *compression,
+            Output::Oci { packing, .. }
+            | Output::Docker { packing, .. }
+            | Output::OciDirectory { packing, .. }
+            | Output::Registry { packing, .. } => *packing,
         };
         for layer in images.iter().flat_map(|image| image.stack.layers()) {
-            if host.store.form(&layer.diff_id, compression)?.is_none() {
+            // A layer that is elsewhere is fetched as it is, and no files are made of it.
+            if host.store.form(&layer.diff_id, packing)?.is_none() && layers.remote.layer(&layer.diff_id)?.is_none() {
                 return Ok(true);
             }
         }
@@ -191,15 +218,15 @@ fn reads_layers(images: &[Built], outputs: &[Output], host: &Host<'_>) -> Result
     Ok(false)
 }
 
-fn push(images: &[Built], names: &[Reference], host: &Host<'_>, compression: Compression) -> Result<Descriptor> {
+fn push(contents: Contents<'_>, names: &[Reference], host: &Host<'_>) -> Result<Descriptor> {
     if names.is_empty() {
         return Err(Diagnostic::error("an image without a name cannot be pushed").hint("name it with `-t`"));
     }
-    let package = Package::assembled(contents(images, names, host, compression)?.images)?;
+    let package = Package::assembled(contents.images, contents.media_types)?;
     let root = package.root().clone();
     for name in names {
         let title = format!("[push] {}", name.familiar());
-        Meter::show(host.reporter, host.numbers.next(), &title, |meter| {
+        host.audience().show(&title, |meter| {
             registry::push(host.registry, host.store, &package, name, meter)?;
             meter.say(&format!("{}@{}", name.name(), root.digest));
             Ok(())
@@ -208,20 +235,28 @@ fn push(images: &[Built], names: &[Reference], host: &Host<'_>, compression: Com
     Ok(root)
 }
 
-fn archive(
-    images: &[Built],
-    names: &[Reference],
+fn archive(contents: Contents<'_>, format: Format, destination: &Destination, host: &Host<'_>) -> Result<Descriptor> {
+    write_image(contents, &destination.name(), host, |contents, meter| match destination {
+        Destination::Path(path) => archive::write_file(contents, format, path, Some(meter)),
+        Destination::Stdout => archive::write_tar(contents, format, &mut io::stdout().lock(), Some(meter)),
+    })
+}
+
+/// Writes the image, shown as a step.
+fn write_image(
+    contents: Contents<'_>,
+    name: &str,
     host: &Host<'_>,
-    compression: Compression,
-    format: Format,
-    destination: &Destination,
+    write: impl FnOnce(&Contents<'_>, &Meter<'_>) -> Result<Assembled>,
 ) -> Result<Descriptor> {
-    let contents = contents(images, names, host, compression)?;
-    let assembled = match destination {
-        Destination::Path(path) => archive::write_file(&contents, format, path),
-        Destination::Stdout => archive::write_tar(&contents, format, &mut io::stdout().lock()),
-    };
-    assembled.map(|assembled| assembled.root().clone()).map_err(|error| blame(error, &contents, host))
+    host.audience().show(&format!("[export] {name}"), |meter| {
+        meter.work();
+        let layers = contents.images.iter().flat_map(|image| &image.layers);
+        meter.expect(layers.map(|layer| layer.descriptor.size_bytes).sum());
+        write(&contents, meter)
+            .map(|assembled| assembled.root().clone())
+            .map_err(|error| if host.is_canceled() { error } else { blame(error, &contents, host) })
+    })
 }
 
 /// Blobs are checked as they are written out. One that is damaged is taken out of the store, so that
@@ -238,22 +273,23 @@ fn blame(error: Diagnostic, contents: &Contents<'_>, host: &Host<'_>) -> Diagnos
 
 /// What an archive of the images holds. Layers that have no blob of this compression are packed and
 /// compressed now, and the blob is remembered.
-fn contents(
+fn contents<'a>(
     images: &[Built],
     names: &[Reference],
-    host: &Host<'_>,
-    compression: Compression,
-) -> Result<Contents<'static>> {
+    layers: &'a Layers<'_>,
+    packing: Packing,
+    wanted: Whereabouts,
+) -> Result<Contents<'a>> {
     let created = images.first().and_then(|image| image.config.created.clone());
-    let images = images.iter().map(|image| {
-        Ok(ImageContents {
-            platform: image.platform.clone(),
-            config: image.config.to_json(),
-            layers: host.store.layer_blobs(&image.config.rootfs.diff_ids, compression)?,
-            annotations: BTreeMap::new(),
-        })
+    let stacks: Vec<_> = images.iter().map(|image| image.config.rootfs.diff_ids.as_slice()).collect();
+    let blobs = layers.remote.packed(&stacks, packing, wanted)?;
+    let images = images.iter().zip(blobs).map(|(image, layers)| ImageContents {
+        platform: image.platform.clone(),
+        config: image.config.to_json(),
+        layers,
+        annotations: BTreeMap::new(),
     });
-    Ok(Contents { images: images.collect::<Result<Vec<_>>>()?, names: names.to_vec(), created })
+    Ok(Contents { images: images.collect(), names: names.to_vec(), created, media_types: packing.media_types })
 }
 
 fn rootfs(image: &Built, layers: &Layers<'_>) -> Result<Tree> {

@@ -13,7 +13,7 @@ use crate::diag::{Diagnostic, Result};
 use crate::git;
 use crate::image::archive::Selector;
 use crate::location::Location;
-use crate::progress::{Numbers, Reporter};
+use crate::progress::{Audience, Numbers, Reporter};
 use crate::registry;
 use crate::ssh::Agent;
 use crate::store::{Layer, Scratch, Store};
@@ -153,6 +153,11 @@ impl Host<'_> {
 
     pub fn is_canceled(&self) -> bool {
         self.canceled.load(Ordering::Relaxed)
+    }
+
+    /// Who is told of a transfer.
+    pub fn audience(&self) -> Audience<'_> {
+        Audience { reporter: self.reporter, numbers: &self.numbers, canceled: self.canceled }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::host::{Host, NamedContext, Pulls};
 use crate::image::archive::Archive;
 use crate::image::{ImageConfig, Reference, validate};
 use crate::plan::Wanted;
-use crate::registry::{self, Meter};
+use crate::registry;
 use crate::source;
 use crate::store::ImageRecord;
 
@@ -54,12 +54,14 @@ fn of_name(name: &str, wanted: &Wanted, host: &Host<'_>) -> Result<Resolved> {
     }
     // What has to be fetched was never built on: the rest of the build will take it anyway.
     host.store.enter()?;
-    let title = format!("[pull] {}", reference.familiar());
-    let pulled = Meter::show(host.reporter, host.numbers.next(), &title, |meter| {
-        registry::pull(host.registry, host.store, &reference, platform, meter)
-    });
-    match pulled {
-        Ok(record) => finish(record, host),
+    let title = format!("[resolve] {}", reference.familiar());
+    let resolved =
+        host.audience().show(&title, |meter| registry::resolve(host.registry, host.store, &reference, platform, meter));
+    match resolved {
+        Ok(record) => {
+            host.store.put_image(&reference, &record)?;
+            finish(record, host)
+        }
         // What is in the store may be what was meant.
         Err(error) => Err(match nearest(&reference, host)? {
             Some(nearest) if nearest != reference.familiar() => error.hint(format!("did you mean `{nearest}`?")),

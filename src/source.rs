@@ -412,7 +412,7 @@ fn with_site<T>(location: &GitLocation, host: &Host<'_>, work: impl FnOnce(&git:
         None => None,
     };
     let keys = git::Keys { authorization: &authorization, agent: agent.as_ref().map(|(path, _)| path.as_path()) };
-    work(&git::Site { store: host.store, keys, reporter: host.reporter, numbers: &host.numbers })
+    work(&git::Site { store: host.store, keys, audience: host.audience() })
 }
 
 /// The agent's socket in `directory` by another path; it is good while the descriptor lives.
@@ -481,7 +481,7 @@ fn download(url: &str, host: &Host<'_>) -> Result<(Blob, Download)> {
                 true => {
                     // Not asked twice, and not shown twice.
                     host.store.enter()?;
-                    host.registry.download(host.store, &wanted, host.reporter, &host.numbers)?
+                    host.registry.download(host.store, &wanted, host.audience())?
                 }
                 false => registry::last_download(host.store, &wanted)?.ok_or_else(|| not_fetched(&redact(url)))?,
             };

@@ -354,7 +354,7 @@ impl Draft<'_> {
         }
         self.items
             .sort_by(|a, b| a.last_used.cmp(&b.last_used).then(b.depth.cmp(&a.depth)).then_with(|| a.id.cmp(&b.id)));
-        let small = self.store.size_below(&["cache", "files", "forms", "images", "tmp", "trash"]);
+        let small = self.store.size_below(&["cache", "files", "forms", "images", "partial", "tmp", "trash"]);
         Inventory {
             items: self.items,
             objects,

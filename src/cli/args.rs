@@ -42,14 +42,7 @@ pub enum Command {
         input: Option<PathBuf>,
     },
     /// Write an image of the local store to a file that `docker load` and `podman load` read
-    Save {
-        /// Names of one image
-        #[arg(required = true, value_name = "NAME")]
-        names: Vec<String>,
-        /// [default: standard output]
-        #[arg(short, long, value_name = "FILE")]
-        output: Option<PathBuf>,
-    },
+    Save(Save),
     /// List the images of the local store
     Images(Images),
     /// Give an image another name
@@ -212,7 +205,42 @@ pub struct Push {
     pub destination: Option<String>,
 
     #[command(flatten)]
+    pub packing: Packing,
+
+    #[command(flatten)]
     pub transfer: Transfer,
+}
+
+#[derive(Debug, Args)]
+pub struct Save {
+    /// Names or beginnings of image IDs
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+
+    /// [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub packing: Packing,
+
+    #[command(flatten)]
+    pub transfer: Transfer,
+}
+
+#[derive(Debug, Args)]
+pub struct Packing {
+    /// How layers are compressed that were made here: gzip, zstd or uncompressed [default: gzip]
+    #[arg(long, alias = "compression-format", value_name = "NAME")]
+    pub compression: Option<String>,
+
+    /// How hard: 0 to 9 for gzip, to 22 for zstd
+    #[arg(long, value_name = "N")]
+    pub compression_level: Option<String>,
+
+    /// Compress layers that came from elsewhere anew, too
+    #[arg(long)]
+    pub force_compression: bool,
 }
 
 #[derive(Debug, Args)]

@@ -22,12 +22,11 @@ use crate::export::{Destination, Output};
 use crate::host::{Host, Opened, Pulls};
 use crate::image::{Platform, Reference};
 use crate::journal::{Ending, Head, Recorder, Writes};
-use crate::layer::Compression;
 use crate::plan::{self, Network};
 use crate::progress::{self, Event, Held, Reporter};
 use crate::solve::{NoCache, Settings};
 use crate::ssh::Agent;
-use crate::store::Store;
+use crate::store::{Packing, Store};
 
 /// `/dev/shm` when nothing is said, as everywhere.
 const SHM_SIZE_BYTES: u64 = 64 << 20;
@@ -132,8 +131,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
                 let name = crate::container::signal::name(signal);
                 let stopped = [Diagnostic::error(format!("stopped by {name}"))];
                 recorder.finish(Ending::Stopped, Vec::new(), rendered(&stopped));
-                super::print_diagnostics(&stopped);
-                return Ok(ExitCode::from(128 + u8::try_from(signal).unwrap_or(0)));
+                return Ok(super::interrupt::stopped_by(signal));
             }
             if was_inspected.load(Ordering::Relaxed) {
                 return Ok(ExitCode::from(1));
@@ -343,7 +341,7 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
     let mut outputs = arguments.outputs.iter().map(|text| output::parse(text)).collect::<Result<Vec<_>, _>>()?;
     let is_pushed = |outputs: &[Output]| outputs.iter().any(|output| matches!(output, Output::Registry { .. }));
     if arguments.push && !is_pushed(&outputs) {
-        outputs.push(Output::Registry { names: Vec::new(), compression: Compression::DEFAULT });
+        outputs.push(Output::Registry { names: Vec::new(), packing: Packing::DEFAULT });
     }
     // Before an hour of building rather than after it.
     if outputs

@@ -180,7 +180,7 @@ fn size(store: &Store, record: &ImageRecord) -> u64 {
 }
 
 /// Bytes of files by layer, bottom first: of the unpacked layer, or, of one that was never unpacked,
-/// of its blob.
+/// of its blob, be that here or in a registry.
 fn layer_sizes(store: &Store, record: &ImageRecord) -> Vec<u64> {
     let mut stack = crate::solve::Stack::default();
     let mut sizes = Vec::new();
@@ -194,6 +194,7 @@ fn layer_sizes(store: &Store, record: &ImageRecord) -> Vec<u64> {
                 .forms(&layer.diff_id)
                 .ok()
                 .and_then(|forms| forms.first().map(|form| form.size_bytes))
+                .or_else(|| crate::registry::size_of(store, layer.blob.as_ref()?))
                 .unwrap_or(0),
         });
         stack = stack.with(layer.diff_id, crate::solve::Standing::OnStack);

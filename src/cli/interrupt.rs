@@ -2,12 +2,13 @@
 //! at once.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::diag::{Context as _, Result};
+use crate::diag::{Context as _, Diagnostic, Result};
 use crate::sys;
 
 /// How long a payload may clean up. One that has no handler for the signal, as a shell has none, is
@@ -86,6 +87,13 @@ impl Interrupts {
             signal => Some(signal),
         }
     }
+}
+
+/// Says so; what the program then exits with.
+pub fn stopped_by(signal: i32) -> ExitCode {
+    let name = crate::container::signal::name(signal);
+    super::print_diagnostics(&[Diagnostic::error(format!("stopped by {name}"))]);
+    ExitCode::from(128 + u8::try_from(signal).unwrap_or(0))
 }
 
 impl Drop for Watch<'_> {

@@ -12,6 +12,7 @@ mod images;
 mod interrupt;
 mod limits;
 mod output;
+mod packing;
 mod registry;
 mod room;
 mod shell;
@@ -96,10 +97,10 @@ fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
         args::Command::Cache(args::Cache::Du(du)) => room::du(&open()?, &du),
         args::Command::Cache(args::Cache::Prune(prune)) => room::prune(&open()?, &prune),
         args::Command::Cache(args::Cache::Gc { cap, has_lock }) => room::collect(&open()?, cap.as_deref(), has_lock),
-        args::Command::Pull(pull) => registry::pull(&open()?, &pull),
-        args::Command::Push(push) => registry::push(&open()?, &push),
+        args::Command::Pull(pull) => registry::pull(&root, &entrance, &pull),
+        args::Command::Push(push) => registry::push(&root, &entrance, &push),
         args::Command::Load { input } => registry::load(&open()?, input.as_deref()),
-        args::Command::Save { names, output } => registry::save(&open()?, &names, output),
+        args::Command::Save(save) => registry::save(&root, &entrance, &save),
         args::Command::Images(images) => images::list(&open()?, &images),
         args::Command::Tag { image, name } => images::tag(&open()?, &image, &name),
         args::Command::Rmi { images } => images::remove(&open()?, &images),

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::values::fields;
-use super::{Failure, usage};
+use super::{Failure, packing, usage};
 use crate::export::{Destination, Output};
-use crate::layer::Compression;
+use crate::image::MediaTypes;
 
 /// `PATH` is a directory, `-` a tar on standard output, else a list of keys with `type=`.
 pub fn parse(text: &str) -> Result<Output, Failure> {
@@ -17,22 +17,23 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
         return Ok(Output::Local { directory: PathBuf::from(text) });
     }
     let (mut kind, mut dest, mut is_tar) = (None, None, true);
-    let (mut compression, mut level) = (None, None);
+    let mut said = packing::Said::default();
     let (mut is_pushed, mut names) = (false, Vec::new());
+    let is_true =
+        |key: &str, value: &str| flag(value).ok_or_else(|| wrong(format!("`{key}={value}` is neither true nor false")));
     for (key, value) in fields(text) {
         let value = value.ok_or_else(|| wrong(format!("`{key}` has no value")))?;
         match key.as_str() {
             "type" => kind = Some(value),
             "dest" => dest = Some(value),
-            "tar" => is_tar = flag(&value).ok_or_else(|| wrong(format!("`tar={value}` is neither true nor false")))?,
-            "compression" => compression = Some(value),
-            "compression-level" => {
-                level = Some(value.parse().map_err(|_| wrong(format!("the level `{value}` is no number")))?);
+            "tar" => is_tar = is_true(&key, &value)?,
+            "compression" => said.compression = Some(value),
+            "compression-level" => said.level = Some(value),
+            "force-compression" => said.is_forced = is_true(&key, &value)?,
+            "oci-mediatypes" => {
+                said.media_types = if is_true(&key, &value)? { MediaTypes::Oci } else { MediaTypes::Docker };
             }
-            "oci-mediatypes" if flag(&value) == Some(true) => {}
-            "push" => {
-                is_pushed = flag(&value).ok_or_else(|| wrong(format!("`push={value}` is neither true nor false")))?
-            }
+            "push" => is_pushed = is_true(&key, &value)?,
             "name" => {
                 for name in value.split(',') {
                     names.push(name.parse().map_err(|why| wrong(format!("`{name}`: {why}")))?);
@@ -41,14 +42,7 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
             _ => return Err(wrong(format!("there is no key `{key}` here"))),
         }
     }
-    let compression = match (compression.as_deref(), level) {
-        (None | Some("gzip"), None) => Compression::DEFAULT,
-        (None | Some("gzip"), Some(level @ 0..=9)) => Compression::Gzip { level },
-        (None | Some("gzip"), Some(level)) => return Err(wrong(format!("gzip has no level {level}: use 0 to 9"))),
-        (Some("uncompressed"), None) => Compression::None,
-        (Some("uncompressed"), Some(_)) => return Err(wrong("`uncompressed` has no level".into())),
-        (Some(other), _) => return Err(wrong(format!("there is no compression `{other}`: use gzip or uncompressed"))),
-    };
+    let packing = said.packing().map_err(&wrong)?;
     let kind = kind.ok_or_else(|| wrong("`type=` is missing".into()))?;
     let destination = match dest.as_deref() {
         Some("-") => Some(Destination::Stdout),
@@ -65,12 +59,12 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
     let missing = || wrong(format!("`type={kind}` needs `dest=`"));
     Ok(match kind.as_str() {
         "oci" if !is_tar => match destination.ok_or_else(missing)? {
-            Destination::Path(directory) => Output::OciDirectory { directory, compression },
+            Destination::Path(directory) => Output::OciDirectory { directory, packing },
             Destination::Stdout => return Err(wrong("a directory cannot go to standard output".into())),
         },
-        "oci" => Output::Oci { destination: destination.ok_or_else(missing)?, compression },
+        "oci" => Output::Oci { destination: destination.ok_or_else(missing)?, packing },
         "docker" => match destination {
-            Some(destination) => Output::Docker { destination, compression },
+            Some(destination) => Output::Docker { destination, packing },
             None => {
                 return Err(wrong(
                     "`type=docker` needs `dest=FILE`; load that with `docker load` or `podman load`".into(),
@@ -82,8 +76,8 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
             Destination::Path(directory) => Output::Local { directory },
             Destination::Stdout => return Err(wrong("a directory cannot go to standard output; use type=tar".into())),
         },
-        "registry" => Output::Registry { names, compression },
-        "image" if is_pushed => Output::Registry { names, compression },
+        "registry" => Output::Registry { names, packing },
+        "image" if is_pushed => Output::Registry { names, packing },
         "image" | "cacheonly" => Output::Store,
         other => {
             return Err(wrong(format!(
@@ -104,6 +98,8 @@ fn flag(text: &str) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::layer::Compression;
+    use crate::store::Packing;
 
     #[test]
     fn forms() {
@@ -112,15 +108,20 @@ mod tests {
         assert_eq!(parsed("out"), Some(Output::Local { directory: "out".into() }));
         assert_eq!(
             parsed("type=oci,dest=a.tar,compression=uncompressed"),
-            Some(Output::Oci { destination: Destination::Path("a.tar".into()), compression: Compression::None })
+            Some(Output::Oci { destination: Destination::Path("a.tar".into()), packing: Compression::None.into() })
         );
         assert_eq!(
             parsed("type=oci,dest=d,tar=false"),
-            Some(Output::OciDirectory { directory: "d".into(), compression: Compression::DEFAULT })
+            Some(Output::OciDirectory { directory: "d".into(), packing: Packing::DEFAULT })
+        );
+        let docker = Packing { is_forced: true, media_types: MediaTypes::Docker, ..Packing::DEFAULT };
+        assert_eq!(
+            parsed("type=registry,oci-mediatypes=false,force-compression=true"),
+            Some(Output::Registry { names: Vec::new(), packing: docker })
         );
         let pushed = |names: &[&str]| {
             let names = names.iter().map(|name| name.parse().unwrap()).collect();
-            Some(Output::Registry { names, compression: Compression::DEFAULT })
+            Some(Output::Registry { names, packing: Packing::DEFAULT })
         };
         assert_eq!(parsed("type=registry"), pushed(&[]));
         assert_eq!(parsed("type=image,push=true"), pushed(&[]));

@@ -3,17 +3,21 @@
 use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::args::{Pull, Push};
+use super::args::{Pull, Push, Save, Transfer};
 use super::build::reporter;
-use super::{Failure, images, print, usage};
+use super::entrance::Entrance;
+use super::interrupt::{self, Interrupts};
+use super::{Failure, images, packing, print, usage};
 use crate::diag::{Context as _, Diagnostic};
 use crate::image::archive::{self, Archive, Contents, Format, Selector};
 use crate::image::{Platform, Reference};
 use crate::layer;
-use crate::progress::{Event, Numbers};
-use crate::registry::{self, Client, CredentialFile, Meter, Options, Package, Proxies};
-use crate::store::{ImageRecord, Store};
+use crate::progress::{Audience, Event, Numbers, Reporter};
+use crate::registry::{self, Client, CredentialFile, Options, Package, Proxies, Remote, Whereabouts};
+use crate::store::{ImageRecord, Packing, Store};
 
 /// Speaks to registries as the user's environment says.
 pub fn client(insecure: &[String]) -> Client {
@@ -49,50 +53,85 @@ pub fn proxies() -> Proxies {
     }
 }
 
+/// Does `work` with the store, a client and somebody who watches, and prints what it returns. A signal ends
+/// it.
+fn transfer(
+    root: &Path,
+    entrance: &Entrance,
+    arguments: &Transfer,
+    work: impl FnOnce(&Store, &Client, Audience<'_>) -> Result<String, Failure>,
+) -> Result<ExitCode, Failure> {
+    // Before the store starts a thread.
+    let (interrupts, stop) = Interrupts::block()?;
+    let reporter: Arc<dyn Reporter> = Arc::from(reporter(arguments.progress.as_deref(), arguments.quiet)?);
+    let canceled = Arc::new(AtomicBool::new(false));
+    let (is_canceled, leaving) = (Arc::clone(&canceled), Arc::clone(&reporter));
+    // Only layers that are packed now take entering.
+    let store = entrance.open(root, move || {
+        if is_canceled.load(Ordering::Relaxed) {
+            return Err(Diagnostic::error("the transfer was canceled"));
+        }
+        leaving.close();
+        Ok(())
+    })?;
+    let client = client(&arguments.insecure_registries);
+    let numbers = Numbers::default();
+    let audience = Audience { reporter: &*reporter, numbers: &numbers, canceled: &canceled };
+    let done = std::thread::scope(|scope| {
+        let watch = interrupts.watch(scope, stop, |_| {
+            canceled.store(true, Ordering::Relaxed);
+            client.cancel();
+        });
+        let done = work(&store, &client, audience);
+        drop(watch);
+        done
+    });
+    if done.is_ok() {
+        reporter.report(Event::Ended);
+    }
+    reporter.close();
+    match (done, interrupts.caught()) {
+        (Ok(text), _) => {
+            print(&text);
+            Ok(ExitCode::SUCCESS)
+        }
+        (Err(_), Some(signal)) => Ok(interrupt::stopped_by(signal)),
+        (Err(failure), None) => Err(failure),
+    }
+}
+
 /// Prints the image's ID.
-pub fn pull(store: &Store, arguments: &Pull) -> Result<ExitCode, Failure> {
+pub fn pull(root: &Path, entrance: &Entrance, arguments: &Pull) -> Result<ExitCode, Failure> {
     let reference: Reference = arguments.image.parse().map_err(|why| usage(format!("`{}`: {why}", arguments.image)))?;
     let platform = match &arguments.platform {
         Some(platform) => platform.parse().map_err(usage)?,
         None => Platform::host(),
     };
-    let client = client(&arguments.transfer.insecure_registries);
-    let reporter = reporter(arguments.transfer.progress.as_deref(), arguments.transfer.quiet)?;
-    let title = format!("[pull] {}", reference.familiar());
-    let pulled = Meter::show(&*reporter, Numbers::default().next(), &title, |meter| {
-        registry::pull(&client, store, &reference, &platform, meter)
-    });
-    if pulled.is_ok() {
-        reporter.report(Event::Ended);
-    }
-    reporter.close();
-    print(&format!("{}\n", pulled?.config));
-    Ok(ExitCode::SUCCESS)
+    transfer(root, entrance, &arguments.transfer, |store, client, audience| {
+        let record = registry::pull(&Remote::of(client, store, audience), &reference, &platform)?;
+        Ok(format!("{}\n", record.config))
+    })
 }
 
 /// Prints the digest of what the name now stands for in the registry.
-pub fn push(store: &Store, arguments: &Push) -> Result<ExitCode, Failure> {
+pub fn push(root: &Path, entrance: &Entrance, arguments: &Push) -> Result<ExitCode, Failure> {
     let parse = |text: &str| text.parse::<Reference>().map_err(|why| usage(format!("`{text}`: {why}")));
-    let (references, records) = stored(store, &arguments.image)?;
-    let destination = match (&arguments.destination, references.first()) {
-        (Some(destination), _) => parse(destination)?,
-        (None, Some(reference)) => reference.clone(),
-        (None, None) => return Err(usage("say what the image is called in the registry")),
-    };
-    let client = client(&arguments.transfer.insecure_registries);
-    let reporter = reporter(arguments.transfer.progress.as_deref(), arguments.transfer.quiet)?;
-    let package = Package::stored(store, &records)?;
-    let title = format!("[push] {}", destination.familiar());
-    let pushed = Meter::show(&*reporter, Numbers::default().next(), &title, |meter| {
-        registry::push(&client, store, &package, &destination, meter)
-    });
-    if pushed.is_ok() {
-        reporter.report(Event::Ended);
-    }
-    reporter.close();
-    pushed?;
-    print(&format!("{}\n", package.root().digest));
-    Ok(ExitCode::SUCCESS)
+    let packing = packing::of_options(&arguments.packing)?;
+    transfer(root, entrance, &arguments.transfer, |store, client, audience| {
+        let (references, records) = stored(store, &arguments.image)?;
+        let destination = match (&arguments.destination, references.first()) {
+            (Some(destination), _) => parse(destination)?,
+            (None, Some(reference)) => reference.clone(),
+            (None, None) => return Err(usage("say what the image is called in the registry")),
+        };
+        let remote = Remote::of(client, store, audience);
+        let name = references.first().unwrap_or(&destination).familiar();
+        records.iter().for_each(|record| remote.know(record, &name));
+        let package = Package::stored(&remote, &records, packing)?;
+        let title = format!("[push] {}", destination.familiar());
+        audience.show(&title, |meter| registry::push(client, store, &package, &destination, meter))?;
+        Ok(format!("{}\n", package.root().digest))
+    })
 }
 
 /// Prints the names.
@@ -152,33 +191,41 @@ fn plain(store: &Store, input: Option<&Path>) -> Result<Option<tempfile::TempPat
     Ok(Some(file.into_temp_path()))
 }
 
-pub fn save(store: &Store, names: &[String], output: Option<PathBuf>) -> Result<ExitCode, Failure> {
-    let mut references = Vec::new();
-    let mut saved: Option<ImageRecord> = None;
-    for name in names {
-        let (of_image, mut records) = stored(store, name)?;
-        let here = records.iter().position(|record| record.platform == Platform::host()).unwrap_or(0);
-        let record = records.swap_remove(here);
-        if saved.as_ref().is_some_and(|saved| saved.config != record.config) {
-            return Err(usage(format!("`{name}` is another image than `{}`: save them one by one", names[0])));
-        }
-        saved = Some(record);
-        references.extend(of_image.into_iter().take(1));
+/// Prints nothing but, without a file, the archive.
+pub fn save(root: &Path, entrance: &Entrance, arguments: &Save) -> Result<ExitCode, Failure> {
+    let packing = packing::of_options(&arguments.packing)?.unwrap_or(Packing::DEFAULT);
+    if arguments.output.is_none() && std::io::stdout().is_terminal() {
+        return Err(usage("a tar is not written to a terminal: give `-o FILE` or redirect standard output"));
     }
-    let Some(record) = saved else { return Err(usage("name an image")) };
-    let contents = Contents {
-        images: vec![registry::contents(store, &record)?],
-        names: references,
-        created: record.created.clone(),
-    };
-    match output {
-        Some(path) => archive::write_file(&contents, Format::Docker, &path)?,
-        None if std::io::stdout().is_terminal() => {
-            return Err(usage("a tar is not written to a terminal: give `-o FILE` or redirect standard output"));
+    transfer(root, entrance, &arguments.transfer, |store, client, audience| {
+        let names = &arguments.names;
+        let remote = Remote::of(client, store, audience);
+        let mut references = Vec::new();
+        let mut saved: Option<ImageRecord> = None;
+        for name in names {
+            let (of_image, mut records) = stored(store, name)?;
+            let here = records.iter().position(|record| record.platform == Platform::host()).unwrap_or(0);
+            let record = records.swap_remove(here);
+            if saved.as_ref().is_some_and(|saved| saved.config != record.config) {
+                return Err(usage(format!("`{name}` is another image than `{}`: save them one by one", names[0])));
+            }
+            remote.know(&record, name);
+            saved = Some(record);
+            references.extend(of_image.into_iter().take(1));
         }
-        None => archive::write_tar(&contents, Format::Docker, &mut std::io::stdout().lock())?,
-    };
-    Ok(ExitCode::SUCCESS)
+        let Some(record) = saved else { return Err(usage("name an image")) };
+        let contents = Contents {
+            images: registry::contents(&remote, std::slice::from_ref(&record), packing, Whereabouts::Here)?,
+            names: references,
+            created: record.created.clone(),
+            media_types: packing.media_types,
+        };
+        match &arguments.output {
+            Some(path) => archive::write_file(&contents, Format::Docker, path, None)?,
+            None => archive::write_tar(&contents, Format::Docker, &mut std::io::stdout().lock(), None)?,
+        };
+        Ok(String::new())
+    })
 }
 
 /// The names and, for each platform, the image that a name or the beginning of an ID stands for.

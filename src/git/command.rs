@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal};
 use super::{Client, Site};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::location::{GitLocation, Transport, redact};
-use crate::registry::Meter;
+use crate::progress::Meter;
 use crate::sys;
 
 /// The most that is read of what git prints: of a list of names, of a message.

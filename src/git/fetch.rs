@@ -7,7 +7,7 @@ use super::command::{Ended, failed};
 use super::{Client, Commit, Site};
 use crate::diag::{Diagnostic, Result};
 use crate::location::GitLocation;
-use crate::registry::Meter;
+use crate::progress::Meter;
 use crate::store::Repository;
 
 /// Below which a copy has names of its own, so that later fetches know what is there.
@@ -53,7 +53,7 @@ impl Client {
         work: impl FnOnce(&Meter<'_>) -> Result<T>,
     ) -> Result<T> {
         let title = format!("[git] {}", location.shown());
-        Meter::show(site.reporter, site.numbers.next(), &title, work)
+        site.audience.show(&title, work)
     }
 
     /// Fetches all branches and tags with their history.

@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::diag::Result;
 use crate::location::GitLocation;
-use crate::progress::{Numbers, Reporter};
+use crate::progress::Audience;
 use crate::registry::Proxies;
 use crate::store::Store;
 
@@ -74,8 +74,7 @@ pub struct Commit {
 pub struct Site<'a> {
     pub store: &'a Store,
     pub keys: Keys<'a>,
-    pub reporter: &'a dyn Reporter,
-    pub numbers: &'a Numbers,
+    pub audience: Audience<'a>,
 }
 
 /// What of a commit is wanted in a directory.

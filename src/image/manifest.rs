@@ -69,6 +69,49 @@ pub mod media_type {
     }
 }
 
+/// In whose words an image is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MediaTypes {
+    #[default]
+    Oci,
+    /// As registries and programs know that are older than OCI's. There is none for zstd.
+    Docker,
+}
+
+impl MediaTypes {
+    pub fn manifest(self) -> &'static str {
+        match self {
+            Self::Oci => media_type::MANIFEST,
+            Self::Docker => media_type::DOCKER_MANIFEST,
+        }
+    }
+
+    pub fn index(self) -> &'static str {
+        match self {
+            Self::Oci => media_type::INDEX,
+            Self::Docker => media_type::DOCKER_LIST,
+        }
+    }
+
+    pub fn config(self) -> &'static str {
+        match self {
+            Self::Oci => media_type::CONFIG,
+            Self::Docker => media_type::DOCKER_CONFIG,
+        }
+    }
+
+    /// A layer's type, whosever it is, in these words; `None` where they have none for it.
+    pub fn layer(self, of: &str) -> Option<&str> {
+        match (self, media_type::to_oci(of)) {
+            (Self::Oci, oci) => Some(oci),
+            (Self::Docker, media_type::LAYER_TAR) => Some(media_type::DOCKER_LAYER),
+            (Self::Docker, media_type::LAYER_GZIP) => Some(media_type::DOCKER_LAYER_GZIP),
+            (Self::Docker, media_type::LAYER_ZSTD) => None,
+            (Self::Docker, other) => Some(other),
+        }
+    }
+}
+
 pub mod annotation {
     /// The tag alone.
     pub const REF_NAME: &str = "org.opencontainers.image.ref.name";

@@ -9,6 +9,6 @@ pub mod reference;
 pub mod validate;
 
 pub use config::{ContainerConfig, HealthConfig, History, ImageConfig, RootFs};
-pub use manifest::{Descriptor, Document, Index, Manifest};
+pub use manifest::{Descriptor, Document, Index, Manifest, MediaTypes};
 pub use platform::Platform;
 pub use reference::Reference;

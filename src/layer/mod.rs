@@ -80,11 +80,28 @@ pub enum Compression {
     Gzip {
         level: u32,
     },
+    Zstd {
+        level: u32,
+    },
 }
 
 impl Compression {
+    pub const MAX_GZIP_LEVEL: u32 = 9;
+    pub const MAX_ZSTD_LEVEL: u32 = 22;
     /// What exports use when nothing is said.
     pub const DEFAULT: Self = Self::Gzip { level: 6 };
+    /// What zstd itself uses when nothing is said.
+    pub const ZSTD: Self = Self::Zstd { level: 3 };
+}
+
+impl std::fmt::Display for Compression {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("uncompressed"),
+            Self::Gzip { level } => write!(f, "gzip, level {level}"),
+            Self::Zstd { level } => write!(f, "zstd, level {level}"),
+        }
+    }
 }
 
 /// Compresses on up to `threads` threads; the bytes do not depend on their number.

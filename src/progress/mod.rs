@@ -15,6 +15,7 @@
 
 mod held;
 mod json;
+mod meter;
 mod plain;
 mod screen;
 mod table;
@@ -34,6 +35,7 @@ use crate::diag::Diagnostic;
 
 pub use held::Held;
 pub use json::Json;
+pub use meter::{Audience, Meter, Metered};
 pub use plain::Plain;
 pub use screen::Size;
 pub use terminal::Terminal;

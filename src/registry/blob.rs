@@ -8,9 +8,10 @@ use ureq::http::{Method, header};
 
 use super::auth::Asked;
 use super::http::Call;
-use super::{Client, Meter, Scope, complaint};
+use super::{Client, Scope, complaint};
 use crate::diag::{Diagnostic, Result};
 use crate::image::manifest::Descriptor;
+use crate::progress::Meter;
 
 /// In a row, without [`PROGRESS_BYTES`] between them.
 const MAX_CUTS: u32 = 5;
@@ -19,7 +20,9 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) struct BlobReader<'a> {
     client: &'a Client,
-    scope: &'a Scope,
+    scopes: &'a [Scope],
+    /// The one that is asked.
+    asked: usize,
     descriptor: &'a Descriptor,
     meter: &'a Meter<'a>,
     offset: u64,
@@ -29,16 +32,36 @@ pub(super) struct BlobReader<'a> {
 }
 
 impl<'a> BlobReader<'a> {
-    pub fn new(client: &'a Client, scope: &'a Scope, descriptor: &'a Descriptor, meter: &'a Meter<'a>) -> Self {
-        Self { client, scope, descriptor, meter, offset: 0, body: None, cuts: 0, cut_at: 0 }
+    /// Of the first of these repositories that has it.
+    pub fn new(client: &'a Client, scopes: &'a [Scope], descriptor: &'a Descriptor, meter: &'a Meter<'a>) -> Self {
+        Self { client, scopes, asked: 0, descriptor, meter, offset: 0, body: None, cuts: 0, cut_at: 0 }
     }
 
-    /// The body from `offset` on.
-    fn open(&self) -> Result<Box<dyn Read + Send>> {
+    /// What follows the first `offset` bytes, which are there already.
+    pub fn from(self, offset: u64) -> Self {
+        self.meter.add(offset);
+        Self { offset, cut_at: offset, ..self }
+    }
+
+    /// The body from `offset` on; from another repository, if this one has not got it.
+    fn open(&mut self) -> Result<Box<dyn Read + Send>> {
+        let Some(scope) = self.scopes.get(self.asked) else {
+            return Err(Diagnostic::error(format!("nobody has the blob `{}`", self.descriptor.digest)));
+        };
+        match self.open_at(scope) {
+            Err(_) if self.asked + 1 < self.scopes.len() && !self.client.is_canceled() => {
+                self.asked += 1;
+                self.open()
+            }
+            opened => opened,
+        }
+    }
+
+    fn open_at(&self, scope: &Scope) -> Result<Box<dyn Read + Send>> {
         let Descriptor { digest, .. } = self.descriptor;
-        let registry = &self.scope.registry;
-        let asked = self.client.ask(self.scope, || {
-            let call = Call::new(Method::GET, self.client.url(self.scope, &format!("blobs/{digest}"))?);
+        let registry = &scope.registry;
+        let asked = self.client.ask(scope, || {
+            let call = Call::new(Method::GET, self.client.url(scope, &format!("blobs/{digest}"))?);
             Ok(match self.offset {
                 0 => call,
                 offset => call.with(header::RANGE, format!("bytes={offset}-")),

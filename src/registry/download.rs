@@ -7,13 +7,12 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 use ureq::http::{Method, Uri, header};
 
+use super::Client;
 use super::http::{Answer, Call};
-use super::meter::Metered;
-use super::{Client, Meter};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::{Digest, HashingReader};
 use crate::location::redact;
-use crate::progress::{Numbers, Reporter};
+use crate::progress::{Audience, Meter, Metered};
 use crate::store::Store;
 
 const DIRECTORY: &str = "files/url";
@@ -78,13 +77,7 @@ fn name_of(wanted: &Wanted<'_>) -> String {
 impl Client {
     /// Downloads the file into the store, unless the store has it and the server says that it is still
     /// the same. Only what is transferred is shown. Nothing is kept that has another checksum.
-    pub fn download(
-        &self,
-        store: &Store,
-        wanted: &Wanted<'_>,
-        reporter: &dyn Reporter,
-        numbers: &Numbers,
-    ) -> Result<Download> {
+    pub fn download(&self, store: &Store, wanted: &Wanted<'_>, audience: Audience<'_>) -> Result<Download> {
         let known = known(store, wanted)?;
         if let Some(known) = known.as_ref().filter(|_| wanted.checksum.is_some()) {
             return Ok(known.download());
@@ -96,7 +89,7 @@ impl Client {
             return Ok(known.download());
         }
         let title = format!("[download] {}", redact(wanted.url));
-        let fetched = Meter::show(reporter, numbers.next(), &title, |meter| self.fetch(store, wanted, answer, meter))?;
+        let fetched = audience.show(&title, |meter| self.fetch(store, wanted, answer, meter))?;
         // Our own types always serialise.
         store.write_record(DIRECTORY, &name_of(wanted), &serde_json::to_vec(&fetched).unwrap_or_default())?;
         Ok(fetched.download())

@@ -17,12 +17,11 @@ mod blob;
 mod credentials;
 mod download;
 pub mod http;
-mod meter;
 mod origin;
 mod package;
-mod parallel;
 mod pull;
 mod push;
+mod remote;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,10 +35,11 @@ use crate::image::Reference;
 
 pub use credentials::{CredentialFile, decode_base64, encode_base64};
 pub use download::{Download, Wanted, last_download};
-pub use meter::Meter;
+pub use origin::size_of;
 pub use package::{Package, contents};
-pub use pull::pull;
+pub use pull::{pull, resolve};
 pub use push::push;
+pub use remote::{Incoming, Remote, Whereabouts};
 
 /// What the user's machine says about registries.
 #[derive(Clone, Debug)]

@@ -7,13 +7,14 @@ use ureq::http::{Method, header};
 use super::auth::Asked;
 use super::blob::BlobReader;
 use super::http::Call;
-use super::{Client, Meter, Scope, complaint, origin, parallel};
+use super::{Client, Remote, Scope, complaint, origin};
 use crate::diag::{Diagnostic, Result};
-use crate::digest::{DiffId, Digest};
+use crate::digest::Digest;
 use crate::image::manifest::{
     Descriptor, Document, Index, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Manifest, media_type, read_bounded,
 };
 use crate::image::{ImageConfig, Platform, Reference, validate};
+use crate::progress::Meter;
 use crate::store::{ImageLayer, ImageRecord, Store};
 
 const MAX_INDEX_DEPTH: usize = 4;
@@ -23,9 +24,9 @@ const MAX_MANIFESTS: usize = 1000;
 const ACCEPT: [&str; 4] =
     [media_type::INDEX, media_type::MANIFEST, media_type::DOCKER_LIST, media_type::DOCKER_MANIFEST];
 
-/// Takes the image for `platform` into the store and gives it its name. Its layers stay as they are
-/// packed; each is known to be the one the config claims. What the store has is not fetched again.
-pub fn pull(
+/// Finds out what the image for `platform` is. Its layers can be had of a [`Remote`] when they are needed.
+/// The caller gives it its name.
+pub fn resolve(
     client: &Client,
     store: &Store,
     reference: &Reference,
@@ -33,22 +34,38 @@ pub fn pull(
     meter: &Meter<'_>,
 ) -> Result<ImageRecord> {
     let scope = Scope::pull(reference);
-    let puller = Puller { client, store, reference, scope, meter };
+    let puller = Puller { client, store, reference, scopes: vec![scope], meter };
     let (digest, bytes, document) = puller.root()?;
     let (bytes, manifest) = match document {
         Document::Manifest(manifest) => (bytes, manifest),
-        Document::Index(index) => puller.choose(&digest, index, platform)?,
+        Document::Index(index) => {
+            store.put_blob(&bytes)?;
+            puller.choose(&digest, index, platform)?
+        }
     };
-    let record = puller.image(&bytes, &manifest, platform)?;
-    store.put_image(reference, &record)?;
-    Ok(record)
+    puller.image(&bytes, &manifest, platform)
+}
+
+/// Resolves the image, fetches the blobs of its layers, and gives it its name. They stay as they are packed; each is known to
+/// be the one the config claims. What the store has is not fetched again.
+pub fn pull(remote: &Remote<'_>, reference: &Reference, platform: &Platform) -> Result<ImageRecord> {
+    let title = format!("[pull] {}", reference.familiar());
+    remote.audience.show(&title, |meter| {
+        let record = resolve(remote.client, remote.store, reference, platform, meter)?;
+        remote.know(&record, &reference.familiar());
+        let diff_ids: Vec<_> = record.layers.iter().map(|layer| layer.diff_id).collect();
+        remote.fetch_quietly(&remote.missing(&diff_ids)?, meter)?;
+        remote.store.put_image(reference, &record)?;
+        Ok(record)
+    })
 }
 
 struct Puller<'a> {
     client: &'a Client,
     store: &'a Store,
     reference: &'a Reference,
-    scope: Scope,
+    /// Where it may be had, the best first.
+    scopes: Vec<Scope>,
     meter: &'a Meter<'a>,
 }
 
@@ -60,9 +77,26 @@ impl Puller<'_> {
             return Ok((digest, bytes, document));
         }
         let tag = self.reference.tag.as_deref().unwrap_or("latest");
-        let bytes = self.fetch(tag)?;
+        let bytes = match self.unchanged(tag)? {
+            Some(bytes) => bytes,
+            None => self.fetch(tag)?,
+        };
         let document = self.parse(&bytes)?;
         Ok((Digest::of(&bytes), bytes, document))
+    }
+
+    /// What the tag stands for, if the store has it. Asking for its digest alone counts little or nothing
+    /// where pulls are counted.
+    fn unchanged(&self, tag: &str) -> Result<Option<Vec<u8>>> {
+        if self.store.images_named(self.reference)?.is_empty() {
+            return Ok(None);
+        }
+        let Ok(Asked::Answered(answer)) = self.ask(Method::HEAD, tag) else { return Ok(None) };
+        let digest = answer.header("docker-content-digest").and_then(|digest| digest.parse().ok());
+        match digest.filter(|_| answer.status == 200) {
+            Some(digest) => self.store.read_blob(&digest, MAX_MANIFEST_BYTES),
+            None => Ok(None),
+        }
     }
 
     /// The manifest or index with this digest.
@@ -83,11 +117,16 @@ impl Puller<'_> {
         Document::from_json(bytes).map_err(|why| self.error(format!("its manifest cannot be read: {why}")))
     }
 
-    fn fetch(&self, tag_or_digest: &str) -> Result<Vec<u8>> {
-        let asked = self.client.ask(&self.scope, || {
-            let call = Call::new(Method::GET, self.client.url(&self.scope, &format!("manifests/{tag_or_digest}"))?);
+    fn ask(&self, method: Method, tag_or_digest: &str) -> Result<Asked> {
+        let scope = &self.scopes[0];
+        self.client.ask(scope, || {
+            let call = Call::new(method.clone(), self.client.url(scope, &format!("manifests/{tag_or_digest}"))?);
             Ok(call.with(header::ACCEPT, ACCEPT.join(", ")))
-        });
+        })
+    }
+
+    fn fetch(&self, tag_or_digest: &str) -> Result<Vec<u8>> {
+        let asked = self.ask(Method::GET, tag_or_digest);
         let registry = &self.reference.registry;
         let answer = match asked.map_err(|error| self.unreachable(error))? {
             Asked::Answered(answer) => answer,
@@ -190,7 +229,7 @@ impl Puller<'_> {
                 if descriptor.size_bytes > MAX_CONFIG_BYTES {
                     return Err(self.error(format!("its config is larger than {} MiB", MAX_CONFIG_BYTES >> 20)));
                 }
-                let reader = BlobReader::new(self.client, &self.scope, descriptor, self.meter);
+                let reader = BlobReader::new(self.client, &self.scopes, descriptor, self.meter);
                 let bytes = read_bounded(reader, MAX_CONFIG_BYTES, "its config");
                 bytes.map_err(|error| Diagnostic { message: self.error(&error.message).message, ..error })?
             }
@@ -210,7 +249,9 @@ impl Puller<'_> {
     fn image(&self, bytes: &[u8], manifest: &Manifest, wanted: &Platform) -> Result<ImageRecord> {
         let (config_bytes, config, platform) = self.config(manifest)?;
         validate::layers(&config, &manifest.layers).map_err(|error| self.within(error))?;
-        self.layers(&manifest.layers, &config.rootfs.diff_ids)?;
+        for layer in &manifest.layers {
+            origin::note(self.store, layer, &self.reference.name())?;
+        }
         let layers = manifest.layers.iter().zip(&config.rootfs.diff_ids);
         Ok(ImageRecord {
             manifest: Some(self.store.put_blob(bytes)?),
@@ -221,27 +262,6 @@ impl Puller<'_> {
                 .map(|(descriptor, diff_id)| ImageLayer { diff_id: *diff_id, blob: Some(descriptor.digest) })
                 .collect(),
             created: config.created,
-        })
-    }
-
-    fn layers(&self, layers: &[Descriptor], diff_ids: &[DiffId]) -> Result<()> {
-        let mut seen = BTreeSet::new();
-        let mut missing = Vec::new();
-        for (index, (descriptor, diff_id)) in layers.iter().zip(diff_ids).enumerate() {
-            // The same blob may not be two layers, so that one claim of each is enough to check.
-            if seen.insert((descriptor.digest, *diff_id)) && !self.store.has_form(diff_id, &descriptor.digest)? {
-                self.meter.expect(descriptor.size_bytes);
-                missing.push((index, descriptor, *diff_id));
-            }
-        }
-        let name = self.reference.name();
-        parallel::each(&missing, |(index, descriptor, diff_id)| {
-            let mut blob = BlobReader::new(self.client, &self.scope, descriptor, self.meter);
-            self.store.import_layer(&mut blob, descriptor, diff_id).map_err(|error| Diagnostic {
-                message: self.error(format!("layer {} of {}: {}", index + 1, layers.len(), error.message)).message,
-                ..error
-            })?;
-            origin::note(self.store, &descriptor.digest, &name)
         })
     }
 

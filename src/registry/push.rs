@@ -7,13 +7,14 @@ use ureq::http::{Method, header};
 
 use super::auth::Asked;
 use super::http::{Answer, Body, Call};
-use super::meter::Metered;
-use super::{Access, Client, Meter, Package, Scope, complaint, origin, parallel};
+use super::{Access, Client, Package, Scope, complaint, origin};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::Digest;
 use crate::image::Reference;
 use crate::image::archive::{LayerBlob, VerifyingReader};
 use crate::image::manifest::{Descriptor, media_type};
+use crate::parallel;
+use crate::progress::{Meter, Metered};
 use crate::store::Store;
 
 /// How often one blob is tried.
@@ -49,7 +50,7 @@ pub fn push(
         blobs.extend(image.layers.iter().map(|layer| (layer.descriptor.digest, Blob::Layer(layer))));
     }
     let blobs: Vec<Blob<'_>> = blobs.into_values().collect();
-    parallel::each(&blobs, |blob| pusher.blob(blob)).map_err(wrong)?;
+    parallel::each(&blobs, parallel::TRANSFERS, |blob| pusher.blob(blob)).map_err(wrong)?;
     if let Some((index, bytes)) = &package.index {
         for PushedImage { manifest: (descriptor, bytes), .. } in &package.images {
             pusher.manifest(&descriptor.digest.to_string(), descriptor, bytes).map_err(wrong)?;
@@ -90,14 +91,14 @@ impl Pusher<'_> {
         let url = || self.client.url(&self.scope, &format!("blobs/{digest}"));
         let there = self.answer(self.client.ask(&self.scope, || Ok(Call::new(Method::HEAD, url()?)))?)?;
         if there.status == 200 || self.mount(digest)? {
-            return origin::note(self.store, digest, &name);
+            return origin::note(self.store, blob.descriptor(), &name);
         }
         self.meter.expect(*size_bytes);
         let mut uploads = 0;
         loop {
             uploads += 1;
             match self.upload(blob) {
-                Ok(()) => return origin::note(self.store, digest, &name),
+                Ok(()) => return origin::note(self.store, blob.descriptor(), &name),
                 Err(error) if uploads == MAX_UPLOADS || self.client.is_canceled() => return Err(error),
                 Err(_) => self.client.http.wait(self.client.http.pause() * uploads),
             }
@@ -107,8 +108,8 @@ impl Pusher<'_> {
     /// Has the registry take the blob from another repository that had it. Whether it did.
     fn mount(&self, digest: &Digest) -> Result<bool> {
         let prefix = format!("{}/", self.reference.registry);
-        let origins = origin::of(self.store, digest)?;
-        let mut others = origins.iter().filter_map(|origin| origin.strip_prefix(&prefix));
+        let origin = origin::of(self.store, digest)?.unwrap_or_default();
+        let mut others = origin.repositories.iter().filter_map(|origin| origin.strip_prefix(&prefix));
         let Some(from) = others.rfind(|other| *other != self.reference.repository) else { return Ok(false) };
         let scope = Scope { from: Some(from.to_owned()), ..self.scope.clone() };
         let path = format!("blobs/uploads/?mount={digest}&from={from}");

@@ -60,7 +60,7 @@ impl Solver<'_> {
         host.store.enter()?;
         let file = host
             .registry
-            .download(host.store, &wanted, host.reporter, &host.numbers)
+            .download(host.store, &wanted, host.audience())
             .map_err(|error| error.at(&url.source, url.span, ""))?;
         downloads.insert(key, file.clone());
         Ok(Some(Downloaded { name, file }))

@@ -32,7 +32,7 @@ pub fn explain(
     settings: &Settings,
     bases: &BTreeMap<BaseKey, ImageRecord>,
 ) -> Result<Vec<Explained>> {
-    let layers = Layers::of(host.store);
+    let layers = Layers::of(host);
     let solver = Solver::new(plan, host, settings, bases, &layers);
     let mut explained = Vec::new();
     for index in 0..plan.steps.len() {

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::download::{Downloaded, Downloads};
@@ -155,7 +156,7 @@ impl Solver<'_> {
     }
 
     /// The digest of what a COPY or ADD reads, source by source; `None` while the stage it reads from
-    /// is not solved, or for a URL of which nothing is known.
+    /// is not solved or an image's layers would have to be fetched first, or for a URL of which nothing is known.
     pub(super) fn read_sources(&self, copy: &Copy, reads: &mut Reads) -> Result<Option<Digest>> {
         let mut hasher = Hasher::default();
         for source in &copy.sources {
@@ -204,6 +205,7 @@ impl Solver<'_> {
         let known = known.and_then(|bytes| String::from_utf8(bytes).ok()).and_then(|hex| Digest::from_hex(&hex));
         let digest = match known {
             Some(digest) => digest,
+            None if !self.may_fetch.load(Ordering::Relaxed) && !self.layers.are_here(&stack)? => return Ok(None),
             None => {
                 let tree = self.rootfs_tree(&copy.from, &stack)?;
                 let digest = self.listing(&tree, copy, path, None)?.digest();

@@ -20,6 +20,7 @@ mod wreck;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -97,6 +98,8 @@ pub struct Solver<'a> {
     layers: &'a Layers<'a>,
     inputs: input::Inputs,
     wreck: Mutex<Option<wreck::Wreck>>,
+    /// Not so while looking: what must be fetched is fetched by the threads that run steps.
+    may_fetch: AtomicBool,
 }
 
 /// Results by step, for all steps of the plan.
@@ -124,6 +127,7 @@ pub fn solve(
             solver.inputs.save();
             host.store.enter()?;
         }
+        solver.may_fetch.store(true, Ordering::Relaxed);
         schedule::run(&solver)
     });
     if let Err(failure) = done {
@@ -168,6 +172,7 @@ impl<'a> Solver<'a> {
             layers,
             inputs: input::Inputs::default(),
             wreck: Mutex::default(),
+            may_fetch: AtomicBool::new(false),
         }
     }
 

@@ -83,6 +83,7 @@ fn work(solver: &Solver<'_>, board: &Mutex<Board>, changed: &Condvar) {
                     guard.failure = Some(failure);
                     solver.host.canceled.store(true, Ordering::Relaxed);
                     solver.host.executor.cancel();
+                    solver.host.registry.cancel();
                 }
             }
         }

@@ -35,6 +35,11 @@ impl Blob {
     pub fn file(&self) -> &File {
         &self.file
     }
+
+    /// It carries the lock.
+    pub(super) fn into_file(self) -> File {
+        self.file
+    }
 }
 
 /// A blob in the making; appears under its digest by rename, or not at all.

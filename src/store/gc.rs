@@ -118,7 +118,7 @@ impl Store {
             usage.blobs.add(stat.st_size as u64);
         }
         usage.mounts = walk_size(&self.inner.path.join("mounts"));
-        for name in ["tmp", "trash"] {
+        for name in ["tmp", "partial", "trash"] {
             let total = walk_size(&self.inner.path.join(name));
             usage.transient.count += total.count;
             usage.transient.size_bytes += total.size_bytes;
@@ -158,6 +158,13 @@ impl Store {
             match self.take_unlocked(self.inner.blobs.as_fd(), &name, &name, is_old, action)? {
                 true => pruned.blobs.add(stat.st_size as u64),
                 false => pruned.in_use += 1,
+            }
+        }
+        // What broke off is worth something to the next one that wants it, but not to be counted.
+        let partial = self.inner.partial.as_fd();
+        for (name, stat) in self.list(partial, "what broke off")? {
+            if is_due(&stat) {
+                self.take_unlocked(partial, &name, &name, is_old, action)?;
             }
         }
         if action == Action::Tell {

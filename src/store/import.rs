@@ -3,17 +3,17 @@
 
 use std::io::{self, Read};
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 
 use super::blobs::Tee;
-use super::{Form, ImageLayer, ImageRecord, Layer, LayerMeta, Store};
+use super::{Arrival, Draft, Form, ImageLayer, ImageRecord, Layer, LayerMeta, Store};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::{ChainId, DiffId, Digest, HashingReader};
 use crate::image::archive::{Archive, ArchivedImage, ArchivedLayer};
 use crate::image::manifest::Descriptor;
 use crate::image::{ImageConfig, Platform, validate};
-use crate::layer;
+use crate::layer::{self, Summary};
+use crate::parallel;
 
 /// What may follow the end of a layer's tar: tars are padded, by default to 10 KiB.
 const MAX_TRAILER_BYTES: u64 = 64 << 20;
@@ -50,31 +50,13 @@ impl Store {
             let mut blob = archive.open_layer(layer)?;
             self.import_layer(&mut blob, &layer.descriptor, diff_id).map(drop)
         };
-        let next = AtomicUsize::new(0);
-        let failed = Mutex::new(None::<(usize, Diagnostic)>);
-        let work = || {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let (Some(layer), Some(diff_id)) = (layers.get(index), diff_ids.get(index)) else { return };
-                if let Err(error) = import(layer, diff_id) {
-                    // The others finish what they began, and begin nothing more.
-                    next.store(layers.len(), Ordering::Relaxed);
-                    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    if failed.as_ref().is_none_or(|(other, _)| index < *other) {
-                        *failed = Some((index, error));
-                    }
-                }
-            }
-        };
-        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(layers.len());
-        std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            None => Ok(()),
-            Some((index, error)) => Err(Diagnostic {
+        let numbered: Vec<_> = layers.iter().zip(diff_ids).enumerate().collect();
+        parallel::each(&numbered, parallel::processors(), |(index, (layer, diff_id))| {
+            import(layer, diff_id).map_err(|error| Diagnostic {
                 message: format!("cannot import layer {} of {}: {}", index + 1, layers.len(), error.message),
                 ..error
-            }),
-        }
+            })
+        })
     }
 
     /// Whether this blob is in the store and known to hold this layer.
@@ -103,9 +85,51 @@ impl Store {
         let verified = blob.verified(&descriptor.digest, descriptor.size_bytes)?;
         check_diff_id(&descriptor.digest, &plain_digest?, diff_id)?;
         verified.publish()?;
-        let form = self.pulled_form(descriptor.media_type.clone(), descriptor.digest, descriptor.size_bytes);
+        let form = self.new_form(descriptor.media_type.clone(), descriptor.digest, descriptor.size_bytes, None);
         self.record_form(diff_id, &form)?;
         Ok(form)
+    }
+
+    /// Makes sure that a blob on its way holds the layer, while it comes, and notes it.
+    pub fn verify_arrival(&self, arrival: &Arrival, diff_id: &DiffId) -> Result<()> {
+        let plain = hash_plain(&mut arrival.reader());
+        if !arrival.wait() {
+            return Err(broke_off(&arrival.descriptor));
+        }
+        self.note_arrival(arrival, diff_id, &plain?)
+    }
+
+    /// Unpacks a blob on its way onto the layers below (topmost first), while it comes.
+    pub fn unpack_arrival(
+        &self,
+        id: &ChainId,
+        diff_id: &DiffId,
+        arrival: &Arrival,
+        lowers: &[BorrowedFd<'_>],
+    ) -> Result<Layer> {
+        // Two builders that need it unpack it once.
+        let _lock = self.lock_name(format!("layer-{}", id.hex()), || {})?;
+        if let Some(layer) = self.layer(id)? {
+            return Ok(layer);
+        }
+        let draft = self.draft()?;
+        let unpacked = self.unpack_into(&draft, arrival.reader(), diff_id, lowers);
+        if !arrival.wait() {
+            return Err(broke_off(&arrival.descriptor));
+        }
+        let (plain, summary) = unpacked?;
+        self.note_arrival(arrival, diff_id, &plain.digest)?;
+        draft.commit(id, meta(diff_id, &plain, &summary))
+    }
+
+    /// All of the blob is there and decompresses to `plain`. One that is not the layer is of no use.
+    fn note_arrival(&self, arrival: &Arrival, diff_id: &DiffId, plain: &Digest) -> Result<()> {
+        let Descriptor { media_type, digest, size_bytes, .. } = &arrival.descriptor;
+        if let Err(error) = check_diff_id(digest, plain, diff_id) {
+            self.discard_blob(digest);
+            return Err(error);
+        }
+        self.record_form(diff_id, &self.new_form(media_type.clone(), *digest, *size_bytes, None))
     }
 
     /// Unpacks a layer onto the layers below (topmost first) from any blob that is known to hold it.
@@ -113,14 +137,14 @@ impl Store {
         self.enter()?;
         // Two builders that need it unpack it once.
         let _lock = self.lock_name(format!("layer-{}", id.hex()), || {})?;
-        for form in self.forms(diff_id)? {
-            if self.is_usable(diff_id, &form)? {
+        match self.usable_form(diff_id, |_| true)? {
+            Some(form) => {
                 let descriptor = Descriptor::new(form.media_type, form.digest, form.size_bytes);
-                return self.unpack_blob(id, diff_id, &descriptor, lowers);
+                self.unpack_blob(id, diff_id, &descriptor, lowers)
             }
+            None => Err(Diagnostic::error(format!("the layer `{diff_id}` is no longer in the store"))
+                .hint("build with `--no-cache`, or import the base image again")),
         }
-        Err(Diagnostic::error(format!("the layer `{diff_id}` is no longer in the store"))
-            .hint("build with `--no-cache`, or import the base image again"))
     }
 
     /// Unpacks a layer's blob onto the layers below (topmost first), unless it is there. What the
@@ -139,21 +163,11 @@ impl Store {
             return Err(Diagnostic::error(format!("blob `{}` of a layer is not in the store", descriptor.digest)));
         };
         let draft = self.draft()?;
-        let unpack = || {
-            let mut tar = HashingReader::new(layer::decompress(blob)?);
-            let summary = layer::unpack(&mut tar, draft.upper(), lowers)?;
-            let trailer_size = io::copy(&mut (&mut tar).take(MAX_TRAILER_BYTES + 1), &mut io::sink())
-                .map_err(|error| self.inner.error(format_args!("read blob `{}`", descriptor.digest), error))?;
-            if trailer_size > MAX_TRAILER_BYTES {
-                return Err(Diagnostic::error(format!(
-                    "layer `{diff_id}` has more than {MAX_TRAILER_BYTES} bytes after the end of its tar"
-                )));
-            }
-            let (_, digest, tar_size_bytes) = tar.finish();
-            check_diff_id(&descriptor.digest, &digest, diff_id)?;
-            Ok((summary, tar_size_bytes))
-        };
-        let (summary, tar_size_bytes) = match unpack() {
+        let unpacked = self.unpack_into(&draft, blob, diff_id, lowers).and_then(|unpacked| {
+            check_diff_id(&descriptor.digest, &unpacked.0.digest, diff_id)?;
+            Ok(unpacked)
+        });
+        let (plain, summary) = match unpacked {
             Ok(unpacked) => unpacked,
             // Damaged in the store, or made so? The first is a miss of what can be had again.
             Err(error) if self.verify_blob(&descriptor.digest)? => return Err(error),
@@ -166,19 +180,108 @@ impl Store {
                 .hint("run the same build again: it fetches the layer anew"));
             }
         };
-        let form = self.pulled_form(descriptor.media_type.clone(), descriptor.digest, descriptor.size_bytes);
+        let form = self.new_form(descriptor.media_type.clone(), descriptor.digest, descriptor.size_bytes, None);
         self.record_form(diff_id, &form)?;
-        let meta = LayerMeta {
-            diff_id: *diff_id,
-            tree: None,
-            tar_size_bytes,
-            size_bytes: summary.size_bytes,
-            entries: summary.entries,
-            boot_id: String::new(),
-            is_synced: false,
-        };
-        draft.commit(id, meta)
+        draft.commit(id, meta(diff_id, &plain, &summary))
     }
+
+    /// Unpacks what a blob decompresses to. It is decompressed and hashed on a thread of its own: that takes
+    /// about as long as making the files.
+    fn unpack_into(
+        &self,
+        draft: &Draft,
+        blob: impl Read + Send,
+        diff_id: &DiffId,
+        lowers: &[BorrowedFd<'_>],
+    ) -> Result<(Plain, Summary)> {
+        let (sender, pieces) = mpsc::sync_channel(PIECES);
+        std::thread::scope(|scope| {
+            let decompressor = scope.spawn(move || decompress_into(blob, &sender));
+            let mut tar = Pieces { pieces, piece: Vec::new(), read: 0 };
+            let unpacked = layer::unpack(&mut tar, draft.upper(), lowers).and_then(|summary| {
+                let trailer_size = io::copy(&mut (&mut tar).take(MAX_TRAILER_BYTES + 1), &mut io::sink())
+                    .map_err(|error| Diagnostic::error("the layer cannot be decompressed").caused_by(error))?;
+                match trailer_size <= MAX_TRAILER_BYTES {
+                    true => Ok(summary),
+                    false => Err(Diagnostic::error(format!(
+                        "layer `{diff_id}` has more than {MAX_TRAILER_BYTES} bytes after the end of its tar"
+                    ))),
+                }
+            });
+            // A decompressor that still writes is told that nobody reads.
+            drop(tar);
+            let plain = decompressor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            Ok((plain?, unpacked?))
+        })
+    }
+}
+
+/// What a blob decompressed to.
+#[derive(Clone, Copy)]
+struct Plain {
+    digest: Digest,
+    size_bytes: u64,
+}
+
+const PIECE_BYTES: usize = 256 << 10;
+/// How many pieces may be waiting.
+const PIECES: usize = 16;
+
+/// Sends the plain content on, in pieces, until nobody wants more. What goes wrong is also told to the
+/// reader, by an end before the end.
+fn decompress_into(blob: impl Read + Send, pieces: &SyncSender<io::Result<Vec<u8>>>) -> Result<Plain> {
+    let mut plain = HashingReader::new(layer::decompress(blob)?);
+    loop {
+        let mut piece = Vec::with_capacity(PIECE_BYTES);
+        let read = (&mut plain).take(PIECE_BYTES as u64).read_to_end(&mut piece);
+        if let Err(error) = read {
+            let _ = pieces.send(Err(io::Error::new(error.kind(), error.to_string())));
+            return Err(Diagnostic::error("the layer cannot be decompressed").caused_by(error));
+        }
+        if piece.is_empty() || pieces.send(Ok(piece)).is_err() {
+            break;
+        }
+    }
+    let (_, digest, size_bytes) = plain.finish();
+    Ok(Plain { digest, size_bytes })
+}
+
+/// Reads what another thread sends.
+struct Pieces {
+    pieces: Receiver<io::Result<Vec<u8>>>,
+    piece: Vec<u8>,
+    read: usize,
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.read == self.piece.len() {
+            match self.pieces.recv() {
+                Ok(piece) => (self.piece, self.read) = (piece?, 0),
+                Err(mpsc::RecvError) => return Ok(0),
+            }
+        }
+        let count = buffer.len().min(self.piece.len() - self.read);
+        buffer[..count].copy_from_slice(&self.piece[self.read..self.read + count]);
+        self.read += count;
+        Ok(count)
+    }
+}
+
+fn meta(diff_id: &DiffId, plain: &Plain, summary: &Summary) -> LayerMeta {
+    LayerMeta {
+        diff_id: *diff_id,
+        tree: None,
+        tar_size_bytes: plain.size_bytes,
+        size_bytes: summary.size_bytes,
+        entries: summary.entries,
+        boot_id: String::new(),
+        is_synced: false,
+    }
+}
+
+fn broke_off(descriptor: &Descriptor) -> Diagnostic {
+    Diagnostic::error(format!("blob `{}` did not come to its end", descriptor.digest))
 }
 
 fn hash_plain(blob: &mut (impl Read + Send)) -> Result<Digest> {

@@ -6,6 +6,7 @@
 //!   version                       format number; whose the files are, if not those of the host's ids
 //!   usage                         how much it is thought to hold
 //!   blobs/sha256/<hex>            manifests, configs, compressed layers
+//!   partial/<hex>                 blobs on their way
 //!   layers/<chain id hex>/{fs/, layer.json}
 //!   forms/<diff id hex>           blobs known to hold this layer (verified here)
 //!   images/<percent-encoded reference>
@@ -24,6 +25,7 @@
 //! wrote and never synced is hashed again before its first use.
 
 mod access;
+mod arrival;
 mod blobs;
 mod builds;
 mod forms;
@@ -33,6 +35,7 @@ mod import;
 mod layers;
 mod locks;
 mod mounts;
+mod packing;
 mod records;
 mod repositories;
 mod scratch;
@@ -56,6 +59,7 @@ use crate::layer;
 use access::Owners;
 
 pub use access::{Access, Enter};
+pub use arrival::{Arrival, Follower};
 pub use blobs::{Blob, BlobWriter};
 pub use builds::BuildDir;
 pub use forms::Form;
@@ -64,6 +68,7 @@ pub use images::{ImageLayer, ImageLookup, ImageRecord};
 pub use layers::{Draft, Layer, LayerMeta};
 pub use locks::KeyLock;
 pub use mounts::{CacheMount, MountLock, StoredMount};
+pub use packing::Packing;
 pub use repositories::{Repository, StoredRepository};
 pub use scratch::Scratch;
 pub use tally::Tally;
@@ -87,6 +92,7 @@ struct Inner {
     root: OwnedFd,
     blobs: OwnedFd,
     layers: OwnedFd,
+    partial: OwnedFd,
     forms: OwnedFd,
     images: OwnedFd,
     locks: OwnedFd,
@@ -124,6 +130,7 @@ impl Store {
             blobs: open_or_make(blobs.as_fd(), "sha256")
                 .context(|| format!("cannot open `blobs/sha256` in the store `{}`", path.display()))?,
             layers: dir("layers")?,
+            partial: dir("partial")?,
             forms: dir("forms")?,
             images: dir("images")?,
             locks: dir("locks")?,

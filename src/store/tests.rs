@@ -336,24 +336,29 @@ fn records_are_whole_or_absent() {
 fn a_layer_is_packed_once_for_each_form() {
     let fixture = fixture();
     let layer = commit(&fixture.store, "text");
-    for compression in [Compression::None, Compression::Gzip { level: 1 }, Compression::Gzip { level: 9 }] {
-        let form = fixture.store.compressed(&layer, compression).unwrap();
+    for (compression, kind) in [
+        (Compression::None, ".tar"),
+        (Compression::Gzip { level: 1 }, "+gzip"),
+        (Compression::Gzip { level: 9 }, "+gzip"),
+        (Compression::Zstd { level: 3 }, "+zstd"),
+    ] {
+        let form = fixture.store.pack(&layer, compression, None).unwrap();
         let mut blob = fixture.store.open_blob(&form.digest).unwrap().unwrap();
         assert_eq!(blob.size_bytes, form.size_bytes);
         let mut plain = HashingWriter::new(std::io::sink());
         std::io::copy(&mut layer::decompress(&mut blob).unwrap(), &mut plain).unwrap();
         assert_eq!(plain.finish().1, *layer.meta.diff_id.digest());
-        assert_eq!(form.media_type.ends_with("+gzip"), compression != Compression::None);
+        assert!(form.media_type.ends_with(kind), "{}", form.media_type);
         assert!(fixture.store.has_form(&layer.meta.diff_id, &form.digest).unwrap());
     }
-    assert_eq!(fixture.store.forms(&layer.meta.diff_id).unwrap().len(), 3);
+    assert_eq!(fixture.store.forms(&layer.meta.diff_id).unwrap().len(), 4);
     // It is not packed again: that would now fail.
-    let kept = fixture.store.compressed(&layer, Compression::None).unwrap();
+    let kept = fixture.store.pack(&layer, Compression::None, None).unwrap();
     fs::write(layer.path.join("file"), "torn").unwrap();
-    assert_eq!(fixture.reopen().compressed(&layer, Compression::None).unwrap(), kept);
+    assert_eq!(fixture.reopen().pack(&layer, Compression::None, None).unwrap(), kept);
     // A form whose blob is gone is made again, if the layer is still what it was.
     fs::remove_file(fixture.path("blobs/sha256").join(kept.digest.hex())).unwrap();
-    let error = fixture.store.compressed(&layer, Compression::None).unwrap_err();
+    let error = fixture.store.pack(&layer, Compression::None, None).unwrap_err();
     assert!(error.message.contains("was damaged in the store"), "{}", error.message);
     assert!(fixture.store.layer(&layer.id).unwrap().is_none());
     assert!(!fixture.store.has_blob(&kept.digest));
@@ -365,7 +370,7 @@ fn a_pulled_layer_without_its_blob_is_not_called_damaged() {
     let draft = draft(&fixture.store, "text");
     let meta = LayerMeta { diff_id: DiffId::new(Digest::of(b"packed by others")), tree: None, ..meta_of(&draft) };
     let layer = draft.commit(&ChainId::extend(None, &meta.diff_id), meta).unwrap();
-    let error = fixture.store.compressed(&layer, Compression::None).unwrap_err();
+    let error = fixture.store.pack(&layer, Compression::None, None).unwrap_err();
     assert!(error.message.contains("is no longer in the store"), "{}", error.message);
     assert!(fixture.store.layer(&layer.id).unwrap().is_some());
 }
@@ -374,7 +379,7 @@ fn a_pulled_layer_without_its_blob_is_not_called_damaged() {
 fn a_form_of_another_boot_is_hashed_before_it_is_used() {
     let fixture = fixture();
     let layer = commit(&fixture.store, "text");
-    let form = fixture.store.compressed(&layer, Compression::None).unwrap();
+    let form = fixture.store.pack(&layer, Compression::None, None).unwrap();
     let name = layer.meta.diff_id.hex();
     let aged = || {
         let mut forms: serde_json::Value =
@@ -387,7 +392,7 @@ fn a_form_of_another_boot_is_hashed_before_it_is_used() {
     let blob = fixture.path("blobs/sha256").join(form.digest.hex());
     aged();
     assert_eq!(
-        fixture.store.form(&layer.meta.diff_id, Compression::None).unwrap().map(|form| form.digest),
+        fixture.store.form(&layer.meta.diff_id, Compression::None.into()).unwrap().map(|form| form.digest),
         Some(form.digest)
     );
     aged();
@@ -395,10 +400,10 @@ fn a_form_of_another_boot_is_hashed_before_it_is_used() {
     let mut bytes = fs::read(&blob).unwrap();
     bytes[0] ^= 1;
     fs::write(&blob, &bytes).unwrap();
-    assert_eq!(fixture.store.form(&layer.meta.diff_id, Compression::None).unwrap(), None);
+    assert_eq!(fixture.store.form(&layer.meta.diff_id, Compression::None.into()).unwrap(), None);
     assert!(!blob.exists());
     // And is made anew from the layer.
-    assert_eq!(fixture.store.compressed(&layer, Compression::None).unwrap().digest, form.digest);
+    assert_eq!(fixture.store.pack(&layer, Compression::None, None).unwrap().digest, form.digest);
 }
 
 fn record(config: &[u8], platform: &str) -> ImageRecord {
@@ -482,7 +487,7 @@ fn prune_takes_what_is_neither_kept_nor_used() {
     let fixture = fixture();
     let store = &fixture.store;
     let kept = commit(store, "kept");
-    let form = store.compressed(&kept, Compression::None).unwrap();
+    let form = store.pack(&kept, Compression::None, None).unwrap();
     let held = commit(store, "held");
     let held_blob = store.open_blob(&store.put_blob(b"held").unwrap()).unwrap().unwrap();
     let gone = (commit(store, "gone").id, store.put_blob(b"gone").unwrap());
@@ -550,7 +555,7 @@ fn builders_and_prune_do_not_get_into_each_others_way() {
                         let store = fixture.reopen();
                         let text = format!("layer {}", (number + round) % 4);
                         let layer = commit(&store, &text);
-                        let form = store.compressed(&layer, Compression::None).unwrap();
+                        let form = store.pack(&layer, Compression::None, None).unwrap();
                         let id = layer.id;
                         drop(layer);
                         std::thread::yield_now();

@@ -19,9 +19,9 @@ fn text(length: usize) -> Vec<u8> {
     out
 }
 
-fn gzip(input: &mut dyn Read, level: u32, threads: usize) -> Vec<u8> {
+fn compressed(input: &mut dyn Read, compression: Compression, threads: usize) -> Vec<u8> {
     let mut out = Vec::new();
-    compress(input, &mut out, Compression::Gzip { level }, threads).unwrap();
+    compress(input, &mut out, compression, threads).unwrap();
     out
 }
 
@@ -39,31 +39,70 @@ impl Read for Trickle<'_> {
 }
 
 #[test]
-fn gzip_depends_on_content_and_level_alone() {
+fn bytes_depend_on_content_and_level_alone() {
     const MIB: usize = 1 << 20;
-    for length in [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB, 5 * MIB + 4711] {
-        let text = text(length);
-        let one = gzip(&mut &text[..], 1, 1);
-        for threads in [0, 2, 3] {
-            assert!(gzip(&mut &text[..], 1, threads) == one, "{length} bytes, {threads} threads");
+    let gzip = (Compression::Gzip { level: 1 }, [0, 1, MIB - 1, MIB, MIB + 1, 3 * MIB, 5 * MIB + 4711]);
+    let zstd = (Compression::Zstd { level: 1 }, [0, 1, MIB, 4 * MIB - 1, 4 * MIB, 4 * MIB + 1, 13 * MIB + 4711]);
+    for (compression, lengths) in [gzip, zstd] {
+        for length in lengths {
+            let text = text(length);
+            let one = compressed(&mut &text[..], compression, 1);
+            for threads in [0, 2, 3] {
+                assert!(
+                    compressed(&mut &text[..], compression, threads) == one,
+                    "{compression:?} {length}, {threads} threads"
+                );
+            }
+            assert!(
+                compressed(&mut Trickle(&text, 1), compression, 2) == one,
+                "{compression:?} of {length} bytes, trickling"
+            );
+            assert!(plain(&one).unwrap() == text, "{compression:?} of {length} bytes");
+            if matches!(compression, Compression::Gzip { .. }) {
+                // Reads a single member.
+                let mut decoder = flate2::bufread::GzDecoder::new(&one[..]);
+                let mut plain = Vec::new();
+                decoder.read_to_end(&mut plain).unwrap();
+                assert!(plain == text && decoder.into_inner().is_empty(), "{length} bytes");
+            }
         }
-        assert!(gzip(&mut Trickle(&text, 1), 1, 2) == one, "{length} bytes, trickling");
-        let mut plain = Vec::new();
-        // Reads a single member.
-        let mut decoder = flate2::bufread::GzDecoder::new(&one[..]);
-        decoder.read_to_end(&mut plain).unwrap();
-        assert!(plain == text && decoder.into_inner().is_empty(), "{length} bytes");
     }
 }
 
-/// A new version of the compressor may write other bytes; then every compressed layer has a new
+/// A new version of a compressor may write other bytes; then every compressed layer has a new
 /// digest, and a release must say so.
 #[test]
-fn gzip_bytes_are_pinned() {
-    let text = text(2_500_000);
-    let digests: Vec<String> =
-        [1, 6, 9].map(|level| Digest::of(&gzip(&mut &text[..], level, 2)).hex()[..16].to_owned()).into();
-    crate::check_golden(&crate::testdata("layer").join("gzip.digests"), (digests.join("\n") + "\n").as_bytes());
+fn bytes_are_pinned() {
+    let gzip = [1, 6, 9].map(|level| Compression::Gzip { level });
+    let zstd = [0, 1, 3, 9, 19].map(|level| Compression::Zstd { level });
+    for (name, compressions, length) in [("gzip", &gzip[..], 2_500_000), ("zstd", &zstd[..], 5_000_000)] {
+        let text = text(length);
+        let digests: Vec<String> = compressions
+            .iter()
+            .map(|compression| Digest::of(&compressed(&mut &text[..], *compression, 2)).hex()[..16].to_owned())
+            .collect();
+        let golden = crate::testdata("layer").join(format!("{name}.digests"));
+        crate::check_golden(&golden, (digests.join("\n") + "\n").as_bytes());
+    }
+}
+
+/// What the program itself thinks of it.
+#[test]
+#[allow(clippy::print_stderr)] // It says what it cannot check.
+fn zstd_is_what_zstd_reads() {
+    use std::process::{Command, Stdio};
+    let text = text(9_000_000);
+    let zstd = compressed(&mut &text[..], Compression::Zstd { level: 3 }, 2);
+    let Ok(mut child) = Command::new("zstd").args(["-d", "-c"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
+    else {
+        eprintln!("not checked by zstd, which is not installed");
+        return;
+    };
+    let mut stdin = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || stdin.write_all(&zstd));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(output.status.success() && output.stdout == text);
 }
 
 #[test]
@@ -84,8 +123,13 @@ fn errors_end_a_parallel_compression() {
     let mut torn = text.chain(FailingRead);
     let error = compress(&mut torn, &mut Vec::new(), gzip, 2).unwrap_err();
     assert_eq!(error.cause.as_deref(), Some("cable cut"));
-    let error = compress(&mut io::empty(), &mut Vec::new(), Compression::Gzip { level: 10 }, 1).unwrap_err();
-    assert_eq!(error.message, "there is no gzip level 10: the highest is 9");
+    for (compression, message) in [
+        (Compression::Gzip { level: 10 }, "there is no gzip level 10: the highest is 9"),
+        (Compression::Zstd { level: 23 }, "there is no zstd level 23: the highest is 22"),
+    ] {
+        let error = compress(&mut io::empty(), &mut Vec::new(), compression, 1).unwrap_err();
+        assert_eq!(error.message, message);
+    }
 }
 
 struct FailingRead;

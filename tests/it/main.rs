@@ -14,6 +14,7 @@ mod journal;
 mod layer;
 mod lifecycle;
 mod overlay;
+mod packing;
 mod plan;
 mod progress;
 mod prune;

@@ -2,6 +2,8 @@
 //! port of its own, and a server that does what registries do on bad days. Nothing here leaves this
 //! machine.
 
+mod lazy;
+
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,8 +16,8 @@ use wythe::diag::Diagnostic;
 use wythe::digest::{DiffId, Digest};
 use wythe::image::manifest::{Descriptor, Manifest, media_type};
 use wythe::image::{Platform, Reference};
-use wythe::progress::{Number, Silent};
-use wythe::registry::{self, Client, CredentialFile, Meter, Options, Package};
+use wythe::progress::Audience;
+use wythe::registry::{self, Client, CredentialFile, Options, Package, Remote};
 use wythe::store::{ImageRecord, Store};
 
 use super::sandbox::Sandbox;
@@ -136,8 +138,8 @@ fn what_was_pushed_is_pulled() {
     for (pull, is_asked) in [("--pull=missing", false), ("--pull", true), ("--pull=never", false)] {
         let again = third.wythe(&["build", "--progress", "plain", pull, "context"]);
         assert_eq!(again.code, Some(0), "{}", again.stderr);
-        assert_eq!(again.stderr.contains("[pull]"), is_asked, "{pull}: {}", again.stderr);
-        assert!(again.ran().iter().all(|title| title.contains("[pull]")), "{pull}: {}", again.stderr);
+        assert_eq!(again.stderr.contains("[resolve]"), is_asked, "{pull}: {}", again.stderr);
+        assert!(again.ran().iter().all(|title| title.contains("[resolve]")), "{pull}: {}", again.stderr);
     }
     let pinned = sandbox(&format!("{host}/team/app@{digest}"));
     assert_eq!(pinned.wythe(&["build", "context"]).code, Some(0));
@@ -304,9 +306,7 @@ impl Puller {
     fn pull(&self, server: &Server) -> Result<ImageRecord, Diagnostic> {
         let client = Client::new(self.options.clone());
         let reference: Reference = format!("{}/app", server.host()).parse().unwrap();
-        Meter::show(&Silent, Number(1), "", |meter| {
-            registry::pull(&client, &self.store, &reference, &Platform::host(), meter)
-        })
+        registry::pull(&Remote::of(&client, &self.store, Audience::nobody()), &reference, &Platform::host())
     }
 
     /// Pulling fails, says `text`, and leaves no name and no layer.
@@ -419,9 +419,7 @@ fn a_pinned_manifest_is_the_one_that_was_named() {
     let puller = Puller::new();
     let reference: Reference = format!("{}/app@{}", server.host(), Digest::of(b"other")).parse().unwrap();
     let client = Client::new(puller.options.clone());
-    let pulled = Meter::show(&Silent, Number(1), "", |meter| {
-        registry::pull(&client, &puller.store, &reference, &Platform::host(), meter)
-    });
+    let pulled = registry::pull(&Remote::of(&client, &puller.store, Audience::nobody()), &reference, &Platform::host());
     let message = pulled.unwrap_err().message;
     assert!(message.contains("instead of"), "{message}");
 }
@@ -501,12 +499,13 @@ fn a_failed_upload_is_begun_again() {
         ("PUT", _) => Reply::new(201, ""),
         _ => Reply::new(400, ""),
     });
-    let package = Package::stored(&puller.store, &[record]).unwrap();
+    let client = Client::new(puller.options.clone());
+    let remote = Remote::of(&client, &puller.store, Audience::nobody());
+    let package = Package::stored(&remote, &[record], None).unwrap();
     assert_eq!(package.root().digest, Digest::of(&fixture.manifest));
     let reference: Reference = format!("{}/app:9", server.host()).parse().unwrap();
     let client = Client::new(puller.options.clone());
-    Meter::show(&Silent, Number(1), "", |meter| registry::push(&client, &puller.store, &package, &reference, meter))
-        .unwrap();
+    Audience::nobody().show("", |meter| registry::push(&client, &puller.store, &package, &reference, meter)).unwrap();
     let uploads = server.seen_at("PUT", "/upload/1");
     assert_eq!(uploads.len(), 4, "both blobs twice");
     for upload in &uploads {

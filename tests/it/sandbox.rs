@@ -28,7 +28,7 @@ pub struct Ended {
 
 impl Ended {
     /// The titles of the steps that were executed, from plain progress. A base is looked at each
-    /// time.
+    /// time, and what is exported is no step of the Dockerfile.
     pub fn ran(&self) -> Vec<String> {
         let mut titles = BTreeMap::new();
         let mut ran = Vec::new();
@@ -39,7 +39,8 @@ impl Ended {
             if rest.starts_with('[') {
                 titles.insert(number, rest);
             } else if rest.starts_with("DONE ") {
-                ran.extend(titles.get(number).filter(|title| !title.contains("] FROM")).map(ToString::to_string));
+                let is_step = |title: &&&str| !title.contains("] FROM") && !title.starts_with("[export]");
+                ran.extend(titles.get(number).filter(is_step).map(ToString::to_string));
             }
         }
         ran

@@ -18,7 +18,7 @@ mod write;
 use std::collections::BTreeMap;
 use std::io::Read;
 
-use super::manifest::{Descriptor, Index, Manifest, media_type};
+use super::manifest::{Descriptor, Index, Manifest, MediaTypes};
 use super::{Platform, Reference, validate};
 use crate::diag::{Diagnostic, Result};
 
@@ -40,6 +40,7 @@ pub struct Contents<'a> {
     pub names: Vec<Reference>,
     /// RFC 3339, for `index.json`.
     pub created: Option<String>,
+    pub media_types: MediaTypes,
 }
 
 pub struct ImageContents<'a> {
@@ -77,30 +78,29 @@ impl Assembled {
     }
 }
 
-/// Writes the manifests, and for several platforms the index over them. Docker's media types of base
-/// layers become OCI's.
+/// Writes the manifests, and for several platforms the index over them. Layers of a base that came in
+/// other words are named in these.
 ///
 /// # Panics
 /// When there is no image.
-pub fn assemble(images: &[ImageContents<'_>]) -> Result<Assembled> {
+pub fn assemble(images: &[ImageContents<'_>], media_types: MediaTypes) -> Result<Assembled> {
     assert!(!images.is_empty(), "an archive of no image");
     let mut manifests: Vec<(Descriptor, Vec<u8>)> = Vec::new();
     for image in images {
         let layers: Vec<Descriptor> = image.layers.iter().map(|layer| layer.descriptor.clone()).collect();
         validate::image(&image.config, &layers)?;
-        let to_oci = |layer: Descriptor| Descriptor {
-            media_type: media_type::to_oci(&layer.media_type).to_owned(),
-            platform: None,
-            ..layer
+        let named = |layer: Descriptor| match media_types.layer(&layer.media_type) {
+            Some(media_type) => Ok(Descriptor { media_type: media_type.to_owned(), platform: None, ..layer.clone() }),
+            None => Err(Diagnostic::error("docker's media types have none for layers compressed with zstd")),
         };
         let manifest = Manifest {
-            media_type: media_type::MANIFEST.into(),
-            config: Descriptor::of(media_type::CONFIG, &image.config),
-            layers: layers.into_iter().map(to_oci).collect(),
+            media_type: media_types.manifest().into(),
+            config: Descriptor::of(media_types.config(), &image.config),
+            layers: layers.into_iter().map(named).collect::<Result<_>>()?,
             annotations: image.annotations.clone(),
         };
         let bytes = manifest.to_json();
-        let mut descriptor = Descriptor::of(media_type::MANIFEST, &bytes);
+        let mut descriptor = Descriptor::of(media_types.manifest(), &bytes);
         descriptor.platform = Some(image.platform.clone());
         if manifests.iter().any(|(other, _)| other.platform == descriptor.platform) {
             return Err(Diagnostic::error(format!("there are two images for `{}`", image.platform)));
@@ -108,8 +108,9 @@ pub fn assemble(images: &[ImageContents<'_>]) -> Result<Assembled> {
         manifests.push((descriptor, bytes));
     }
     let index = (manifests.len() > 1).then(|| {
-        let bytes = Index::new(manifests.iter().map(|(descriptor, _)| descriptor.clone()).collect()).to_json();
-        (Descriptor::of(media_type::INDEX, &bytes), bytes)
+        let index = Index::new(manifests.iter().map(|(descriptor, _)| descriptor.clone()).collect());
+        let bytes = Index { media_type: media_types.index().into(), ..index }.to_json();
+        (Descriptor::of(media_types.index(), &bytes), bytes)
     });
     Ok(Assembled { manifests, index })
 }

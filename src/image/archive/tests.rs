@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::digest::{DiffId, Digest};
-use crate::image::manifest::annotation;
+use crate::image::manifest::{annotation, media_type};
 use crate::image::{ImageConfig, Platform};
 
 /// An image whose layers are these bytes, uncompressed.
@@ -32,12 +32,12 @@ fn image(platform: &str, layers: &[&'static [u8]]) -> ImageContents<'static> {
 
 fn contents(images: Vec<ImageContents<'static>>, names: &[&str]) -> Contents<'static> {
     let names = names.iter().map(|name| name.parse().unwrap()).collect();
-    Contents { images, names, created: Some("1970-01-01T00:00:00Z".into()) }
+    Contents { images, names, created: Some("1970-01-01T00:00:00Z".into()), media_types: MediaTypes::Oci }
 }
 
 fn tar_of(contents: &Contents<'_>, format: Format) -> Vec<u8> {
     let mut out = Vec::new();
-    write_tar(contents, format, &mut out).unwrap();
+    write_tar(contents, format, &mut out, None).unwrap();
     out
 }
 
@@ -109,9 +109,9 @@ fn what_is_written_is_read() {
     let root = tempfile::tempdir().unwrap();
     let written = contents(vec![image("linux/amd64", &[b"lower", b"upper"])], &["app:v1"]);
     let (oci, docker, dir) = (root.path().join("oci.tar"), root.path().join("docker.tar"), root.path().join("dir"));
-    let assembled = write_file(&written, Format::Oci, &oci).unwrap();
-    write_file(&written, Format::Docker, &docker).unwrap();
-    write_directory(&written, &dir).unwrap();
+    let assembled = write_file(&written, Format::Oci, &oci, None).unwrap();
+    write_file(&written, Format::Docker, &docker, None).unwrap();
+    write_directory(&written, &dir, None).unwrap();
     for path in [&oci, &docker, &dir] {
         let archive = Archive::open(path).unwrap();
         for selector in [
@@ -138,7 +138,7 @@ fn platforms_are_chosen() {
     let path = root.path().join("x.tar");
     let images =
         vec![image("linux/arm/v6", &[b"six"]), image("linux/amd64", &[b"amd"]), image("linux/arm64", &[b"arm"])];
-    write_file(&contents(images, &["app"]), Format::Oci, &path).unwrap();
+    write_file(&contents(images, &["app"]), Format::Oci, &path, None).unwrap();
     let archive = Archive::open(&path).unwrap();
     let choose = |platform: &str| archive.image(&Selector::Only, &platform.parse().unwrap());
     for (wanted, found) in
@@ -149,7 +149,7 @@ fn platforms_are_chosen() {
     let error = message(choose("linux/s390x"));
     assert!(error.contains("no image for `linux/s390x`; it has one for `linux/amd64`, `linux/arm/v6`"), "{error}");
     // Alone, an image is taken whatever it is for.
-    write_file(&contents(vec![image("linux/arm64", &[])], &[]), Format::Oci, &path).unwrap();
+    write_file(&contents(vec![image("linux/arm64", &[])], &[]), Format::Oci, &path, None).unwrap();
     let image = Archive::open(&path).unwrap().image(&Selector::Only, &host()).unwrap();
     assert_eq!(image.platform.to_string(), "linux/arm64");
 }
@@ -161,25 +161,25 @@ fn a_file_appears_whole_or_not_at_all() {
     fs::write(&path, "earlier").unwrap();
     let mut failing = contents(vec![image("linux/amd64", &[b"lower"])], &["app"]);
     failing.images[0].layers[0].open = Box::new(|| Ok(Box::new(&b"lowe"[..])));
-    let error = message(write_file(&failing, Format::Oci, &path));
+    let error = message(write_file(&failing, Format::Oci, &path, None));
     assert!(error.contains("out.tar`") && error.contains("is shorter than its descriptor says"), "{error}");
     assert_eq!(fs::read(&path).unwrap(), b"earlier");
     failing.images[0].layers[0].open = Box::new(|| Ok(Box::new(&b"LOWER"[..])));
     let dir = root.path().join("dir");
-    assert!(message(write_directory(&failing, &dir)).contains("is damaged"));
+    assert!(message(write_directory(&failing, &dir, None)).contains("is damaged"));
     assert!(!dir.exists());
     assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
 
     let good = contents(vec![image("linux/amd64", &[b"lower"])], &["app"]);
     let link = root.path().join("link");
     symlink("out.tar", &link).unwrap();
-    write_file(&good, Format::Oci, &link).unwrap();
+    write_file(&good, Format::Oci, &link, None).unwrap();
     assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
     assert_eq!(fs::read(&path).unwrap(), tar_of(&good, Format::Oci));
-    write_file(&good, Format::Oci, Path::new("/dev/null")).unwrap();
-    assert!(message(write_file(&good, Format::Oci, root.path())).contains("it is a directory"));
-    assert!(message(write_file(&good, Format::Oci, &root.path().join("no/such"))).contains("No such file"));
-    assert!(message(write_directory(&good, root.path())).contains("neither empty nor an OCI image layout"));
+    write_file(&good, Format::Oci, Path::new("/dev/null"), None).unwrap();
+    assert!(message(write_file(&good, Format::Oci, root.path(), None)).contains("it is a directory"));
+    assert!(message(write_file(&good, Format::Oci, &root.path().join("no/such"), None)).contains("No such file"));
+    assert!(message(write_directory(&good, root.path(), None)).contains("neither empty nor an OCI image layout"));
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn a_layout_is_added_to() {
     let dir = root.path();
     let write = |layer: &'static [u8], names: &[&str]| {
         let written = contents(vec![image("linux/amd64", &[layer])], names);
-        write_directory(&written, dir).unwrap().root().digest
+        write_directory(&written, dir, None).unwrap().root().digest
     };
     let named = |name: &str| {
         let archive = Archive::open(dir).unwrap();
@@ -217,12 +217,12 @@ fn a_layout_is_added_to() {
 
     fs::write(dir.join("index.json"), "[]").unwrap();
     let written = contents(vec![image("linux/amd64", &[])], &[]);
-    assert!(message(write_directory(&written, dir)).contains("is no OCI image index"));
+    assert!(message(write_directory(&written, dir, None)).contains("is no OCI image index"));
 }
 
 #[test]
 fn what_cannot_be_written_is_refused() {
-    let write = |contents: &Contents<'_>, format| message(write_tar(contents, format, &mut Vec::new()));
+    let write = |contents: &Contents<'_>, format| message(write_tar(contents, format, &mut Vec::new(), None));
     let two = || vec![image("linux/amd64", &[b"a"]), image("linux/arm64", &[b"b"])];
     assert!(write(&contents(two(), &[]), Format::Docker).contains("one platform only"));
     let same = vec![image("linux/amd64", &[b"a"]), image("linux/amd64", &[b"b"])];
@@ -234,7 +234,7 @@ fn what_cannot_be_written_is_refused() {
 
 /// A layout directory that a test then spoils.
 fn layout(root: &Path) -> Assembled {
-    write_directory(&contents(vec![image("linux/amd64", &[b"lower", b"upper"])], &["app"]), root).unwrap()
+    write_directory(&contents(vec![image("linux/amd64", &[b"lower", b"upper"])], &["app"]), root, None).unwrap()
 }
 
 #[test]

@@ -13,6 +13,7 @@ use super::{Assembled, Contents, Format, LayerBlob, VerifyingReader, assemble};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::digest::Digest;
 use crate::image::manifest::{Descriptor, Index, annotation};
+use crate::progress::{Meter, Metered};
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -31,7 +32,12 @@ struct Plan<'a> {
 
 /// Writes a tar, entries sorted by name, without times or owners. When it fails, part of it has been
 /// written.
-pub fn write_tar(contents: &Contents<'_>, format: Format, out: &mut dyn Write) -> Result<Assembled> {
+pub fn write_tar(
+    contents: &Contents<'_>,
+    format: Format,
+    out: &mut dyn Write,
+    meter: Option<&Meter<'_>>,
+) -> Result<Assembled> {
     let plan = plan(contents, format)?;
     let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, out));
     let mut append = |name: &str, size_bytes: u64, bytes: &mut dyn Read| -> Result<()> {
@@ -52,7 +58,7 @@ pub fn write_tar(contents: &Contents<'_>, format: Format, out: &mut dyn Write) -
     for (name, entry) in &plan.entries {
         match entry {
             Entry::Bytes(bytes) => append(name, bytes.len() as u64, &mut &bytes[..])?,
-            Entry::Layer(layer) => append(name, layer.descriptor.size_bytes, &mut open(layer)?)?,
+            Entry::Layer(layer) => append(name, layer.descriptor.size_bytes, &mut open(layer, meter)?)?,
         }
     }
     tar.into_inner().and_then(|mut out| out.flush()).context(|| "cannot write the image")?;
@@ -61,7 +67,12 @@ pub fn write_tar(contents: &Contents<'_>, format: Format, out: &mut dyn Write) -
 
 /// Writes a tar to a file, which appears when it is complete; a device or pipe is written to as it
 /// is.
-pub fn write_file(contents: &Contents<'_>, format: Format, path: &Path) -> Result<Assembled> {
+pub fn write_file(
+    contents: &Contents<'_>,
+    format: Format,
+    path: &Path,
+    meter: Option<&Meter<'_>>,
+) -> Result<Assembled> {
     let cannot_write = || format!("cannot write `{}`", path.display());
     // A link is followed, as by any program that writes to it.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
@@ -72,11 +83,11 @@ pub fn write_file(contents: &Contents<'_>, format: Format, path: &Path) -> Resul
         }
         if kind.is_char_device() || kind.is_fifo() || kind.is_socket() || kind.is_block_device() {
             let mut file = File::options().write(true).open(&target).context(cannot_write)?;
-            return write_tar(contents, format, &mut file);
+            return write_tar(contents, format, &mut file, meter);
         }
     }
     let mut file = beside(&target).context(cannot_write)?;
-    let assembled = write_tar(contents, format, &mut file).map_err(|error| Diagnostic {
+    let assembled = write_tar(contents, format, &mut file, meter).map_err(|error| Diagnostic {
         message: format!("{}: {}", cannot_write(), error.message.trim_start_matches("cannot write the image: ")),
         ..error
     })?;
@@ -86,7 +97,7 @@ pub fn write_file(contents: &Contents<'_>, format: Format, path: &Path) -> Resul
 
 /// Writes a directory. A new one appears when it is complete. In an existing layout the image takes the
 /// place of those with its names and others stay; `index.json` is replaced last.
-pub fn write_directory(contents: &Contents<'_>, path: &Path) -> Result<Assembled> {
+pub fn write_directory(contents: &Contents<'_>, path: &Path, meter: Option<&Meter<'_>>) -> Result<Assembled> {
     let cannot_write = || format!("cannot write `{}`", path.display());
     let plan = plan(contents, Format::Oci)?;
     match fs::read_dir(path) {
@@ -101,19 +112,19 @@ pub fn write_directory(contents: &Contents<'_>, path: &Path) -> Result<Assembled
             // Two builds that write to the same layout must not lose each other's names.
             let lock = File::open(path).context(cannot_write)?;
             lock.lock().context(cannot_write)?;
-            fill(path, &plan)?;
+            fill(path, &plan, meter)?;
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let parent = parent_of(path);
             let made = tempfile::Builder::new().prefix(".layout-").tempdir_in(parent).context(cannot_write)?;
             let inner = made.path().join("layout");
             fs::create_dir(&inner).context(cannot_write)?;
-            fill(&inner, &plan)?;
+            fill(&inner, &plan, meter)?;
             match fs::rename(&inner, path) {
                 Ok(()) => {}
                 // Another build was first: this one is added to its layout.
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                    return write_directory(contents, path);
+                    return write_directory(contents, path, meter);
                 }
                 Err(error) => return Err(error).context(cannot_write),
             }
@@ -124,7 +135,7 @@ pub fn write_directory(contents: &Contents<'_>, path: &Path) -> Result<Assembled
 }
 
 fn plan<'a>(contents: &'a Contents<'a>, format: Format) -> Result<Plan<'a>> {
-    let assembled = assemble(&contents.images)?;
+    let assembled = assemble(&contents.images, contents.media_types)?;
     if format == Format::Docker && contents.images.len() > 1 {
         return Err(Diagnostic::error("a docker archive holds an image for one platform only")
             .hint("write several platforms with `type=oci`"));
@@ -176,12 +187,16 @@ fn listed(root: &Descriptor, contents: &Contents<'_>) -> Vec<Descriptor> {
     contents.names.iter().map(named).collect()
 }
 
-fn open<'a>(layer: &'a LayerBlob<'_>) -> Result<impl Read + use<'a>> {
-    Ok(VerifyingReader::new((layer.open)()?, layer.descriptor.digest, layer.descriptor.size_bytes))
+fn open<'a>(layer: &'a LayerBlob<'_>, meter: Option<&'a Meter<'_>>) -> Result<Box<dyn Read + 'a>> {
+    let inner = VerifyingReader::new((layer.open)()?, layer.descriptor.digest, layer.descriptor.size_bytes);
+    Ok(match meter {
+        Some(meter) => Box::new(Metered { inner, meter }),
+        None => Box::new(inner),
+    })
 }
 
 /// Writes the plan into an empty directory or over an older layout.
-fn fill(root: &Path, plan: &Plan<'_>) -> Result<()> {
+fn fill(root: &Path, plan: &Plan<'_>, meter: Option<&Meter<'_>>) -> Result<()> {
     let cannot_write = |path: &Path| format!("cannot write `{}`", path.display());
     let blobs = root.join("blobs/sha256");
     fs::create_dir_all(&blobs).context(|| cannot_write(&blobs))?;
@@ -191,7 +206,7 @@ fn fill(root: &Path, plan: &Plan<'_>) -> Result<()> {
             Entry::Bytes(_) if name == "index.json" => {}
             Entry::Bytes(bytes) => put(&path, &mut &bytes[..])?,
             Entry::Layer(layer) if is_whole(&path, &layer.descriptor) => {}
-            Entry::Layer(layer) => put(&path, &mut open(layer)?)?,
+            Entry::Layer(layer) => put(&path, &mut open(layer, meter)?)?,
         }
     }
     let index_path = root.join("index.json");

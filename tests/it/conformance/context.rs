@@ -142,7 +142,12 @@ pub fn compressed(tar: &[u8], by: &str) -> Vec<u8> {
             lzma_rs::xz_compress(&mut &tar[..], &mut bytes).unwrap();
             bytes
         }
-        "zst" => ruzstd::encoding::compress_to_vec(tar, ruzstd::encoding::CompressionLevel::Fastest),
+        "zst" => {
+            let mut bytes = vec![0; zstd_safe::compress_bound(tar.len())];
+            let size = zstd_safe::compress(&mut bytes[..], tar, 1).unwrap();
+            bytes.truncate(size);
+            bytes
+        }
         other => panic!("what is `{other}`?"),
     }
 }
