@@ -206,6 +206,10 @@ fn answer(supervisor: &Supervisor<'_>, notification: &Notification) -> Result<An
         | Call::Setresgid
         | Call::Setfsgid
         | Call::Setgroups => identity::become_another(supervisor, target, call, width, arguments),
+        // The one limit that is asked about is ours.
+        Call::Setrlimit => Ok(Answer::Return(0)),
+        Call::Prlimit64 => target.write_if(fourth, &[0xff; 16]),
+        Call::Getrlimit | Call::Ugetrlimit => target.write_if(second, if is_narrow { &[0xff; 8] } else { &[0xff; 16] }),
         // The filter answers.
         Call::Capset => Ok(Answer::Return(0)),
     }

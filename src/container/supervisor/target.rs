@@ -12,7 +12,7 @@ use rustix::process::getgroups;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups};
 
 use super::status::Status;
-use crate::sys::{self, Notification};
+use crate::sys::{self, Answer, Notification};
 
 /// As the kernel's limit on a path, its end included.
 const PATH_BYTES: usize = 4096;
@@ -106,6 +106,14 @@ impl Target {
             };
         }
         Ok(())
+    }
+
+    /// Answers with this, if there is a place for it.
+    pub fn write_if(&self, address: u64, bytes: &[u8]) -> Result<Answer, Errno> {
+        if address != 0 {
+            self.write(address, bytes)?;
+        }
+        Ok(Answer::Return(0))
     }
 
     fn memory(&self, access: OFlags) -> Result<OwnedFd, Errno> {
