@@ -247,12 +247,14 @@ pub struct Notification {
 }
 
 /// What becomes of a system call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Answer {
     /// It returns this.
     Return(i64),
     /// It fails with this number.
     Fail(i32),
+    /// It returns the number under which its process has this file from then on.
+    Open { file: OwnedFd, is_closed_on_exec: bool },
     /// It is carried out as if nobody had asked; its caller may have changed what it points at.
     Continue,
 }
@@ -294,6 +296,7 @@ pub fn is_notification_valid(listener: BorrowedFd<'_>, id: u64) -> bool {
 /// Answers a call; `ENOENT` if nobody waits any more.
 pub fn answer_notification(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<()> {
     let (val, error, flags) = match answer {
+        Answer::Open { file, is_closed_on_exec } => return answer_with_file(listener, id, &file, is_closed_on_exec),
         Answer::Return(value) => (value, 0, 0),
         Answer::Fail(errno) => (0, -errno, 0),
         Answer::Continue => (0, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
@@ -303,6 +306,89 @@ pub fn answer_notification(listener: BorrowedFd<'_>, id: u64, answer: Answer) ->
     // SAFETY: this request reads one `seccomp_notif_resp`, which is live.
     checked(unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw const response) }.into())?;
     Ok(())
+}
+
+fn answer_with_file(listener: BorrowedFd<'_>, id: u64, file: &OwnedFd, is_closed_on_exec: bool) -> io::Result<()> {
+    let addition = libc::seccomp_notif_addfd {
+        id,
+        // The answer is sent in the same moment (Linux 5.14).
+        flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
+        srcfd: file.as_raw_fd().cast_unsigned(),
+        newfd: 0,
+        newfd_flags: if is_closed_on_exec { libc::O_CLOEXEC.cast_unsigned() } else { 0 },
+    };
+    let request = libc::SECCOMP_IOCTL_NOTIF_ADDFD;
+    // SAFETY: this request reads one `seccomp_notif_addfd`, which is live.
+    checked(unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw const addition) }.into())?;
+    Ok(())
+}
+
+/// A limit on a resource; `u64::MAX` is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// How long the process of this thread may work in real time.
+pub fn real_time_limit(thread: u32) -> io::Result<Limit> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: no new limit is given, and `limit` is written to.
+    checked(unsafe { libc::prlimit64(thread.cast_signed(), libc::RLIMIT_RTTIME, ptr::null(), &raw mut limit) }.into())?;
+    Ok(Limit { soft: limit.rlim_cur, hard: limit.rlim_max })
+}
+
+pub fn set_real_time_limit(thread: u32, limit: Limit) -> io::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
+    // SAFETY: `limit` is read, and the old one is not asked for.
+    checked(
+        unsafe { libc::prlimit64(thread.cast_signed(), libc::RLIMIT_RTTIME, &raw const limit, ptr::null_mut()) }.into(),
+    )?;
+    Ok(())
+}
+
+/// What of a file's description is to be said differently.
+#[derive(Clone, Copy, Debug)]
+pub struct Said {
+    pub uid: u32,
+    pub gid: u32,
+    /// Kind and number of a device.
+    pub device: Option<(u32, u64)>,
+}
+
+/// `struct stat` of what is open, as a system call writes it.
+pub fn stat_bytes(file: BorrowedFd<'_>, said: Said) -> io::Result<Vec<u8>> {
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is an empty C string and `stat` is written to.
+    checked(unsafe { libc::fstatat(file.as_raw_fd(), c"".as_ptr(), &raw mut stat, libc::AT_EMPTY_PATH) }.into())?;
+    (stat.st_uid, stat.st_gid) = (said.uid, said.gid);
+    if let Some((kind, number)) = said.device {
+        stat.st_mode = kind | stat.st_mode & 0o7777;
+        stat.st_rdev = number;
+        (stat.st_size, stat.st_blocks) = (0, 0);
+    }
+    let start = (&raw const stat).cast::<u8>();
+    // SAFETY: `stat` is live, and was all zeroes with its padding before the kernel wrote to it.
+    Ok(unsafe { std::slice::from_raw_parts(start, size_of::<libc::stat>()) }.to_vec())
+}
+
+/// `struct statx` of what is open, as a system call writes it.
+pub fn statx_bytes(file: BorrowedFd<'_>, flags: u32, mask: u32, said: Said) -> io::Result<Vec<u8>> {
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = flags.cast_signed() & libc::AT_STATX_SYNC_TYPE | libc::AT_EMPTY_PATH;
+    // SAFETY: the path is an empty C string and `stat` is written to.
+    checked(unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, &raw mut stat) }.into())?;
+    (stat.stx_uid, stat.stx_gid) = (said.uid, said.gid);
+    if let Some((kind, number)) = said.device {
+        stat.stx_mode = (kind | u32::from(stat.stx_mode) & 0o7777) as u16;
+        (stat.stx_rdev_major, stat.stx_rdev_minor) = (libc::major(number), libc::minor(number));
+        (stat.stx_size, stat.stx_blocks) = (0, 0);
+    }
+    let start = (&raw const stat).cast::<u8>();
+    // SAFETY: as above.
+    Ok(unsafe { std::slice::from_raw_parts(start, size_of::<libc::statx>()) }.to_vec())
 }
 
 /// Leaves the session keyring that this process inherited for a new, empty one.

@@ -88,6 +88,6 @@ fn poverty_of_namespace() -> Option<Diagnostic> {
     if ids::are_the_hosts() || !ids::there_is_but_one() {
         return None;
     }
-    let message = "steps run as root and see all files as root's; the image has the true owners: this user namespace has one user and one group only";
+    let message = "nothing keeps the users in steps apart, as there is but one id to build with: this user namespace has one user and one group only";
     Some(Diagnostic { severity: Severity::Warning, ..Diagnostic::error(message) })
 }

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 
-use super::apt;
 use super::mount::{self, NO_EXEC, NO_SUID};
 use super::userns::Mapping;
 use crate::diag::{Context, Diagnostic, Result};
@@ -100,9 +99,6 @@ fn devices(mapping: &Mapping) -> Result<OwnedFd> {
         };
         rustix::fs::mknodat(&dev, name, kind, Mode::from_raw_mode(0o666), device).context(doing)?;
         give_to_root(&dev, name, mapping)?;
-    }
-    if mapping.is_single() {
-        apt::add_to(&dev)?;
     }
     for (name, target) in LINKS {
         rustix::fs::symlinkat(target, &dev, name).context(doing)?;

@@ -160,7 +160,7 @@ fn of_user(who: Who<'_>, uid: u32, gid: u32) -> Result<Entry, Diagnostic> {
 }
 
 fn poverty(why: &str) -> Diagnostic {
-    let message = format!("steps run as root and see all files as root's; the image has the true owners: {why}");
+    let message = format!("nothing keeps the users in steps apart, as there is but one id to build with: {why}");
     Diagnostic { severity: Severity::Warning, ..Diagnostic::error(message) }
 }
 

@@ -9,7 +9,6 @@
 //! in the mount namespaces of these processes or are detached: the host's mount table is never
 //! touched, and nothing is written to its disk but a step's upper dir.
 
-mod apt;
 mod call;
 mod caps;
 mod cgroup;

@@ -16,7 +16,7 @@ use super::cgroup::Group;
 use super::mount_point::Stub;
 use super::protocol::{self, Answer, Failure, Report};
 use super::stop;
-use super::supervisor::{self, Home, Supervisor};
+use super::supervisor::{self, Credentials, Home, Supervisor, Table};
 use super::template::{Prepared, Template};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::progress::Usage;
@@ -228,6 +228,7 @@ impl Running {
             layer: mounted.overlay.as_fd(),
             records: self.prepared.records,
             host_devices: &template.host_devices,
+            table: Table::new(Credentials::of(&self.prepared.user)),
             home: Home::here().context(doing)?,
         };
         let Supervisor { listener, step, proc, user_namespace, layer, .. } = supervisor;

@@ -49,6 +49,11 @@ enum Action {
         place: u32,
         bits: u32,
     },
+    /// Asked about if the argument at this place is this one.
+    AskIfEqual {
+        place: u32,
+        value: u32,
+    },
 }
 
 const EPERM: Action = Action::Errno(1);
@@ -104,17 +109,26 @@ impl Filter {
 
 /// What the filter does about a call that is watched; `None` for one that is not.
 fn asked(call: Call, watch: Watch) -> Option<Action> {
+    /// O_CREAT and __O_TMPFILE, the same on all machines.
+    const MAKING: u32 = 0o20_000_100;
+    let is_attribute = matches!(call, Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr | Call::Setxattrat);
     match (call, watch) {
-        (Call::Mknod, _) => Some(Action::Node { mode: 1 }),
-        (Call::Mknodat, _) => Some(Action::Node { mode: 2 }),
-        (Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr | Call::Setxattrat, Watch::Attributes) => Some(Action::Ask),
-        (Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr | Call::Setxattrat, _) => None,
+        (Call::Mknod, Watch::Nodes | Watch::Attributes) => Some(Action::Node { mode: 1 }),
+        (Call::Mknodat, Watch::Nodes | Watch::Attributes) => Some(Action::Node { mode: 2 }),
+        (_, Watch::Attributes) if is_attribute => Some(Action::Ask),
         (_, Watch::Nodes | Watch::Attributes) => None,
-        (Call::Chown | Call::Lchown | Call::Fchown | Call::Fchownat, Watch::Owners) => Some(Action::Ask),
+        (_, Watch::Owners) if is_attribute => None,
         (Call::Utimensat | Call::UtimensatTime64, Watch::Owners) => {
             Some(Action::AskIf { place: 3, bits: libc::AT_SYMLINK_NOFOLLOW as u32 })
         }
-        (_, Watch::Owners) => Some(PRETEND),
+        (Call::Open, Watch::Owners) => Some(Action::AskIf { place: 1, bits: MAKING }),
+        (Call::Openat, Watch::Owners) => Some(Action::AskIf { place: 2, bits: MAKING }),
+        (Call::Capset, Watch::Owners) => Some(PRETEND),
+        (Call::Prlimit64, Watch::Owners) => Some(Action::AskIfEqual { place: 1, value: libc::RLIMIT_RTTIME }),
+        (Call::Setrlimit | Call::Getrlimit | Call::Ugetrlimit, Watch::Owners) => {
+            Some(Action::AskIfEqual { place: 0, value: libc::RLIMIT_RTTIME })
+        }
+        (_, Watch::Owners) => Some(Action::Ask),
     }
 }
 
@@ -216,6 +230,9 @@ fn answer(action: Action) -> Vec<Instruction> {
         Action::Ask => vec![plain(RETURN, ASK)],
         Action::AskIf { place, bits } => {
             vec![plain(LOAD, argument(place)), jump_if(JUMP_IF_ANY_SET, bits, 0, 1), plain(RETURN, ASK), allow]
+        }
+        Action::AskIfEqual { place, value } => {
+            vec![plain(LOAD, argument(place)), jump_if(JUMP_IF_EQUAL, value, 0, 1), plain(RETURN, ASK), allow]
         }
         Action::Node { mode } => vec![
             plain(LOAD, argument(mode)),
@@ -524,6 +541,51 @@ mod tests {
     }
 
     const ASKED: u32 = 0x7fc0_0000;
+
+    /// Every call of every machine, where all of them that say whose a file is are asked about.
+    #[test]
+    fn all_that_says_whose_something_is_is_asked_about() {
+        for base in [Base::Sandbox, Base::Everything] {
+            let program = compile(&[&X86_64, &I386, &AARCH64, &ARM], Filter { base, watch: Watch::Owners });
+            let ordinary = compile(&[&X86_64, &I386, &AARCH64, &ARM], Filter { base, watch: Watch::Nodes });
+            for machine in &MACHINES {
+                for (name, number) in machine.numbers() {
+                    let decide = |program, arguments: &[u64]| decide(program, machine.audit, number, arguments);
+                    let check = |arguments: &[u64], expected: u32| {
+                        assert_eq!(decide(&program, arguments), expected, "{} {name} {arguments:x?}", machine.constant);
+                    };
+                    match machine.abi.call(number).map(|(call, _)| call) {
+                        None => check(&[], decide(&ordinary, &[])),
+                        Some(Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr | Call::Setxattrat) => {
+                            check(&[], ALLOWED)
+                        }
+                        Some(Call::Capset) => check(&[], 0x0005_0000),
+                        Some(Call::Open) => {
+                            check(&[0, 0o100], ASKED);
+                            check(&[0o100, 0o2_003, 0o100], ALLOWED);
+                        }
+                        Some(Call::Openat) => {
+                            check(&[0, 0, 0o20_200_002], ASKED);
+                            check(&[0o100, 0o100, 0o201_001, 0o100], ALLOWED);
+                        }
+                        Some(Call::Utimensat | Call::UtimensatTime64) => {
+                            check(&[0, 0, 0, 0x100], ASKED);
+                            check(&[0x100, 0x100, 0x100, 0], ALLOWED);
+                        }
+                        Some(Call::Prlimit64) => {
+                            check(&[0, 15], ASKED);
+                            check(&[15, 7], ALLOWED);
+                        }
+                        Some(Call::Setrlimit | Call::Getrlimit | Call::Ugetrlimit) => {
+                            check(&[15], ASKED);
+                            check(&[7, 15], ALLOWED);
+                        }
+                        Some(_) => check(&[], ASKED),
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn only_devices_are_asked_about() {

@@ -16,7 +16,7 @@ use super::passwd::User;
 use super::protocol::{self, Failure, Report};
 use super::template::{Prepared, Template};
 use super::userns::Mapping;
-use super::{Container, apt, caps, exec, limit, root, terminal};
+use super::{Container, caps, exec, limit, root, terminal};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::Security;
 use crate::sys;
@@ -88,7 +88,7 @@ fn start(
         caps::set(if user.uid == 0 { caps::DEFAULT } else { CapabilitySet::empty() })?;
     }
     sys::close_on_exec_from(3).context(|| "cannot close descriptors")?;
-    Err(exec::exec(&container.argv, &environment(container, &template.mapping)))
+    Err(exec::exec(&container.argv, &environment(container)))
 }
 
 /// Moves into the step's control group, which becomes the topmost that it knows of.
@@ -191,14 +191,11 @@ fn take_ids(user: &User, mapping: &Mapping) -> Result<()> {
 }
 
 /// The environment as given, and what it lacks.
-fn environment(container: &Container, mapping: &Mapping) -> Vec<(String, String)> {
+fn environment(container: &Container) -> Vec<(String, String)> {
     let mut environment = container.env.clone();
     if !environment.iter().any(|(name, _)| name == "HOME") {
         let home = if container.user.home.is_empty() { "/" } else { &container.user.home };
         environment.push(("HOME".to_owned(), home.to_owned()));
-    }
-    if mapping.is_single() {
-        apt::add_to_environment(&mut environment);
     }
     environment
 }

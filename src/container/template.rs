@@ -12,6 +12,7 @@ use super::cgroup::{Group, Groups};
 use super::device::{self, Devices, HostDevice};
 use super::mask::{self, Masks};
 use super::overlay::{self, Attributes};
+use super::passwd::User;
 use super::seccomp::Base;
 use super::userns::Mapping;
 use super::{Container, MountKind, hosts, mount, network, seccomp, skeleton, source, userns};
@@ -65,6 +66,8 @@ pub struct Prepared {
     pub devices: Devices,
     /// To be entered; the builder's own if `None`.
     pub network: Option<OwnedFd>,
+    /// Who the payload is, or is meant to be.
+    pub user: User,
     /// What the layer that comes of the step records.
     pub records: Records,
     pub filter: Arc<Vec<sys::Instruction>>,
@@ -158,6 +161,7 @@ impl Template {
             hosts: self.text(hosts::hosts(&container.hostname, &container.extra_hosts))?,
             resolv_conf: self.text(resolv_conf(container.network)?)?,
             network,
+            user: container.user.clone(),
             records,
             filter: self.filter(container.security, records),
             group: self.groups.make(&container.limits)?,

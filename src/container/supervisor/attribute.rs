@@ -27,7 +27,7 @@ const MAX_VALUE_BYTES: u64 = 64 << 10;
 /// Sets an attribute, as the thread. It is not left to do it itself: what was read here could be another
 /// name by then.
 pub fn set(supervisor: &Supervisor<'_>, target: &Target, wanted: Wanted) -> Result<Answer, Errno> {
-    let is_entitled = target.status.capabilities.contains(CapabilitySet::MKNOD);
+    let is_entitled = target.status()?.capabilities.contains(CapabilitySet::MKNOD);
     if is_entitled && target.is_of(supervisor.user_namespace)? {
         return Ok(Answer::Continue);
     }

@@ -14,18 +14,25 @@
 //! that the thread could not do itself with another call.
 
 mod attribute;
+mod creation;
+mod credentials;
+mod identity;
+mod look;
 mod node;
 mod owner;
 mod status;
 mod target;
 
+pub use self::credentials::{Credentials, Table};
 pub use self::target::Home;
 
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use self::creation::Made;
 use self::target::{Object, Target};
 use super::call::Call;
 use super::device::HostDevice;
@@ -50,6 +57,8 @@ pub struct Supervisor<'a> {
     pub layer: BorrowedFd<'a>,
     pub records: Records,
     pub host_devices: &'a [HostDevice],
+    /// Who everybody is where owners are recorded.
+    pub table: Table,
     pub home: Home,
 }
 
@@ -90,22 +99,29 @@ const HERE: u64 = libc::AT_FDCWD as u32 as u64;
 
 fn answer(supervisor: &Supervisor<'_>, notification: &Notification) -> Result<Answer, Errno> {
     let (call, width) = seccomp::call(notification.machine, notification.number).ok_or(Errno::NOSYS)?;
-    let target = Target::find(supervisor.proc, supervisor.listener, notification)?;
-    let [first, second, third, fourth, fifth, _] = notification.arguments;
+    let is_narrow = seccomp::is_narrow(notification.machine);
+    let target = &Target::find(supervisor.proc, supervisor.listener, notification)?;
+    let arguments = notification.arguments;
+    let [first, second, third, fourth, fifth, _] = arguments;
     let named = |directory, address, is_followed| {
         Ok::<_, Errno>(Object::Named { path: target.path(directory, address)?, is_followed })
     };
+    let mode = |argument: u64| Mode::from_raw_mode(argument as u32 & 0o7777);
+    let opening = |argument: u64| OFlags::from_bits_retain(argument as u32);
     match call {
         Call::Mknod | Call::Mknodat => {
             let (path, wanted) = match call {
                 Call::Mknod => (target.path(HERE, first)?, node::Wanted::new(second, third)),
                 _ => (target.path(first, second)?, node::Wanted::new(third, fourth)),
             };
+            if wanted.device().is_none() {
+                return creation::make(supervisor, target, &path, Made::Node(wanted));
+            }
             // Root of a user namespace that the step made is nobody here.
             if !target.is_of(supervisor.user_namespace)? {
                 return Err(Errno::PERM);
             }
-            node::make(supervisor, &target, &path, wanted).map(|()| Answer::Return(0))
+            node::make(supervisor, target, &path, wanted).map(|()| Answer::Return(0))
         }
         Call::Setxattr | Call::Lsetxattr | Call::Fsetxattr => {
             let object = match call {
@@ -113,34 +129,89 @@ fn answer(supervisor: &Supervisor<'_>, notification: &Notification) -> Result<An
                 _ => named(HERE, first, call == Call::Setxattr)?,
             };
             let name = target.string(second)?;
-            attribute::set(
-                supervisor,
-                &target,
-                attribute::Wanted { object, name, value: (third, fourth), flags: fifth },
-            )
-        }
-        Call::Chown | Call::Lchown => {
-            let object = named(HERE, first, call == Call::Chown)?;
-            owner::give(supervisor, &target, object, owner::Wanted::new(width, second, third))
-        }
-        Call::Fchown => {
-            let object = Object::Open(target.open_file(first)?);
-            owner::give(supervisor, &target, object, owner::Wanted::new(width, second, third))
-        }
-        Call::Fchownat => {
-            let object = target.object(first, second, fifth)?;
-            owner::give(supervisor, &target, object, owner::Wanted::new(width, third, fourth))
-        }
-        Call::Utimensat | Call::UtimensatTime64 => {
-            // Then it is `futimens`, of which the directory is the file.
-            let object =
-                if second == 0 { return Ok(Answer::Continue) } else { target.object(first, second, fourth)? };
-            let has_narrow_fields = call == Call::Utimensat && seccomp::is_narrow(notification.machine);
-            owner::set_times(supervisor, &target, object, owner::Times { address: third, has_narrow_fields })
+            attribute::set(supervisor, target, attribute::Wanted { object, name, value: (third, fourth), flags: fifth })
         }
         // C libraries do without it still.
         Call::Setxattrat => Err(Errno::NOSYS),
-        _ => Ok(Answer::Continue),
+        Call::Chown | Call::Lchown => {
+            let object = named(HERE, first, call == Call::Chown)?;
+            owner::give(supervisor, target, object, owner::Wanted::new(width, second, third))
+        }
+        Call::Fchown => {
+            let object = Object::Open(target.open_file(first)?);
+            owner::give(supervisor, target, object, owner::Wanted::new(width, second, third))
+        }
+        Call::Fchownat => {
+            let object = target.object(first, second, fifth)?;
+            owner::give(supervisor, target, object, owner::Wanted::new(width, third, fourth))
+        }
+        // Then it is `futimens`, of which the directory is the file.
+        Call::Utimensat | Call::UtimensatTime64 if second == 0 => Ok(Answer::Continue),
+        Call::Utimensat | Call::UtimensatTime64 => {
+            let object = target.object(first, second, fourth)?;
+            let has_narrow_fields = call == Call::Utimensat && is_narrow;
+            owner::set_times(supervisor, target, object, owner::Times { address: third, has_narrow_fields })
+        }
+        Call::Open | Call::Creat => {
+            let path = target.path(HERE, first)?;
+            let made = match call {
+                Call::Open => Made::File(opening(second), mode(third)),
+                _ => Made::File(OFlags::CREATE | OFlags::WRONLY | OFlags::TRUNC, mode(second)),
+            };
+            creation::make(supervisor, target, &path, made)
+        }
+        Call::Openat => {
+            creation::make(supervisor, target, &target.path(first, second)?, Made::File(opening(third), mode(fourth)))
+        }
+        // It restricts how paths are looked up; C libraries do without it still.
+        Call::Openat2 => Ok(Answer::Continue),
+        Call::Mkdir => creation::make(supervisor, target, &target.path(HERE, first)?, Made::Directory(mode(second))),
+        Call::Mkdirat => creation::make(supervisor, target, &target.path(first, second)?, Made::Directory(mode(third))),
+        Call::Symlink | Call::Symlinkat => {
+            let path = if call == Call::Symlink { target.path(HERE, second)? } else { target.path(second, third)? };
+            creation::make(supervisor, target, &path, Made::Link(target.string(first)?))
+        }
+        // Its structures are others there.
+        Call::Stat | Call::Lstat | Call::Fstat if is_narrow => Ok(Answer::Continue),
+        Call::Stat | Call::Lstat => {
+            let object = named(HERE, first, call == Call::Stat);
+            look::describe(supervisor, target, object, look::Form::Stat, second)
+        }
+        Call::Fstat => {
+            let object = target.open_file(first).map(Object::Open);
+            look::describe(supervisor, target, object, look::Form::Stat, second)
+        }
+        Call::Newfstatat => {
+            look::describe(supervisor, target, target.object(first, second, fourth), look::Form::Stat, third)
+        }
+        Call::Statx => {
+            let form = look::Form::Statx(third as u32, fourth as u32);
+            look::describe(supervisor, target, target.object(first, second, third), form, fifth)
+        }
+        Call::Execve => identity::execute(supervisor, target, named(HERE, first, true)),
+        Call::Execveat => identity::execute(supervisor, target, target.object(first, second, fifth)),
+        Call::Getuid
+        | Call::Geteuid
+        | Call::Getresuid
+        | Call::Getgid
+        | Call::Getegid
+        | Call::Getresgid
+        | Call::Getgroups => identity::tell(supervisor, target, call, width, arguments),
+        Call::Setuid
+        | Call::Setreuid
+        | Call::Setresuid
+        | Call::Setfsuid
+        | Call::Setgid
+        | Call::Setregid
+        | Call::Setresgid
+        | Call::Setfsgid
+        | Call::Setgroups => identity::become_another(supervisor, target, call, width, arguments),
+        // The one limit that is asked about is ours.
+        Call::Setrlimit => Ok(Answer::Return(0)),
+        Call::Prlimit64 => target.write_if(fourth, &[0xff; 16]),
+        Call::Getrlimit | Call::Ugetrlimit => target.write_if(second, if is_narrow { &[0xff; 8] } else { &[0xff; 16] }),
+        // The filter answers.
+        Call::Capset => Ok(Answer::Return(0)),
     }
 }
 

@@ -13,8 +13,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
 
-use super::Supervisor;
 use super::target::{Path, Place, Target};
+use super::{Supervisor, creation};
 use crate::container::mount;
 use crate::layer::Records;
 use crate::layer::record::{self, Device};
@@ -79,7 +79,7 @@ pub fn make(supervisor: &Supervisor<'_>, target: &Target, path: &Path, wanted: W
     let actor = target.act(&view)?;
     let place = path.place()?;
     let parent = place.parent.as_fd();
-    let mut capabilities = target.status.capabilities;
+    let mut capabilities = target.status()?.capabilities;
     let is_entitled = capabilities.contains(CapabilitySet::MKNOD);
     if !supervisor.has(parent)? {
         capabilities -= OVER_FILES;
@@ -94,7 +94,13 @@ pub fn make(supervisor: &Supervisor<'_>, target: &Target, path: &Path, wanted: W
         made => return made,
     }
     if supervisor.is_of_layer(parent)? {
-        return wanted.make_marker(&place);
+        wanted.make_marker(&place)?;
+        drop(actor);
+        drop(view);
+        return match supervisor.records {
+            Records::Owners => creation::give(supervisor, target, &place),
+            _ => Ok(()),
+        };
     }
     let mount = supervisor.host_device(device).ok_or(Errno::PERM)?;
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;

@@ -8,6 +8,7 @@ use rustix::fs::{AtFlags, Gid, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, Uid}
 use rustix::io::Errno;
 
 use super::Supervisor;
+use super::credentials::Credentials;
 use super::target::{Object, Target};
 use crate::container::call::Width;
 use crate::layer::Records;
@@ -23,30 +24,38 @@ pub struct Wanted {
 
 impl Wanted {
     pub fn new(width: Width, uid: u64, gid: u64) -> Self {
-        let id = |argument: u64| match width {
-            Width::Bits16 => Some(argument as u16).filter(|id| *id != u16::MAX).map(u32::from),
-            Width::Bits32 => Some(argument as u32).filter(|id| *id != u32::MAX),
-        };
-        Self { uid: id(uid), gid: id(gid) }
+        Self { uid: width.id(uid), gid: width.id(gid) }
+    }
+
+    /// Whether who is not root may do this to a file that belongs to `owner`.
+    fn is_allowed(self, credentials: &Credentials, owner: (u32, u32)) -> bool {
+        let (uid, gid) = owner;
+        credentials.user.filesystem == uid
+            && self.uid.is_none_or(|wanted| wanted == uid)
+            && self.gid.is_none_or(|wanted| wanted == gid || credentials.is_in(wanted))
     }
 }
 
 /// Gives a file to someone.
 pub fn give(supervisor: &Supervisor<'_>, target: &Target, object: Object, wanted: Wanted) -> Result<Answer, Errno> {
+    let credentials = supervisor.table.of(target.thread)?;
     let file = {
-        let view = target.look(&supervisor.home)?;
-        let _actor = target.act(&view)?;
-        let file = object.open()?;
+        let _view = target.look(&supervisor.home)?;
+        object.open()?
+    };
+    let current = Records::Owners.node_at(&file, c"")?.ok_or(Errno::NOENT)?;
+    if !credentials.is_privileged() && !wanted.is_allowed(&credentials, (current.uid, current.gid)) {
+        return Err(Errno::PERM);
+    }
+    {
+        let _actor = target.act(&supervisor.home)?;
         let (uid, gid) = (wanted.uid.map(|_| Uid::ROOT), wanted.gid.map(|_| Gid::ROOT));
-        let given = rustix::fs::chownat(&file, c"", uid, gid, AtFlags::EMPTY_PATH);
-        match given {
+        match rustix::fs::chownat(&file, c"", uid, gid, AtFlags::EMPTY_PATH) {
             // Files that belong to the host: they are in no layer.
             Err(Errno::PERM | Errno::OVERFLOW) => return Ok(Answer::Return(0)),
             given => given?,
         }
-        file
-    };
-    let current = Records::Owners.node_at(&file, c"")?.ok_or(Errno::NOENT)?;
+    }
     let (uid, gid) = (wanted.uid.unwrap_or(current.uid), wanted.gid.unwrap_or(current.gid));
     match Records::Owners.set_owner_at(&file, c"", uid, gid) {
         // Sockets and pipes have nowhere to write on, and no more has everything in /proc and /dev.

@@ -1,9 +1,10 @@
 //! A thread that waits for the answer to its system call: its memory, its view of the file system and
 //! its credentials.
 
+use std::cell::OnceCell;
 use std::ffi::CString;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags};
 use rustix::io::Errno;
@@ -11,7 +12,7 @@ use rustix::process::getgroups;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups};
 
 use super::status::Status;
-use crate::sys::{self, Notification};
+use crate::sys::{self, Answer, Notification};
 
 /// As the kernel's limit on a path, its end included.
 const PATH_BYTES: usize = 4096;
@@ -22,7 +23,9 @@ const CURRENT_DIRECTORY: i32 = libc::AT_FDCWD;
 pub struct Target {
     /// Its directory in procfs, which stays its own: when it is gone nothing is found there.
     dir: OwnedFd,
-    pub status: Status,
+    /// Its number here, as long as it waits.
+    pub thread: u32,
+    status: OnceCell<Status>,
 }
 
 /// A path as a call gives it: what it is relative to, and the rest as far as the last name.
@@ -42,9 +45,17 @@ impl Target {
         if !sys::is_notification_valid(listener, notification.id) {
             return Err(Errno::SRCH);
         }
-        let status = read(&dir, "status")?;
-        let status = Status::parse(&String::from_utf8_lossy(&status)).ok_or(Errno::SRCH)?;
-        Ok(Self { dir, status })
+        Ok(Self { dir, thread: notification.thread, status: OnceCell::new() })
+    }
+
+    /// What the kernel says of it, which takes a while; asked once.
+    pub fn status(&self) -> Result<&Status, Errno> {
+        if let Some(status) = self.status.get() {
+            return Ok(status);
+        }
+        let text = read(&self.dir, "status")?;
+        let status = Status::parse(&String::from_utf8_lossy(&text)).ok_or(Errno::SRCH)?;
+        Ok(self.status.get_or_init(|| status))
     }
 
     /// Whether its ids and capabilities are those of the user namespace `namespace`.
@@ -84,6 +95,27 @@ impl Target {
         Ok(bytes)
     }
 
+    /// Writes to its memory.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Errno> {
+        let (mut done, memory) = (0, self.memory(OFlags::WRONLY)?);
+        while done < bytes.len() {
+            let to = address.checked_add(done as u64).ok_or(Errno::FAULT)?;
+            done += match rustix::io::retry_on_intr(|| rustix::io::pwrite(&memory, &bytes[done..], to)) {
+                Ok(0) | Err(Errno::IO) => return Err(Errno::FAULT),
+                written => written?,
+            };
+        }
+        Ok(())
+    }
+
+    /// Answers with this, if there is a place for it.
+    pub fn write_if(&self, address: u64, bytes: &[u8]) -> Result<Answer, Errno> {
+        if address != 0 {
+            self.write(address, bytes)?;
+        }
+        Ok(Answer::Return(0))
+    }
+
     fn memory(&self, access: OFlags) -> Result<OwnedFd, Errno> {
         rustix::fs::openat(&self.dir, "mem", access | OFlags::CLOEXEC, Mode::empty())
     }
@@ -121,16 +153,17 @@ impl Target {
     /// Makes this process act as the thread: with its ids and its capabilities, under its creation mask.
     /// Where it is meanwhile, a view or its home, it stays: leaving takes its own capabilities.
     pub fn act<'h, Here>(&self, _here: &'h Here) -> Result<Actor<'h>, Errno> {
+        let status = self.status()?;
         let actor = Actor { own: capabilities(None)?, here: PhantomData };
-        rustix::process::umask(Mode::from_raw_mode(self.status.umask));
-        let groups: Vec<Gid> = self.status.groups.iter().map(|group| Gid::from_raw(*group)).collect();
+        rustix::process::umask(Mode::from_raw_mode(status.umask));
+        let groups: Vec<Gid> = status.groups.iter().map(|group| Gid::from_raw(*group)).collect();
         // In some user namespaces nobody may change them.
         if getgroups()? != groups {
             set_thread_groups(&groups)?;
         }
-        let (uid, gid) = self.status.filesystem_ids;
+        let (uid, gid) = status.filesystem_ids;
         sys::set_filesystem_ids(uid, gid);
-        actor.limit(self.status.capabilities)?;
+        actor.limit(status.capabilities)?;
         Ok(actor)
     }
 
@@ -160,7 +193,7 @@ impl Target {
             return Err(Errno::NOENT);
         }
         if text.to_bytes().starts_with(b"/") {
-            return Ok(Path { base: None, text: self.own_name(text) });
+            return Ok(Path { base: None, text: self.own_name(text)? });
         }
         Ok(Path { base: Some(self.base(number)?), text })
     }
@@ -168,7 +201,7 @@ impl Target {
     /// What a call with `AT_*` flags is about. Of these only the ones that say so are looked at.
     pub fn object(&self, directory: u64, address: u64, flags: u64) -> Result<Object, Errno> {
         let flags = AtFlags::from_bits_retain(flags as u32);
-        if flags.contains(AtFlags::EMPTY_PATH) && self.string(address)?.is_empty() {
+        if flags.contains(AtFlags::EMPTY_PATH) && (address == 0 || self.string(address)?.is_empty()) {
             return match directory as u32 as i32 {
                 CURRENT_DIRECTORY => self.directory("cwd").map(Object::Open),
                 _ => self.open_file(directory).map(Object::Open),
@@ -178,21 +211,29 @@ impl Target {
         Ok(Object::Named { path: self.path(directory, address)?, is_followed })
     }
 
-    /// `/proc/self` is whoever asks; the thread has numbers there.
-    fn own_name(&self, path: CString) -> CString {
+    /// `/proc/self` is whoever asks, and `/dev` has links there; the thread has numbers in it.
+    fn own_name(&self, path: CString) -> Result<CString, Errno> {
+        const WHOLE: [(&str, &str); 4] =
+            [("/dev/fd", "fd"), ("/dev/stdin", "fd/0"), ("/dev/stdout", "fd/1"), ("/dev/stderr", "fd/2")];
         let bytes = path.to_bytes();
-        let (process, thread) = self.status.own_numbers;
+        if !bytes.starts_with(b"/proc/") && !bytes.starts_with(b"/dev/") {
+            return Ok(path);
+        }
+        let (process, thread) = self.status()?.own_numbers;
+        if let Some((_, name)) = WHOLE.iter().find(|(whole, _)| whole.as_bytes() == bytes) {
+            return CString::new(format!("/proc/{process}/{name}")).map_err(|_| Errno::INVAL);
+        }
         let own = [
             ("/proc/self/", format!("/proc/{process}/")),
             ("/proc/thread-self/", format!("/proc/{process}/task/{thread}/")),
+            ("/dev/fd/", format!("/proc/{process}/fd/")),
         ];
         for (prefix, name) in own {
             if let Some(rest) = bytes.strip_prefix(prefix.as_bytes()) {
-                // Made of a C string and our own digits.
-                return CString::new([name.as_bytes(), rest].concat()).unwrap_or(path);
+                return CString::new([name.as_bytes(), rest].concat()).map_err(|_| Errno::INVAL);
             }
         }
-        path
+        Ok(path)
     }
 }
 
@@ -204,6 +245,14 @@ pub struct Path {
 }
 
 impl Path {
+    /// Goes to the directory that it names itself.
+    pub fn directory(&self) -> Result<Place, Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let base = self.base.as_ref().map_or(rustix::fs::CWD, AsFd::as_fd);
+        let parent = rustix::fs::openat(base, &self.text, flags, Mode::empty())?;
+        Ok(Place { parent, name: c".".to_owned() })
+    }
+
     /// Goes to the directory of the last name, in the present view and as whoever acts.
     pub fn place(&self) -> Result<Place, Errno> {
         let bytes = self.text.to_bytes();
@@ -298,6 +347,12 @@ fn read_at(memory: &OwnedFd, into: &mut [u8], from: u64) -> Result<usize, Errno>
         Ok(0) | Err(Errno::IO) => Err(Errno::FAULT),
         read => read,
     }
+}
+
+/// Opens for reading what is open as a place.
+pub fn reopen(file: &OwnedFd) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(format!("/proc/self/fd/{}", file.as_raw_fd()), flags, Mode::empty())
 }
 
 fn read(dir: &OwnedFd, name: &str) -> Result<Vec<u8>, Errno> {
