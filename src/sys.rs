@@ -333,17 +333,17 @@ pub struct Limit {
 /// How long the process of this thread may work in real time.
 pub fn real_time_limit(thread: u32) -> io::Result<Limit> {
     let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let (resource, new) = (libc::RLIMIT_RTTIME, ptr::null());
     // SAFETY: no new limit is given, and `limit` is written to.
-    checked(unsafe { libc::prlimit64(thread.cast_signed(), libc::RLIMIT_RTTIME, ptr::null(), &raw mut limit) }.into())?;
+    checked(unsafe { libc::prlimit64(thread.cast_signed(), resource, new, &raw mut limit) }.into())?;
     Ok(Limit { soft: limit.rlim_cur, hard: limit.rlim_max })
 }
 
 pub fn set_real_time_limit(thread: u32, limit: Limit) -> io::Result<()> {
     let limit = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
+    let (resource, old) = (libc::RLIMIT_RTTIME, ptr::null_mut());
     // SAFETY: `limit` is read, and the old one is not asked for.
-    checked(
-        unsafe { libc::prlimit64(thread.cast_signed(), libc::RLIMIT_RTTIME, &raw const limit, ptr::null_mut()) }.into(),
-    )?;
+    checked(unsafe { libc::prlimit64(thread.cast_signed(), resource, &raw const limit, old) }.into())?;
     Ok(())
 }
 

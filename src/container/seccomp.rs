@@ -124,6 +124,9 @@ fn asked(call: Call, watch: Watch) -> Option<Action> {
         (Call::Open, Watch::Owners) => Some(Action::AskIf { place: 1, bits: MAKING }),
         (Call::Openat, Watch::Owners) => Some(Action::AskIf { place: 2, bits: MAKING }),
         (Call::Capset, Watch::Owners) => Some(PRETEND),
+        (Call::Prctl, Watch::Owners) => {
+            Some(Action::AskIfEqual { place: 0, value: libc::PR_SET_KEEPCAPS.cast_unsigned() })
+        }
         (Call::Prlimit64, Watch::Owners) => Some(Action::AskIfEqual { place: 1, value: libc::RLIMIT_RTTIME }),
         (Call::Setrlimit | Call::Getrlimit | Call::Ugetrlimit, Watch::Owners) => {
             Some(Action::AskIfEqual { place: 0, value: libc::RLIMIT_RTTIME })
@@ -571,6 +574,10 @@ mod tests {
                         Some(Call::Utimensat | Call::UtimensatTime64) => {
                             check(&[0, 0, 0, 0x100], ASKED);
                             check(&[0x100, 0x100, 0x100, 0], ALLOWED);
+                        }
+                        Some(Call::Prctl) => {
+                            check(&[8, 1], ASKED);
+                            check(&[15, 8], ALLOWED);
                         }
                         Some(Call::Prlimit64) => {
                             check(&[0, 15], ASKED);

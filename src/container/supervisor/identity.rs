@@ -48,8 +48,7 @@ impl Width {
     }
 
     fn read(self, bytes: &[u8]) -> u32 {
-        let number = bytes.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte));
-        number
+        bytes.iter().rev().fold(0, |number, byte| number << 8 | u32::from(*byte))
     }
 }
 
@@ -129,6 +128,13 @@ pub fn become_another(
         supervisor.table.put(target.thread, after)?;
     }
     Ok(Answer::Return(returned))
+}
+
+/// Notes whether a process keeps what root may do when it is root no more.
+pub fn keep_capabilities(supervisor: &Supervisor<'_>, target: &Target, is_kept: bool) -> Result<Answer, Errno> {
+    let after = supervisor.table.of(target.thread)?.change(Change::KeepCapabilities(is_kept))?;
+    supervisor.table.put(target.thread, after)?;
+    Ok(Answer::Continue)
 }
 
 /// Lets a process execute a program, as whom the program's file says.

@@ -206,6 +206,7 @@ fn answer(supervisor: &Supervisor<'_>, notification: &Notification) -> Result<An
         | Call::Setresgid
         | Call::Setfsgid
         | Call::Setgroups => identity::become_another(supervisor, target, call, width, arguments),
+        Call::Prctl => identity::keep_capabilities(supervisor, target, second != 0),
         // The one limit that is asked about is ours.
         Call::Setrlimit => Ok(Answer::Return(0)),
         Call::Prlimit64 => target.write_if(fourth, &[0xff; 16]),
