@@ -1,6 +1,7 @@
 # make demo      build wythe, then an image with it, twice; no network but cargo's
 # make test      format, lints and all tests
 # make bench     time builds, also against buildah where it is installed
+# make guard     fail if a build has become much slower, or its pure parts take more instructions
 # make projects  the same for real projects, with the network of package managers
 # make release   one static binary in target/release-static/
 # make install   wythe, and `build` as a link to it, into $(PREFIX)/bin
@@ -19,7 +20,7 @@ max_bytes := 8000000
 # The C in TLS needs nothing of a libc: the system's compiler makes it for musl, too.
 export CC_$(subst -,_,$(musl)) ?= cc
 
-.PHONY: all demo test bench projects release install deps fmt fmt-check lint clean
+.PHONY: all demo test bench guard projects release install deps fmt fmt-check lint clean
 .DELETE_ON_ERROR:
 
 all: target/release/wythe
@@ -40,6 +41,10 @@ test: deps fmt-check lint
 
 bench:
 	$(CARGO) bench --bench suite
+
+guard: deps
+	$(CARGO) bench --profile guard --bench counts
+	$(CARGO) bench --profile guard --bench suite -- --cheap --check --rounds 5
 
 projects: $(WYTHE)
 	benches/projects/run.sh $(WYTHE) target/projects

@@ -12,6 +12,7 @@ use crate::dockerfile::{self, Dockerfile};
 use crate::export::{self, Built, Exported, Output};
 use crate::host::{Host, rfc3339};
 use crate::image::{History, ImageConfig, Platform, Reference};
+use crate::parallel;
 use crate::plan::{self, Base, BaseKey, Bases, Plan};
 use crate::progress::Event;
 use crate::resolve;
@@ -150,9 +151,11 @@ fn plan(
         if wanted.is_empty() {
             break;
         }
+        // Several at once: who asks registries mostly waits.
+        let resolved = parallel::map(&wanted, parallel::TRANSFERS, |wanted| Ok(resolve::resolve(wanted, host)));
         let mut faults = Vec::new();
-        for wanted in wanted {
-            match resolve::resolve(&wanted, host) {
+        for (wanted, resolved) in wanted.into_iter().zip(resolved.map_err(alone)?) {
+            match resolved {
                 Ok(resolve::Resolved::Directory) => {
                     known.insert(wanted.key, Base::Directory);
                 }

@@ -2,9 +2,10 @@
 //! at all; a tar on standard output is the exception, since what was written is gone.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read as _, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use crate::context::{self, Form, Tree};
 use crate::copy::{self, Landing, Owner};
@@ -19,6 +20,9 @@ use crate::progress::{Meter, Metered};
 use crate::registry::{self, Package, Whereabouts};
 use crate::solve::{Layers, Stack};
 use crate::store::{ImageLayer, ImageRecord, Packing};
+
+/// Of what a program says that does not take an image.
+const MAX_COMPLAINT_BYTES: u64 = 64 << 10;
 
 /// `-o`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +54,11 @@ pub enum Output {
         names: Vec<Reference>,
         packing: Packing,
     },
+    /// Given to another program, for its own store: to the first of these that is there.
+    Load {
+        programs: Vec<String>,
+        packing: Packing,
+    },
     /// The local store alone.
     Store,
 }
@@ -77,7 +86,11 @@ impl Output {
             Self::Oci { destination, .. } | Self::Docker { destination, .. } | Self::Tar { destination } => {
                 Some(destination)
             }
-            Self::OciDirectory { .. } | Self::Local { .. } | Self::Registry { .. } | Self::Store => None,
+            Self::OciDirectory { .. }
+            | Self::Local { .. }
+            | Self::Registry { .. }
+            | Self::Load { .. }
+            | Self::Store => None,
         }
     }
 }
@@ -165,6 +178,10 @@ pub fn export(
                     local(&rootfs(&images[0], layers)?, directory, host)
                 })?;
             }
+            Output::Load { programs, packing } => {
+                let contents = contents(images, names, layers, *packing, Whereabouts::Here)?;
+                exported.manifest = Some(load(contents, programs, host)?);
+            }
             // When the image has its names, so that a push can be repeated.
             Output::Registry { .. } | Output::Store => {}
         }
@@ -206,6 +223,7 @@ fn reads_layers(images: &[Built], outputs: &[Output], host: &Host<'_>, layers: &
             Output::Oci { packing, .. }
             | Output::Docker { packing, .. }
             | Output::OciDirectory { packing, .. }
+            | Output::Load { packing, .. }
             | Output::Registry { packing, .. } => *packing,
         };
         for layer in images.iter().flat_map(|image| image.stack.layers()) {
@@ -233,6 +251,59 @@ fn push(contents: Contents<'_>, names: &[Reference], host: &Host<'_>) -> Result<
         })?;
     }
     Ok(root)
+}
+
+/// `None` where there is no such program.
+fn start_load(program: &str) -> Option<Result<Child>> {
+    let mut command = Command::new(program);
+    match command.arg("load").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        spawned => Some(spawned.context(|| format!("cannot run `{program} load`"))),
+    }
+}
+
+/// Has another program take the image into its own store.
+fn load(contents: Contents<'_>, programs: &[String], host: &Host<'_>) -> Result<Descriptor> {
+    let started = programs.iter().find_map(|program| Some((program, start_load(program)?)));
+    let nobody = || Diagnostic::error(format!("there is no program `{}` here", programs.join("` or `")));
+    let (program, child) = started.ok_or_else(nobody)?;
+    let mut child = child?;
+    write_image(contents, &format!("{program} load"), host, |contents, meter| {
+        let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
+        let (written, complaint) = std::thread::scope(|scope| {
+            let listener = scope.spawn(move || {
+                let mut text = Vec::new();
+                if let Some(mut stderr) = stderr {
+                    let _ = (&mut stderr).take(MAX_COMPLAINT_BYTES).read_to_end(&mut text);
+                    // It is not to stop because nobody listens.
+                    let _ = io::copy(&mut stderr, &mut io::sink());
+                }
+                text
+            });
+            let written = match stdin {
+                Some(mut stdin) => archive::write_tar(contents, Format::Docker, &mut stdin, Some(meter)),
+                None => Err(Diagnostic::error(format!("`{program} load` does not read"))),
+            };
+            if written.is_err() {
+                // Half an image is none. One that ended by itself says why.
+                if !matches!(child.try_wait(), Ok(Some(_))) {
+                    let _ = child.kill();
+                }
+            }
+            (written, listener.join().unwrap_or_default())
+        });
+        let status = child.wait().context(|| format!("cannot wait for `{program} load`"))?;
+        if status.success() || host.is_canceled() {
+            return written;
+        }
+        let error = Diagnostic::error(format!("`{program} load` does not take the image"));
+        let complaint = String::from_utf8_lossy(&complaint);
+        match (complaint.lines().rfind(|line| !line.trim().is_empty()), written) {
+            (Some(line), _) => Err(error.caused_by(line.trim())),
+            (None, Err(why)) => Err(error.caused_by(why.message)),
+            (None, Ok(_)) => Err(error),
+        }
+    })
 }
 
 fn archive(contents: Contents<'_>, format: Format, destination: &Destination, host: &Host<'_>) -> Result<Descriptor> {
@@ -289,7 +360,13 @@ fn contents<'a>(
         layers,
         annotations: BTreeMap::new(),
     });
-    Ok(Contents { images: images.collect(), names: names.to_vec(), created, media_types: packing.media_types })
+    Ok(Contents {
+        images: images.collect(),
+        names: names.to_vec(),
+        created,
+        media_types: packing.media_types,
+        others: Vec::new(),
+    })
 }
 
 fn rootfs(image: &Built, layers: &Layers<'_>) -> Result<Tree> {

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use crate::container::{Container, Exit, Spawner};
+use crate::container::{Container, Exit, Expectation, Spawner};
 use crate::diag::{Diagnostic, Result};
 use crate::git;
 use crate::image::archive::Selector;
@@ -167,6 +167,9 @@ pub trait Executor: Send + Sync {
     /// quiescent.
     fn execute(&self, container: &Container, output: &mut dyn Write) -> Result<Exit>;
 
+    /// Says what is about to be executed, so that what it needs is made meanwhile.
+    fn expect(&self, expectation: &Expectation);
+
     /// Ends everything that runs.
     fn cancel(&self);
 }
@@ -174,6 +177,11 @@ pub trait Executor: Send + Sync {
 impl Executor for Spawner {
     fn execute(&self, container: &Container, output: &mut dyn Write) -> Result<Exit> {
         self.run_into(container, output)
+    }
+
+    fn expect(&self, expectation: &Expectation) {
+        // What goes wrong now goes wrong again when it is needed.
+        let _ = Spawner::expect(self, expectation);
     }
 
     fn cancel(&self) {

@@ -167,15 +167,15 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
 /// Closes every descriptor above standard error but those in `keep`. For a process that has just been
 /// forked and drops nothing that it inherited.
 pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).collect();
-    kept.sort_unstable();
+    let mut keep: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    keep.sort_unstable();
     let mut first = 3;
-    for next in kept.into_iter().chain([u32::MAX]) {
-        if first < next {
+    for end in keep.into_iter().chain([u32::MAX]) {
+        if first < end {
             // SAFETY: the owners of these descriptors live on in the parent process only.
-            checked(unsafe { libc::syscall(libc::SYS_close_range, first, next - 1, 0) })?;
+            checked(unsafe { libc::syscall(libc::SYS_close_range, first, end - 1, 0) })?;
         }
-        first = first.max(next.saturating_add(1));
+        first = end.saturating_add(1).max(first);
     }
     Ok(())
 }

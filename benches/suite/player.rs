@@ -24,6 +24,10 @@ impl Player {
         }
     }
 
+    pub fn is_peer(self) -> bool {
+        matches!(self, Self::Buildah | Self::Runc)
+    }
+
     /// The directory of the player's images and caches, in a fixture.
     pub fn store(self, fixture: &Fixture) -> std::path::PathBuf {
         fixture.dir.join("stores").join(self.name())

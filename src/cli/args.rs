@@ -1,10 +1,12 @@
 //! The grammar of the command line, as typed. What it means is decided in the modules beside.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 use super::limits::LimitArguments;
+use super::values::word;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -169,7 +171,7 @@ pub struct Prune {
 
 #[derive(Debug, Args)]
 pub struct Transfer {
-    /// Speak plain http to this registry; may be given several times
+    /// Speak to this registry without TLS, or with TLS that nobody vouches for; may be given several times
     #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
     pub insecure_registries: Vec<String>,
 
@@ -335,9 +337,21 @@ pub struct Build {
     #[arg(long, value_name = "MODE", value_parser = ["default", "none", "host"])]
     pub network: Option<String>,
 
-    /// Add a line to /etc/hosts of RUN steps
+    /// Add a line to /etc/hosts of RUN steps; the address `host-gateway` is this host's
     #[arg(long = "add-host", value_name = "NAME:ADDRESS")]
     pub add_hosts: Vec<String>,
+
+    /// Name server of RUN steps [default: the host's]
+    #[arg(long, value_name = "ADDRESS")]
+    pub dns: Vec<IpAddr>,
+
+    /// Search domain of RUN steps [default: the host's]; `.` for none
+    #[arg(long, value_name = "DOMAIN", value_parser = word)]
+    pub dns_search: Vec<String>,
+
+    /// Option of the resolver of RUN steps [default: the host's]
+    #[arg(long = "dns-option", visible_alias = "dns-opt", value_name = "OPTION", value_parser = word)]
+    pub dns_options: Vec<String>,
 
     /// Size of /dev/shm in RUN steps
     #[arg(long, value_name = "BYTES")]
@@ -372,13 +386,15 @@ pub struct Build {
     #[arg(long)]
     pub push: bool,
 
-    /// Speak plain http to this registry; may be given several times
+    /// Speak to this registry without TLS, or with TLS that nobody vouches for; may be given several times
     #[arg(long = "insecure-registry", value_name = "HOST[:PORT]")]
     pub insecure_registries: Vec<String>,
 
-    // Known to users of docker, not to be had here: refused with a reason.
-    #[arg(long, hide = true)]
+    /// Also give the image to docker or podman, for its own store
+    #[arg(long)]
     pub load: bool,
+
+    // Known to users of docker, not to be had here: refused with a reason.
     #[arg(long, hide = true)]
     pub cache_from: Vec<String>,
     #[arg(long, hide = true)]

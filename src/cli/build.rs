@@ -16,7 +16,7 @@ use super::{Failure, has_color, limits, output, print, stdin, usage, values};
 use rustix::process::Signal;
 
 use crate::build::{self, Request};
-use crate::container::{Container, Spawner};
+use crate::container::{Container, Dns, Spawner};
 use crate::diag::Diagnostic;
 use crate::export::{Destination, Output};
 use crate::host::{Host, Opened, Pulls};
@@ -66,7 +66,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
     if let Some(poverty) = entrance.poverty.as_ref().filter(|_| !entrance.is_outside()) {
         recorder.report(Event::Warning(poverty));
     }
-    let registry = super::registry::client(&arguments.insecure_registries);
+    let registry = super::registry::client(&arguments.insecure_registries)?;
     let git = super::context::git();
     let pulls = pulls(&arguments);
     let told = |mut diagnostics: Vec<Diagnostic>| {
@@ -184,7 +184,7 @@ pub fn explain(open: &dyn Fn() -> crate::diag::Result<Store>, arguments: Build) 
     let store = open()?;
     world.input = stdin::take(&mut world.sources, &store)?;
     request.dockerfile = world.sources.dockerfile.clone();
-    let registry = super::registry::client(&arguments.insecure_registries);
+    let registry = super::registry::client(&arguments.insecure_registries)?;
     let git = super::context::git();
     let canceled = AtomicBool::new(false);
     let host = world.host(Around {
@@ -220,6 +220,8 @@ impl crate::host::Executor for NothingRuns {
     fn execute(&self, _: &Container, _: &mut dyn std::io::Write) -> crate::diag::Result<crate::container::Exit> {
         Err(Diagnostic::error("nothing is executed here"))
     }
+
+    fn expect(&self, _: &crate::container::Expectation) {}
 
     fn cancel(&self) {}
 }
@@ -276,9 +278,6 @@ impl World {
 /// Options of docker that would change the result or promise something we do not do.
 fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     let refuse = |option: &str, why: &str| Err(usage(format!("`{option}` is not supported: {why}")));
-    if arguments.load {
-        return refuse("--load", "write `-o type=docker,dest=FILE` and load it with `docker load` or `podman load`");
-    }
     if !arguments.cache_from.is_empty() || !arguments.cache_to.is_empty() {
         return refuse("--cache-from/--cache-to", "the cache is the local store");
     }
@@ -343,6 +342,9 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
     if arguments.push && !is_pushed(&outputs) {
         outputs.push(Output::Registry { names: Vec::new(), packing: Packing::DEFAULT });
     }
+    if arguments.load && !outputs.iter().any(|output| matches!(output, Output::Load { .. })) {
+        outputs.push(output::load(Packing::DEFAULT));
+    }
     // Before an hour of building rather than after it.
     if outputs
         .iter()
@@ -377,6 +379,11 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
         hash_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
         hostname: build_args.get("BUILDKIT_SANDBOX_HOSTNAME").cloned().unwrap_or_else(|| HOSTNAME.to_owned()),
         extra_hosts: arguments.add_hosts.iter().map(|text| values::host(text)).collect::<Result<_, _>>()?,
+        dns: Dns {
+            servers: arguments.dns.clone(),
+            search: arguments.dns_search.clone(),
+            options: arguments.dns_options.clone(),
+        },
         shm_size_bytes: match &arguments.shm_size {
             Some(text) => values::size("--shm-size", text)?,
             None => SHM_SIZE_BYTES,
@@ -424,7 +431,18 @@ fn check_outputs(outputs: &[Output], platforms: &[Platform], is_quiet: bool) -> 
             return Err(Diagnostic::error(message).into());
         }
     }
-    if platforms.len() > 1 && outputs.iter().any(|output| matches!(output, Output::Docker { .. })) {
+    for output in outputs {
+        let Output::Load { programs, .. } = output else { continue };
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let is_there =
+            |program: &String| std::env::split_paths(&path).any(|directory| directory.join(program).is_file());
+        if !programs.iter().any(is_there) {
+            let message = format!("cannot load the image: there is no program `{}` here", programs.join("` or `"));
+            return Err(Diagnostic::error(message).hint("without `--load` it is in the local store").into());
+        }
+    }
+    let holds_one = |output: &Output| matches!(output, Output::Docker { .. } | Output::Load { .. });
+    if platforms.len() > 1 && outputs.iter().any(holds_one) {
         return Err(usage("`type=docker` holds one platform; use `type=oci` for several"));
     }
     Ok(())

@@ -6,6 +6,7 @@ use super::values::fields;
 use super::{Failure, packing, usage};
 use crate::export::{Destination, Output};
 use crate::image::MediaTypes;
+use crate::store::Packing;
 
 /// `PATH` is a directory, `-` a tar on standard output, else a list of keys with `type=`.
 pub fn parse(text: &str) -> Result<Output, Failure> {
@@ -65,11 +66,7 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
         "oci" => Output::Oci { destination: destination.ok_or_else(missing)?, packing },
         "docker" => match destination {
             Some(destination) => Output::Docker { destination, packing },
-            None => {
-                return Err(wrong(
-                    "`type=docker` needs `dest=FILE`; load that with `docker load` or `podman load`".into(),
-                ));
-            }
+            None => load(packing),
         },
         "tar" => Output::Tar { destination: destination.ok_or_else(missing)? },
         "local" => match destination.ok_or_else(missing)? {
@@ -87,6 +84,11 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
     })
 }
 
+/// `--load`: to whichever of these the user has.
+pub fn load(packing: Packing) -> Output {
+    Output::Load { programs: ["docker", "podman"].map(String::from).into(), packing }
+}
+
 fn flag(text: &str) -> Option<bool> {
     match text {
         "true" | "1" => Some(true),
@@ -99,7 +101,6 @@ fn flag(text: &str) -> Option<bool> {
 mod tests {
     use super::*;
     use crate::layer::Compression;
-    use crate::store::Packing;
 
     #[test]
     fn forms() {
@@ -123,6 +124,7 @@ mod tests {
             let names = names.iter().map(|name| name.parse().unwrap()).collect();
             Some(Output::Registry { names, packing: Packing::DEFAULT })
         };
+        assert_eq!(parsed("type=docker"), Some(load(Packing::DEFAULT)));
         assert_eq!(parsed("type=registry"), pushed(&[]));
         assert_eq!(parsed("type=image,push=true"), pushed(&[]));
         assert_eq!(parsed("type=image,push=false"), Some(Output::Store));

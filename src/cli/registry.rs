@@ -16,11 +16,13 @@ use crate::image::archive::{self, Archive, Contents, Format, Selector};
 use crate::image::{Platform, Reference};
 use crate::layer;
 use crate::progress::{Audience, Event, Numbers, Reporter};
-use crate::registry::{self, Client, CredentialFile, Options, Package, Proxies, Remote, Whereabouts};
+use crate::registry::{
+    self, Client, CredentialFile, Options, Package, PlaceFiles, Places, Proxies, Remote, Whereabouts,
+};
 use crate::store::{ImageRecord, Packing, Store};
 
 /// Speaks to registries as the user's environment says.
-pub fn client(insecure: &[String]) -> Client {
+pub fn client(insecure: &[String]) -> Result<Client, Diagnostic> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = variable("HOME");
     let below_home = |path: &str| home.as_ref().map(|home| home.join(path));
@@ -31,13 +33,34 @@ pub fn client(insecure: &[String]) -> Client {
         variable("XDG_RUNTIME_DIR").map(|directory| directory.join("containers/auth.json")),
         variable("XDG_CONFIG_HOME").or_else(|| below_home(".config")).map(|config| config.join("containers/auth.json")),
     ];
-    Client::new(Options {
+    Ok(Client::new(Options {
         insecure: insecure.to_vec(),
         proxies: proxies(),
         credentials: files.into_iter().flatten().map(CredentialFile).collect(),
         certificates: variable("SSL_CERT_FILE"),
+        host_certificates: [below_home(".config/containers/certs.d"), below_home(".docker/certs.d")]
+            .into_iter()
+            .flatten()
+            .chain(["/etc/containers/certs.d".into(), "/etc/docker/certs.d".into()])
+            .collect(),
+        places: Places::read(&place_files(variable("CONTAINERS_REGISTRIES_CONF"), below_home(".config/containers")))?,
         ..Options::default()
-    })
+    }))
+}
+
+/// The file that the variable names, else the user's, else the system's, as podman has it; and docker's.
+fn place_files(named: Option<PathBuf>, own: Option<PathBuf>) -> PlaceFiles {
+    let system = PathBuf::from("/etc/containers");
+    let daemon = Some("/etc/docker/daemon.json".into());
+    if let Some(named) = named {
+        return PlaceFiles { registries: vec![named], more: Vec::new(), daemon };
+    }
+    let own_file = own.as_ref().map(|own| own.join("registries.conf")).filter(|file| file.is_file());
+    PlaceFiles {
+        registries: vec![own_file.unwrap_or_else(|| system.join("registries.conf"))],
+        more: [system].into_iter().chain(own).map(|directory| directory.join("registries.conf.d")).collect(),
+        daemon,
+    }
 }
 
 /// The proxies of the user's environment.
@@ -74,7 +97,7 @@ fn transfer(
         leaving.close();
         Ok(())
     })?;
-    let client = client(&arguments.insecure_registries);
+    let client = client(&arguments.insecure_registries)?;
     let numbers = Numbers::default();
     let audience = Audience { reporter: &*reporter, numbers: &numbers, canceled: &canceled };
     let done = std::thread::scope(|scope| {
@@ -198,28 +221,37 @@ pub fn save(root: &Path, entrance: &Entrance, arguments: &Save) -> Result<ExitCo
         return Err(usage("a tar is not written to a terminal: give `-o FILE` or redirect standard output"));
     }
     transfer(root, entrance, &arguments.transfer, |store, client, audience| {
-        let names = &arguments.names;
         let remote = Remote::of(client, store, audience);
-        let mut references = Vec::new();
-        let mut saved: Option<ImageRecord> = None;
-        for name in names {
+        // Several names of one image are one image with several names.
+        let mut images: Vec<(ImageRecord, Vec<Reference>)> = Vec::new();
+        for name in &arguments.names {
             let (of_image, mut records) = stored(store, name)?;
             let here = records.iter().position(|record| record.platform == Platform::host()).unwrap_or(0);
             let record = records.swap_remove(here);
-            if saved.as_ref().is_some_and(|saved| saved.config != record.config) {
-                return Err(usage(format!("`{name}` is another image than `{}`: save them one by one", names[0])));
-            }
             remote.know(&record, name);
-            saved = Some(record);
-            references.extend(of_image.into_iter().take(1));
+            let known = images.iter().position(|(other, _)| other.config == record.config);
+            let place = known.unwrap_or(images.len());
+            if known.is_none() {
+                images.push((record, Vec::new()));
+            }
+            let fresh = of_image.into_iter().take(1).filter(|name| !images[place].1.contains(name)).collect::<Vec<_>>();
+            images[place].1.extend(fresh);
         }
-        let Some(record) = saved else { return Err(usage("name an image")) };
-        let contents = Contents {
-            images: registry::contents(&remote, std::slice::from_ref(&record), packing, Whereabouts::Here)?,
-            names: references,
+        let (records, names): (Vec<_>, Vec<_>) = images.into_iter().unzip();
+        let blobs = registry::contents(&remote, &records, packing, Whereabouts::Here)?;
+        let all = records.iter().zip(names).zip(blobs).map(|((record, names), image)| Contents {
+            images: vec![image],
+            names,
             created: record.created.clone(),
             media_types: packing.media_types,
-        };
+            others: Vec::new(),
+        });
+        let mut all: Vec<_> = all.collect();
+        if all.is_empty() {
+            return Err(usage("name an image"));
+        }
+        let first = all.remove(0);
+        let contents = Contents { others: all, ..first };
         match &arguments.output {
             Some(path) => archive::write_file(&contents, Format::Docker, path, None)?,
             None => archive::write_tar(&contents, Format::Docker, &mut std::io::stdout().lock(), None)?,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::{Failure, usage};
+use crate::container::HostAddress;
 use crate::host::{NamedContext, Secret};
 use crate::image::archive::Selector;
 use crate::location::Location;
@@ -68,20 +69,28 @@ pub fn age(option: &str, text: &str) -> Parsed<i64> {
     number.parse::<u32>().map(|number| i64::from(number) * factor).map_err(|_| wrong())
 }
 
-/// `name:address`, `name=address`.
-pub fn host(text: &str) -> Parsed<(String, IpAddr)> {
+/// `name:address`, `name=address`; the address may be `host-gateway`.
+pub fn host(text: &str) -> Parsed<(String, HostAddress)> {
     let wrong = |why: &str| usage(format!("`--add-host {text}`: {why}"));
     let (name, address) =
         text.split_once('=').or_else(|| text.split_once(':')).ok_or_else(|| wrong("write it as NAME:ADDRESS"))?;
-    if address == "host-gateway" {
-        return Err(wrong("there is no gateway: steps are on the network of the host, where it is 127.0.0.1"));
-    }
-    let address = address.trim_start_matches('[').trim_end_matches(']');
-    let address = address.parse().map_err(|_| wrong("the address is no IP address"))?;
+    let address = match address {
+        "host-gateway" => HostAddress::Gateway,
+        address => {
+            let address = address.trim_start_matches('[').trim_end_matches(']');
+            HostAddress::Ip(address.parse::<IpAddr>().map_err(|_| wrong("the address is no IP address"))?)
+        }
+    };
     if name.is_empty() || name.contains(char::is_whitespace) {
         return Err(wrong("the name is empty or has white space"));
     }
     Ok((name.to_owned(), address))
+}
+
+/// One word, as it stands in `/etc/resolv.conf`.
+pub fn word(text: &str) -> Result<String, String> {
+    let is_word = !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control());
+    if is_word { Ok(text.to_owned()) } else { Err("it must be one word".into()) }
 }
 
 /// `nofile=1024:2048`; the hard limit defaults to the soft one, -1 is unlimited.
@@ -238,8 +247,12 @@ mod tests {
 
     #[test]
     fn hosts_take_both_separators() {
-        assert_eq!(host("db:10.1.2.3").ok(), Some(("db".into(), IpAddr::from([10, 1, 2, 3]))));
-        assert_eq!(host("db=::1").ok().map(|(_, address)| address.to_string()), Some("::1".into()));
+        let known = |text: &str| host(text).ok();
+        assert_eq!(known("db:10.1.2.3"), Some(("db".into(), HostAddress::Ip([10, 1, 2, 3].into()))));
+        let six = HostAddress::Ip(std::net::Ipv6Addr::LOCALHOST.into());
+        assert_eq!(known("db=::1"), Some(("db".into(), six)));
+        assert_eq!(known("db:[::1]"), Some(("db".into(), six)));
+        assert_eq!(known("me:host-gateway"), Some(("me".into(), HostAddress::Gateway)));
         assert!(host("db").is_err());
     }
 

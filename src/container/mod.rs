@@ -42,17 +42,19 @@ mod template;
 mod terminal;
 mod userns;
 
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::diag::Diagnostic;
 use crate::plan::{Network, Security};
 use crate::progress::Usage;
 
 pub use cgroup::{Limits, OutOfMemory};
+pub use hosts::{Dns, HostAddress};
+pub use network::host as network_of_host;
 pub use overlay::overlay_detached;
 pub use spawner::Spawner;
 pub use terminal::Session;
@@ -68,7 +70,8 @@ pub struct Container {
     pub user: passwd::User,
     pub hostname: String,
     /// `--add-host`.
-    pub extra_hosts: Vec<(String, IpAddr)>,
+    pub extra_hosts: Vec<(String, HostAddress)>,
+    pub dns: Dns,
     #[serde(with = "protocol::NetworkDef")]
     pub network: Network,
     #[serde(with = "protocol::SecurityDef")]
@@ -161,4 +164,18 @@ pub struct Exit {
     /// The directory that stood below all layers to offer mount points, for
     /// [`crate::layer::canonicalize`].
     pub skeleton: OwnedFd,
+    /// What the user is to know of the step's network: that it was the host's, above all.
+    pub warning: Option<Diagnostic>,
+    /// What was found out about the host's network; for [`Expectation::memory`] of another build.
+    pub learned: Option<Vec<u8>>,
+}
+
+/// What is about to be run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Expectation {
+    /// How many steps at once will have a network of their own.
+    pub lanes: usize,
+    pub dns: Dns,
+    /// What a build learned that was on the same [`network_of_host`].
+    pub memory: Option<Vec<u8>>,
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! builder → spawner   [REQUEST] + fds: memfd of the Container as JSON, output, reply socket
 //!                     [TERMINAL] + the same, with a socket in the place of the output
+//!                     [EXPECT] + Expectation as JSON
 //!                     [KILL, signal]
 //! step    → spawner   Report as JSON + fds: overlay, skeleton, stub parents and stubs; then the
 //!                     descriptor on which its filter asks (end of file: the payload runs)
@@ -27,7 +28,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Exit, OutOfMemory};
-use crate::diag::{Context, Diagnostic, Result};
+use crate::diag::{Context, Diagnostic, Result, Severity};
 use crate::progress::Usage;
 
 /// First byte of a request to run a container.
@@ -36,6 +37,8 @@ pub const REQUEST: u8 = b'R';
 pub const TERMINAL: u8 = b'T';
 /// First byte of a packet that sends the signal of its second byte to every payload.
 pub const KILL: u8 = b'K';
+/// First byte of a packet that says that steps are to come.
+pub const EXPECT: u8 = b'E';
 
 /// A packet is at most this long; what may be longer goes through a memfd.
 const PACKET_BYTES: usize = 64 * 1024;
@@ -43,7 +46,7 @@ const PACKET_BYTES: usize = 64 * 1024;
 const MAX_FDS: usize = 253;
 
 /// A diagnostic on its way between processes.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Failure {
     message: String,
     hints: Vec<String>,
@@ -89,7 +92,16 @@ pub enum Report {
 /// How a request ended. With an exit comes the step's skeleton.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    Ended { status: i32, usage: Usage, out_of_memory: Option<OutOfMemory>, is_late: bool },
+    Ended {
+        status: i32,
+        usage: Usage,
+        out_of_memory: Option<OutOfMemory>,
+        is_late: bool,
+        /// What its user is to know of its network.
+        warning: Option<Failure>,
+        /// What was found out about the host's network.
+        learned: Option<super::network::Memory>,
+    },
     Failed(Failure),
 }
 
@@ -97,7 +109,7 @@ impl Answer {
     pub fn into_result(self, fds: Vec<OwnedFd>) -> Result<Exit> {
         match self {
             Self::Failed(failure) => Err(failure.into()),
-            Self::Ended { status, usage, out_of_memory, is_late } => {
+            Self::Ended { status, usage, out_of_memory, is_late, warning, learned } => {
                 let skeleton =
                     fds.into_iter().next().ok_or_else(|| Diagnostic::error("an answer lacks its skeleton"))?;
                 let status = if libc::WIFSIGNALED(status) {
@@ -105,7 +117,9 @@ impl Answer {
                 } else {
                     super::Status::Exited(libc::WEXITSTATUS(status))
                 };
-                Ok(Exit { status, usage, out_of_memory, is_late, skeleton })
+                let warning = warning.map(|warning| Diagnostic { severity: Severity::Warning, ..warning.into() });
+                let learned = learned.as_ref().map(encode);
+                Ok(Exit { status, usage, out_of_memory, is_late, skeleton, warning, learned })
             }
         }
     }

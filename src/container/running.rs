@@ -1,4 +1,4 @@
-//! A step as the spawner knows it, from its fork to its answer.
+//! A step that runs, as the spawner has it: from its fork to its answer.
 //!
 //! ```text
 //! forked ── Mounted ── Filtered ── (exec) ─┬───────────────────────────────▶ its end ─┬─▶ answer
@@ -6,58 +6,58 @@
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
+use super::Container;
 use super::cgroup::Group;
 use super::mount_point::Stub;
+use super::network::{Lane, Networks};
 use super::protocol::{self, Answer, Failure, Report};
+use super::step::{self, Streams};
 use super::stop;
 use super::supervisor::{self, Credentials, Home, Supervisor, Table};
 use super::template::{Prepared, Template};
 use crate::diag::{Context, Diagnostic, Result};
+use crate::plan::Security;
 use crate::progress::Usage;
 use crate::sys::{self, Child, Waited};
 
+/// A step that is asked for.
+pub struct Asked {
+    pub container: Container,
+    pub streams: Streams,
+    pub reply: OwnedFd,
+}
+
+/// A step from its fork to its answer.
 pub struct Running {
     child: Child,
     /// What the step mounts: the last descriptors of these are closed after its answer.
     prepared: Prepared,
+    /// Given back at its end.
+    lane: Option<Lane>,
+    may_change_lane: bool,
+    /// What its user is to know of its network.
+    warning: Option<Diagnostic>,
     deadline: Option<Instant>,
     /// It was killed because of that.
     is_late: bool,
     /// It was asked to end, and these have something to do before they do.
-    stopping: Option<Vec<OwnedFd>>,
+    listeners: Option<Vec<OwnedFd>>,
     /// Open until exec.
     reports: Option<OwnedFd>,
     reply: OwnedFd,
     mounted: Option<Mounted>,
     /// Until the filter's first question, which a supervisor answers.
-    listener: Option<OwnedFd>,
+    questions: Option<OwnedFd>,
     supervisor: Option<Child>,
     failure: Option<Failure>,
     /// How the process ended.
     waited: Option<Result<Waited>>,
-}
-
-/// A step that was forked.
-pub struct Begun {
-    pub child: Child,
-    /// Where it reports.
-    pub reports: OwnedFd,
-    pub prepared: Prepared,
-    pub timeout: Option<Duration>,
-}
-
-/// What a step handed over.
-struct Mounted {
-    /// Held beyond the step's end, so that neither it nor its answer waits for the unmount.
-    overlay: OwnedFd,
-    skeleton: OwnedFd,
-    stubs: Vec<Stub>,
 }
 
 /// What of a step the spawner waits for.
@@ -71,19 +71,58 @@ pub enum Event {
     SupervisorEnd,
 }
 
+/// What a step handed over.
+struct Mounted {
+    /// Held beyond the step's end, so that neither it nor its answer waits for the unmount.
+    overlay: OwnedFd,
+    skeleton: OwnedFd,
+    stubs: Vec<Stub>,
+}
+
+impl Asked {
+    /// Forks the step's process. `lane` is its network, the host's if `None`.
+    pub fn fork(&self, template: &mut Template, lane: Option<&Lane>) -> Result<(Child, OwnedFd, Prepared)> {
+        let prepared = template.prepare(&self.container, lane)?;
+        let (reports, reporting) = protocol::pair()?;
+        match sys::clone(step::NAMESPACES).context(|| "cannot make the namespaces of a container")? {
+            Some(child) => {
+                template.stock(self.container.shm_size_bytes);
+                Ok((child, reports, prepared))
+            }
+            None => {
+                drop(reports);
+                step::run(&self.container, template, &prepared, lane, &self.streams, &reporting)
+            }
+        }
+    }
+
+    /// Says that it does not run.
+    pub fn fail(&self, failure: Diagnostic) {
+        fail(&self.reply, failure);
+    }
+}
+
 impl Running {
-    pub fn new(begun: Begun, reply: OwnedFd) -> Self {
-        let Begun { child, reports, prepared, timeout } = begun;
+    /// `warning` is what is to be known of its network.
+    pub fn new(
+        asked: Asked,
+        (child, reports, prepared): (Child, OwnedFd, Prepared),
+        lane: Option<Lane>,
+        warning: Option<Diagnostic>,
+    ) -> Self {
         Self {
             child,
             prepared,
-            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            lane,
+            may_change_lane: asked.container.security == Security::Insecure,
+            warning,
+            deadline: asked.container.timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
             is_late: false,
-            stopping: None,
+            listeners: None,
             reports: Some(reports),
-            reply,
+            reply: asked.reply,
             mounted: None,
-            listener: None,
+            questions: None,
             supervisor: None,
             failure: None,
             waited: None,
@@ -96,7 +135,7 @@ impl Running {
         let supervisor = self.supervisor.as_ref().map(|child| &child.pidfd);
         let events = [
             (Event::Report, self.reports.as_ref()),
-            (Event::Question, self.listener.as_ref()),
+            (Event::Question, self.questions.as_ref()),
             (Event::End, end),
             (Event::SupervisorEnd, supervisor),
         ];
@@ -107,11 +146,11 @@ impl Running {
         match event {
             Event::Report => self.read_reports(),
             Event::Question => self.supervise(template),
-            Event::NoMoreQuestions => self.listener = None,
+            Event::NoMoreQuestions => self.questions = None,
             Event::End => {
                 self.read_reports();
                 self.waited = Some(sys::wait(self.child.pid).context(|| "cannot wait for a container"));
-                (self.listener, self.deadline, self.stopping) = (None, None, None);
+                (self.questions, self.deadline, self.listeners) = (None, None, None);
             }
             Event::SupervisorEnd => {
                 if let Some(supervisor) = self.supervisor.take() {
@@ -126,56 +165,7 @@ impl Running {
         self.waited.is_some() && self.supervisor.is_none()
     }
 
-    /// When it is to be killed.
-    pub fn deadline(&self) -> Option<Instant> {
-        self.deadline
-    }
-
-    /// Processes that were asked to end and do something about it.
-    pub fn stopping(&self) -> &[OwnedFd] {
-        self.stopping.as_deref().unwrap_or_default()
-    }
-
-    /// Sends a signal to a step: it is killed, or asked to end.
-    pub fn stop(&mut self, proc: BorrowedFd<'_>, signal: Signal) {
-        if signal == Signal::KILL {
-            self.kill();
-        } else {
-            self.stopping = Some(stop::ask(proc, self.child.pid, signal));
-            self.end_in_time();
-        }
-    }
-
-    /// Kills a step whose time is over, or that was asked to end and has nobody who would still do
-    /// something about it.
-    pub fn end_in_time(&mut self) {
-        if self.waited.is_some() {
-            return;
-        }
-        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            self.deadline = None;
-            self.is_late = true;
-            self.kill();
-        }
-        if let Some(stopping) = &mut self.stopping {
-            let has_ended = |process: &OwnedFd| {
-                let mut polled = [PollFd::new(process, PollFlags::IN)];
-                rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ended| ended > 0)
-            };
-            stopping.retain(|process| !has_ended(process));
-            if stopping.is_empty() {
-                self.stopping = None;
-                self.kill();
-            }
-        }
-    }
-
-    /// Ends the first process, and so all of them.
-    fn kill(&self) {
-        let _ = rustix::process::pidfd_send_signal(&self.child.pidfd, Signal::KILL);
-    }
-
-    /// Takes in what the step has said so far.
+    /// Takes in what a step has said so far.
     fn read_reports(&mut self) {
         while let Some(reports) = &self.reports {
             match protocol::receive_now(reports.as_fd()) {
@@ -190,7 +180,7 @@ impl Running {
                         }
                         self.mounted = Some(Mounted { overlay, skeleton, stubs: made });
                     }
-                    Ok(Report::Filtered) => self.listener = fds.into_iter().next(),
+                    Ok(Report::Filtered) => self.questions = fds.into_iter().next(),
                     Ok(Report::Failed(failure)) => self.failure = Some(failure),
                     Err(failure) => self.failure = Some(failure.into()),
                 },
@@ -203,7 +193,7 @@ impl Running {
 
     /// Forks the supervisor. Without one the filter's questions are answered with `ENOSYS`.
     fn supervise(&mut self, template: Option<&Template>) {
-        let (Some(listener), Some(template), Some(mounted)) = (self.listener.take(), template, &self.mounted) else {
+        let (Some(listener), Some(template), Some(mounted)) = (self.questions.take(), template, &self.mounted) else {
             return;
         };
         match sys::clone(0) {
@@ -239,9 +229,67 @@ impl Running {
         Ok(())
     }
 
-    /// Cleans up after the step and answers.
-    pub fn finish(mut self) {
-        let skeleton = self.mounted.as_mut().map(|mounted| {
+    /// When its time is over.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Whose ends are waited for.
+    pub fn listeners(&self) -> &[OwnedFd] {
+        self.listeners.as_deref().unwrap_or_default()
+    }
+
+    /// Asks it to end, or ends it.
+    pub fn signal(&mut self, proc: BorrowedFd<'_>, signal: Signal) {
+        if signal == Signal::KILL {
+            self.kill();
+        } else {
+            self.listeners = Some(stop::ask(proc, self.child.pid, signal));
+            self.end_in_time();
+        }
+    }
+
+    /// Kills a step whose time is over, or that was asked to end and has nobody who would still do
+    /// something about it.
+    pub fn end_in_time(&mut self) {
+        if self.waited.is_some() {
+            return;
+        }
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            self.deadline = None;
+            self.is_late = true;
+            self.kill();
+        }
+        if let Some(listeners) = &mut self.listeners {
+            let has_ended = |listener: &OwnedFd| {
+                let mut polled = [PollFd::new(listener, PollFlags::IN)];
+                rustix::event::poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ended| ended > 0)
+            };
+            listeners.retain(|listener| !has_ended(listener));
+            if listeners.is_empty() {
+                self.listeners = None;
+                self.kill();
+            }
+        }
+    }
+
+    /// Ends the first process of a step, and so all of them.
+    fn kill(&self) {
+        let _ = rustix::process::pidfd_send_signal(&self.child.pidfd, Signal::KILL);
+    }
+
+    /// Cleans up after a step that is over, and answers.
+    pub fn finish(mut self, networks: &mut Option<Networks>) {
+        let mut learned = None;
+        if let Some(networks) = networks {
+            if let Some(lane) = self.lane.take() {
+                let stuck = networks.give_back(lane, self.may_change_lane);
+                self.warning = stuck.or(self.warning);
+            }
+            learned = networks.learned();
+        }
+        let mounted = self.mounted.as_mut();
+        let skeleton = mounted.map(|mounted| {
             for stub in mounted.stubs.drain(..).rev() {
                 stub.remove();
             }
@@ -249,10 +297,9 @@ impl Running {
         });
         let group = self.prepared.group.as_ref();
         let out_of_memory = group.and_then(Group::out_of_memory);
-        let failed = |failure: Failure| answer(&self.reply, &Answer::Failed(failure), None);
         match (self.failure, self.waited, skeleton) {
-            (Some(failure), ..) => failed(failure),
-            (None, Some(Err(failure)), _) => failed(failure.into()),
+            (Some(failure), ..) => answer(&self.reply, &Answer::Failed(failure), None),
+            (None, Some(Err(failure)), _) => answer(&self.reply, &Answer::Failed(failure.into()), None),
             (None, Some(Ok(waited)), Some(skeleton)) => {
                 let usage = Usage {
                     cpu_us: u64::try_from(waited.cpu.as_micros()).unwrap_or(u64::MAX),
@@ -265,6 +312,8 @@ impl Running {
                     usage: group.map_or(usage, |group| group.usage().max(usage)),
                     out_of_memory,
                     is_late: self.is_late,
+                    warning: self.warning.map(Failure::from),
+                    learned,
                 };
                 answer(&self.reply, &ended, Some(skeleton));
             }
@@ -275,14 +324,18 @@ impl Running {
                     None if self.is_late => failure.caused_by("its time was over"),
                     None => failure,
                 };
-                failed(failure.into());
+                answer(&self.reply, &Answer::Failed(failure.into()), None);
             }
         }
     }
 }
 
-/// Answers a request.
-pub fn answer(reply: &OwnedFd, answer: &Answer, skeleton: Option<BorrowedFd<'_>>) {
+/// Says that what was asked for does not run.
+pub fn fail(reply: &OwnedFd, failure: Diagnostic) {
+    answer(reply, &Answer::Failed(failure.into()), None);
+}
+
+fn answer(reply: &OwnedFd, answer: &Answer, skeleton: Option<BorrowedFd<'_>>) {
     // Who does not wait any more needs no answer.
     let _ = protocol::send(reply.as_fd(), &protocol::encode(answer), skeleton.as_slice());
 }

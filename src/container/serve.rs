@@ -1,9 +1,11 @@
 //! The spawner's life: takes requests, starts steps, waits for their ends. One thread and one poll;
-//! everything slow is done in the steps' own processes, so that any number runs at once.
+//! everything slow is done in the steps' own processes or in that which makes networks, so that any
+//! number runs at once.
 //!
 //! It ends when the builder closes its socket, and every step with it, as it is PID 1 of their pid
 //! namespace. It never changes its ids: the kernel would forget the parent-death signal.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
@@ -13,18 +15,27 @@ use rustix::mount::MountPropagationFlags;
 use rustix::process::Signal;
 use rustix::thread::CapabilitiesSecureBits;
 
-use super::Container;
-use super::protocol::{self, Answer, KILL, REQUEST, TERMINAL};
-use super::running::{self, Begun, Event, Running};
-use super::step::{self, Streams};
-use super::template::Template;
-use crate::diag::{Context, Result};
+use super::hosts::NameServers;
+use super::network::{self, Found, Kind, Memory, Networks};
+use super::protocol::{self, EXPECT, KILL, REQUEST, TERMINAL};
+use super::running::{self, Asked, Event, Running};
+use super::step::Streams;
+use super::template::{self, Template};
+use super::{Container, Expectation};
+use crate::diag::{Context, Diagnostic, Result};
+use crate::plan::Network;
 use crate::sys;
 
 /// Turns a fresh fork of the builder into the spawner, until the builder is gone.
 pub fn serve(requests: &OwnedFd) {
     // Where this fails no container can be; who asks for one is told.
-    let mut state = State { settled: settle(requests), template: None, running: Vec::new() };
+    let mut state = State {
+        settled: settle(requests),
+        template: None,
+        networks: None,
+        waiting: VecDeque::new(),
+        running: Vec::new(),
+    };
     // The only other end is that the kernel refuses to wait, which closes the socket.
     while let Ok(true) = turn(requests, &mut state) {}
 }
@@ -32,18 +43,26 @@ pub fn serve(requests: &OwnedFd) {
 struct State {
     settled: Result<()>,
     template: Option<Template>,
+    networks: Option<Networks>,
+    /// For their networks, in the order of their requests.
+    waiting: VecDeque<Asked>,
     running: Vec<Running>,
 }
 
 /// Waits once and does what there is to do; whether there is a builder still.
 fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
-    let (requested, happened) = wait(requests.as_fd(), &state.running)?;
+    let (requested, has_news, happened) = wait(requests.as_fd(), state)?;
     for (index, event) in happened {
         state.running[index].take_in(event, state.template.as_ref());
     }
     state.running.iter_mut().for_each(Running::end_in_time);
-    for step in state.running.extract_if(.., |step| step.is_over()) {
-        step.finish();
+    let ended: Vec<_> = state.running.extract_if(.., |step| step.is_over()).collect();
+    if has_news || !ended.is_empty() {
+        // What is wrong with a step's network is said before the step can fail because of it.
+        read_news(state);
+    }
+    for step in ended {
+        step.finish(&mut state.networks);
     }
     if requested {
         match protocol::receive(requests.as_fd()).context(|| "cannot receive a request")? {
@@ -51,22 +70,29 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
             Some((packet, fds)) => handle(&packet, fds, state),
         }
     }
+    begin_waiting(state);
     Ok(true)
 }
 
-/// Sleeps until something happens: whether there is a request, and what of which step.
-fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<(usize, Event)>)> {
-    let mut polled = vec![PollFd::from_borrowed_fd(requests, PollFlags::IN)];
+/// Sleeps until something happens: whether there is a request, news of networks, and what of which step.
+fn wait(requests: BorrowedFd<'_>, state: &State) -> Result<(bool, bool, Vec<(usize, Event)>)> {
+    let networks = state.networks.as_ref().map(Networks::socket);
+    let interest = if networks.is_some() { PollFlags::IN } else { PollFlags::empty() };
+    let mut polled = vec![
+        PollFd::from_borrowed_fd(requests, PollFlags::IN),
+        PollFd::from_borrowed_fd(networks.unwrap_or(requests), interest),
+    ];
     let mut events = Vec::new();
-    for (index, step) in running.iter().enumerate() {
+    for (index, step) in state.running.iter().enumerate() {
         for (event, fd) in step.events() {
             polled.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
             events.push((index, event));
         }
     }
     // Only to be woken: who of them has ended is looked at later.
-    polled.extend(running.iter().flat_map(Running::stopping).map(|stopping| PollFd::new(stopping, PollFlags::IN)));
-    let deadline = running.iter().filter_map(Running::deadline).min();
+    let listeners = state.running.iter().flat_map(Running::listeners);
+    polled.extend(listeners.map(|listener| PollFd::new(listener, PollFlags::IN)));
+    let deadline = state.running.iter().filter_map(Running::deadline).min();
     let time_left = deadline.map(|deadline| {
         let left = deadline.saturating_duration_since(Instant::now());
         // More than a poll can wait for is as good as for ever.
@@ -75,53 +101,129 @@ fn wait(requests: BorrowedFd<'_>, running: &[Running]) -> Result<(bool, Vec<(usi
     rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, time_left.as_ref()))
         .context(|| "cannot wait for steps")?;
     let has_happened = |polled: &PollFd<'_>| !polled.revents().is_empty();
-    let happened = events.into_iter().zip(&polled[1..]).filter(|(_, polled)| has_happened(polled));
+    let happened = events.into_iter().zip(&polled[2..]).filter(|(_, polled)| has_happened(polled));
     let happened = happened.map(|((index, event), polled)| match event {
         Event::Question if !polled.revents().contains(PollFlags::IN) => (index, Event::NoMoreQuestions),
         event => (index, event),
     });
-    Ok((has_happened(&polled[0]), happened.collect()))
+    Ok((has_happened(&polled[0]), networks.is_some() && has_happened(&polled[1]), happened.collect()))
 }
 
 fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
     match (packet, <[OwnedFd; 3]>::try_from(fds)) {
         ([kind @ (REQUEST | TERMINAL)], Ok([container, output, reply])) => {
-            let streams = if *kind == TERMINAL { Streams::Terminal(output) } else { Streams::Output(output) };
-            match begin(&container, streams, state) {
-                Ok(begun) => state.running.push(Running::new(begun, reply)),
-                Err(failure) => running::answer(&reply, &Answer::Failed(failure.into()), None),
+            match protocol::decode_from_memory(&container) {
+                Ok(container) => {
+                    let streams = if *kind == TERMINAL { Streams::Terminal(output) } else { Streams::Output(output) };
+                    state.waiting.push_back(Asked { container, streams, reply });
+                }
+                Err(failure) => running::fail(&reply, failure),
             }
+        }
+        ([EXPECT, expectation @ ..], _) => {
+            // What goes wrong now goes wrong again when it is needed, and is told then.
+            let _ = protocol::decode(expectation).and_then(|expectation| prepare(&expectation, state));
         }
         ([KILL, signal], _) => {
             let Some(signal) = Signal::from_named_raw(i32::from(*signal)) else { return };
+            for asked in state.waiting.drain(..) {
+                asked.fail(Diagnostic::error("the step was stopped before it began"));
+            }
             let Some(template) = &state.template else { return };
-            state.running.iter_mut().for_each(|step| step.stop(template.proc.as_fd(), signal));
+            for step in &mut state.running {
+                step.signal(template.proc.as_fd(), signal);
+            }
         }
         // Not from our builder; whoever waits sees the reply socket close.
         _ => {}
     }
 }
 
-/// Forks the step's process.
-fn begin(container: &OwnedFd, streams: Streams, state: &mut State) -> Result<Begun> {
-    state.settled.clone()?;
-    let container: Container = protocol::decode_from_memory(container)?;
-    let template = &mut state.template;
-    let template = match template {
-        Some(template) => template,
-        None => template.insert(Template::new()?),
+fn prepare(expectation: &Expectation, state: &mut State) -> Result<()> {
+    let (_, networks) = ready(state)?;
+    if let Some(memory) = &expectation.memory {
+        networks.remember(Memory::read(memory));
+    }
+    let name_servers = NameServers::find(&template::host_resolv_conf()?, &expectation.dns);
+    networks.expect(Kind::Connected, expectation.lanes, name_servers);
+    Ok(())
+}
+
+/// What steps have in common, made when the first is near.
+fn ready(state: &mut State) -> Result<(&mut Template, &mut Networks)> {
+    let template = template(&state.settled, &mut state.template)?;
+    let networks = match &mut state.networks {
+        Some(networks) => networks,
+        none => {
+            none.insert(Networks::start(template.proc.as_fd(), template.user_namespace.as_fd(), &template.mapping)?)
+        }
     };
-    let prepared = template.prepare(&container)?;
-    let (reports, reporting) = protocol::pair()?;
-    match sys::clone(step::NAMESPACES).context(|| "cannot make the namespaces of a container")? {
-        Some(child) => {
-            template.stock(container.shm_size_bytes);
-            Ok(Begun { child, reports, prepared, timeout: container.timeout })
+    Ok((template, networks))
+}
+
+fn template<'a>(settled: &Result<()>, template: &'a mut Option<Template>) -> Result<&'a mut Template> {
+    settled.clone()?;
+    Ok(match template {
+        Some(template) => template,
+        none => none.insert(Template::new()?),
+    })
+}
+
+/// Starts every step that can have its network now, the earliest first.
+fn begin_waiting(state: &mut State) {
+    for asked in std::mem::take(&mut state.waiting) {
+        let (lane, warning) = match lane_for(&asked.container, state) {
+            Ok(Found::Lane(lane)) => (Some(lane), None),
+            Ok(Found::Never(network::Failure::Impossible(reason))) => (None, Some(reason)),
+            Ok(Found::Host) => (None, None),
+            Ok(Found::Later) => {
+                state.waiting.push_back(asked);
+                continue;
+            }
+            Ok(Found::Never(network::Failure::Failed(failure))) | Err(failure) => {
+                asked.fail(failure);
+                continue;
+            }
+        };
+        let forked = template(&state.settled, &mut state.template).and_then(|it| asked.fork(it, lane.as_ref()));
+        match forked {
+            Ok(forked) => state.running.push(Running::new(asked, forked, lane, warning)),
+            Err(failure) => {
+                if let (Some(networks), Some(lane)) = (&mut state.networks, lane) {
+                    let _ = networks.give_back(lane, false);
+                }
+                asked.fail(failure);
+            }
         }
-        None => {
-            drop(reports);
-            step::run(&container, template, &prepared, &streams, &reporting)
-        }
+    }
+}
+
+fn lane_for(container: &Container, state: &mut State) -> Result<Found> {
+    let kind = match container.network {
+        Network::Host => return Ok(Found::Host),
+        Network::Default => Kind::Connected,
+        Network::None => Kind::Alone,
+    };
+    let (_, networks) = ready(state)?;
+    let found = networks.take(kind);
+    if matches!(found, Found::Later) {
+        let name_servers = NameServers::find(&template::host_resolv_conf()?, &container.dns);
+        let waiting = 1 + state.waiting.iter().filter(|other| other.container.network == container.network).count();
+        let (_, networks) = ready(state)?;
+        networks.expect(kind, waiting, name_servers);
+    }
+    Ok(found)
+}
+
+/// Takes in what was said of networks.
+fn read_news(state: &mut State) {
+    if state.networks.as_mut().is_none_or(Networks::read_news) {
+        return;
+    }
+    // With the process that makes networks, the ways out of those that there are have gone.
+    state.networks = None;
+    for asked in state.waiting.drain(..) {
+        asked.fail(Diagnostic::error("the process that makes networks has ended"));
     }
 }
 

@@ -10,7 +10,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 
 use super::protocol::{self, Answer};
-use super::{Container, Exit, serve};
+use super::{Container, Exit, Expectation, serve};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::ids;
 use crate::sys::{self, Child};
@@ -104,6 +104,12 @@ impl Spawner {
                 return finish(&reply);
             }
         }
+    }
+
+    /// Says that steps are to come, so that what they need is made meanwhile.
+    pub fn expect(&self, expectation: &Expectation) -> Result<()> {
+        let packet = [vec![protocol::EXPECT], protocol::encode(expectation)].concat();
+        protocol::send(self.requests()?, &packet, &[]).context(|| "cannot announce a step")
     }
 
     /// Asks for a step; the answer comes to the socket.

@@ -12,6 +12,7 @@ use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space
 
 use super::cgroup::Group;
 use super::mount_point::make_directories;
+use super::network::Lane;
 use super::passwd::User;
 use super::protocol::{self, Failure, Report};
 use super::template::{Prepared, Template};
@@ -37,8 +38,15 @@ pub enum Streams {
 const NOT_STARTED: i32 = 125;
 
 /// Becomes the payload. What goes wrong before is reported on `reports`, which exec closes.
-pub fn run(container: &Container, template: &Template, prepared: &Prepared, streams: &Streams, reports: &OwnedFd) -> ! {
-    let Err(failure) = start(container, template, prepared, streams, reports);
+pub fn run(
+    container: &Container,
+    template: &Template,
+    prepared: &Prepared,
+    lane: Option<&Lane>,
+    streams: &Streams,
+    reports: &OwnedFd,
+) -> ! {
+    let Err(failure) = start(container, template, prepared, lane, streams, reports);
     let report = protocol::encode(&Report::Failed(Failure::from(failure)));
     let _ = protocol::send(reports.as_fd(), &report, &[]);
     sys::exit(NOT_STARTED)
@@ -48,6 +56,7 @@ fn start(
     container: &Container,
     template: &Template,
     prepared: &Prepared,
+    lane: Option<&Lane>,
     streams: &Streams,
     reports: &OwnedFd,
 ) -> Result<Infallible> {
@@ -57,8 +66,8 @@ fn start(
     rustix::process::setsid().context(|| "cannot begin a session")?;
     // From here on what this process makes belongs to root inside.
     sys::set_filesystem_ids(template.mapping.root(), template.mapping.root());
-    if let Some(network) = &prepared.network {
-        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+    if let Some(lane) = lane {
+        move_into_link_name_space(lane.namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .context(|| "cannot enter the network namespace")?;
     }
 

@@ -11,14 +11,15 @@ use super::call::Watch;
 use super::cgroup::{Group, Groups};
 use super::device::{self, Devices, HostDevice};
 use super::mask::{self, Masks};
+use super::network::Lane;
 use super::overlay::{self, Attributes};
 use super::passwd::User;
 use super::seccomp::Base;
 use super::userns::Mapping;
-use super::{Container, MountKind, hosts, mount, network, seccomp, skeleton, source, userns};
+use super::{Container, MountKind, hosts, mount, seccomp, skeleton, source, userns};
 use crate::diag::{Context, Result};
 use crate::layer::Records;
-use crate::plan::{Network, Security};
+use crate::plan::Security;
 use crate::sys;
 
 pub struct Template {
@@ -64,8 +65,6 @@ pub struct Prepared {
     pub hosts: OwnedFd,
     pub resolv_conf: OwnedFd,
     pub devices: Devices,
-    /// To be entered; the builder's own if `None`.
-    pub network: Option<OwnedFd>,
     /// Who the payload is, or is meant to be.
     pub user: User,
     /// What the layer that comes of the step records.
@@ -134,22 +133,23 @@ impl Template {
         if self.mapping.is_shifted() { Attributes::Trusted } else { Attributes::User }
     }
 
-    pub fn prepare(&mut self, container: &Container) -> Result<Prepared> {
+    /// `lane` is the network that the step will be in; the host's if `None`.
+    pub fn prepare(&mut self, container: &Container, lane: Option<&Lane>) -> Result<Prepared> {
         let is_shifted = self.mapping.is_shifted();
         for mount in container.mounts.iter().filter(|_| is_shifted) {
             if let MountKind::Context { root, .. } = &mount.kind {
                 self.swap(owner(root)?)?;
             }
         }
-        let network = match container.network {
-            Network::None => Some(network::loopback_only(self.proc.as_fd(), self.user_namespace.as_fd())?),
-            // The default is the host's network.
-            Network::Default | Network::Host => None,
-        };
         let devices = match self.spare.take().filter(|spare| spare.shm_size_bytes == container.shm_size_bytes) {
             Some(spare) => spare,
             None => Devices::new(container.shm_size_bytes, &self.mapping)?,
         };
+        let reach = match lane {
+            None => hosts::Reach::Everything,
+            Some(lane) => hosts::Reach::Lane { name_server: lane.traits.name_server, host: lane.traits.host },
+        };
+        let resolv_conf = hosts::resolv_conf(&host_resolv_conf()?, &reach, &container.dns);
         let layers = self.layers(&container.lowers)?;
         let draft = source::mapped(&container.draft, self)?;
         let (upper, _) = overlay::upper_of(draft.as_fd())?;
@@ -158,9 +158,8 @@ impl Template {
             layers,
             draft,
             devices,
-            hosts: self.text(hosts::hosts(&container.hostname, &container.extra_hosts))?,
-            resolv_conf: self.text(resolv_conf(container.network)?)?,
-            network,
+            hosts: self.text(hosts::hosts(&container.hostname, &container.extra_hosts, &reach))?,
+            resolv_conf: self.text(resolv_conf)?,
             user: container.user.clone(),
             records,
             filter: self.filter(container.security, records),
@@ -254,15 +253,11 @@ pub fn write_all(file: BorrowedFd<'_>, mut bytes: &[u8]) -> rustix::io::Result<(
     Ok(())
 }
 
-/// The host's file, which is empty where there is none.
-fn resolv_conf(network: Network) -> Result<String> {
-    let host = read_host_file("/etc/resolv.conf")?.unwrap_or_default();
-    Ok(match network {
-        Network::Default | Network::Host => host,
-        Network::None => {
-            let upstream = read_host_file("/run/systemd/resolve/resolv.conf")?;
-            hosts::resolv_conf_without_loopback(&host, upstream.as_deref())
-        }
+/// The host's, with nothing in it where there is none.
+pub fn host_resolv_conf() -> Result<hosts::HostFiles> {
+    Ok(hosts::HostFiles {
+        resolv_conf: read_host_file("/etc/resolv.conf")?.unwrap_or_default(),
+        upstream: read_host_file("/run/systemd/resolve/resolv.conf")?,
     })
 }
 

@@ -36,6 +36,8 @@ const SILENCE: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(3);
 /// No step keeps more back.
 const WAITING_BYTES: usize = 32 << 10;
+/// What came from the cache is written together, up to so much of it.
+const GATHERED_BYTES: usize = 32 << 10;
 /// A transfer says how far it is no more often.
 const TRANSFER_PERIOD: Duration = Duration::from_secs(5);
 
@@ -55,6 +57,8 @@ struct State<W> {
     /// When `current` last wrote something.
     spoke_at: Duration,
     last: Block,
+    /// Not written yet. A write for each of many cached steps would cost more than to find them.
+    gathered: Vec<u8>,
     table: Table,
 }
 
@@ -87,7 +91,7 @@ impl<W: Write + Send + 'static> Plain<W> {
     pub fn new(writer: W, is_terminal: bool) -> Self {
         let mut plain = Self::with_clock(writer, is_terminal, stopwatch());
         let state = Arc::clone(&plain.state);
-        plain._ticker = Some(Ticker::start(SILENCE / 2, move || lock(&state).advance()));
+        plain._ticker = Some(Ticker::start(SILENCE / 2, move || lock(&state).tick()));
         plain
     }
 
@@ -103,6 +107,7 @@ impl<W: Write + Send + 'static> Plain<W> {
             current: None,
             spoke_at: Duration::ZERO,
             last: Block::None,
+            gathered: Vec::new(),
             table: Table::default(),
         };
         Self { state: Arc::new(Mutex::new(state)), _ticker: None }
@@ -110,7 +115,7 @@ impl<W: Write + Send + 'static> Plain<W> {
 
     /// Lets steps speak that have waited long enough.
     pub fn tick(&self) {
-        lock(&self.state).advance();
+        lock(&self.state).tick();
     }
 }
 
@@ -205,14 +210,23 @@ impl<W: Write> State<W> {
             }
         }
         self.advance();
+        let is_more_to_come = matches!(event, Event::Started { .. } | Event::Finished { outcome: Outcome::Cached, .. });
+        if !is_more_to_come || self.gathered.len() > GATHERED_BYTES {
+            self.flush();
+        }
     }
 
-    /// Writes what may be written now.
+    fn tick(&mut self) {
+        self.advance();
+        self.flush();
+    }
+
+    /// Gathers what may be written now.
     fn advance(&mut self) {
         let now = (self.clock)();
-        let mut text = Vec::new();
+        let mut text = std::mem::take(&mut self.gathered);
         while self.speak(&mut text, now, PATIENCE) {}
-        self.write(&text);
+        self.gathered = text;
     }
 
     /// Appends to `text` what the next step in turn has to say; false if nothing is due.
@@ -256,7 +270,7 @@ impl<W: Write> State<W> {
     }
 
     fn warn(&mut self, lines: &[String]) {
-        let mut text = Vec::new();
+        let mut text = std::mem::take(&mut self.gathered);
         self.interrupt(&mut text);
         if self.last == Block::Step {
             text.push(b'\n');
@@ -266,7 +280,8 @@ impl<W: Write> State<W> {
             text.extend_from_slice(line.as_bytes());
             text.push(b'\n');
         }
-        self.write(&text);
+        self.gathered = text;
+        self.flush();
     }
 
     fn end(&mut self) {
@@ -278,7 +293,7 @@ impl<W: Write> State<W> {
         for (number, step) in &mut self.steps {
             step.end_line(*number, now, is_terminal);
         }
-        let mut text = Vec::new();
+        let mut text = std::mem::take(&mut self.gathered);
         while self.speak(&mut text, now, Duration::ZERO) {}
         let table = self.table.lines(TABLE_COLUMNS, now);
         if !table.is_empty() {
@@ -288,15 +303,17 @@ impl<W: Write> State<W> {
             text.extend_from_slice(line.as_bytes());
             text.push(b'\n');
         }
-        self.write(&text);
+        self.gathered = text;
+        self.flush();
     }
 
     /// A reader that went away (EPIPE) or a full disk must not stop the build: nothing more is
     /// written then.
-    fn write(&mut self, text: &[u8]) {
-        if !text.is_empty() && !self.is_broken {
-            self.is_broken = self.writer.write_all(text).and_then(|()| self.writer.flush()).is_err();
+    fn flush(&mut self) {
+        if !self.gathered.is_empty() && !self.is_broken {
+            self.is_broken = self.writer.write_all(&self.gathered).and_then(|()| self.writer.flush()).is_err();
         }
+        self.gathered.clear();
     }
 }
 

@@ -43,10 +43,10 @@ impl Screen {
         Self { size, frame: Arc::new(Mutex::new(frame)) }
     }
 
-    /// Never so small that nothing can be laid out.
+    /// Never so small that nothing at all can be laid out: a line is one less than there are columns.
     pub fn size(&self) -> (u16, u16) {
         let (columns, rows) = (self.size)();
-        (columns.max(20), rows.max(4))
+        (columns.max(2), rows.max(3))
     }
 
     fn frame(&self, change: impl FnOnce(&mut Frame)) -> io::Result<()> {

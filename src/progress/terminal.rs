@@ -32,6 +32,8 @@ const FRAME: Duration = Duration::from_millis(100);
 /// Lines of output shown of a running step, where there is room.
 const OUTPUT_LINES: usize = 6;
 const TABLE_COLUMNS: usize = 100;
+/// Sooner nobody knows how fast it is.
+const RATE_MS: u128 = 500;
 /// In a narrower window a step's title takes all the room.
 const COST_COLUMNS: usize = 60;
 
@@ -59,11 +61,35 @@ struct Running {
     lines: Lines,
     /// The last lines written, defused; never an empty one.
     shown: VecDeque<String>,
-    transfer: Option<(u64, Option<u64>)>,
+    transfer: Option<Transfer>,
     /// Why it was not cached.
     reasons: Vec<String>,
     fault: Option<String>,
     usage: Option<Usage>,
+}
+
+/// How far a transfer is.
+#[derive(Clone, Copy)]
+struct Transfer {
+    done_bytes: u64,
+    total_bytes: Option<u64>,
+    /// When, and how far, it was first heard of: what was there before then says nothing of the rate.
+    since: (Duration, u64),
+}
+
+impl Transfer {
+    /// `4.1 MB / 9.0 MB  1.2 MB/s`
+    fn show(&self, now: Duration) -> String {
+        let total = self.total_bytes.map_or(String::new(), |total| format!(" / {}", size(total)));
+        let (since, before) = self.since;
+        let elapsed_ms = now.saturating_sub(since).as_millis();
+        let rate = u128::from(self.done_bytes.saturating_sub(before)) * 1000 / elapsed_ms.max(1);
+        let rate = match u64::try_from(rate) {
+            Ok(rate) if rate > 0 && elapsed_ms >= RATE_MS => format!("  {}/s", size(rate)),
+            _ => String::new(),
+        };
+        format!("  {}{total}{rate}", size(self.done_bytes))
+    }
 }
 
 impl Terminal {
@@ -155,7 +181,8 @@ impl State {
             }
             Event::Progress { number, done_bytes, total_bytes } => {
                 if let Some(running) = self.running.get_mut(&number) {
-                    running.transfer = Some((done_bytes, total_bytes));
+                    let since = running.transfer.map_or(((self.clock)(), done_bytes), |transfer| transfer.since);
+                    running.transfer = Some(Transfer { done_bytes, total_bytes, since });
                 }
             }
             Event::Exited { number, exit } => {
@@ -280,11 +307,7 @@ fn view(running: &BTreeMap<Number, Running>, done: usize, now: Duration, columns
     let steps = if running.len() > room { room.saturating_sub(1) } else { running.len() };
     let output_lines = ((room - steps) / running.len()).min(OUTPUT_LINES);
     for step in running.values().take(steps) {
-        let transfer = match step.transfer {
-            Some((done, Some(total))) => format!("  {} / {}", size(done), size(total)),
-            Some((done, None)) => format!("  {}", size(done)),
-            None => String::new(),
-        };
+        let transfer = step.transfer.map_or(String::new(), |transfer| transfer.show(now));
         let facts = format!("{transfer}  {}", duration(now.saturating_sub(step.started_at)));
         let title = fit(&format!(" => {}", step.title), columns.saturating_sub(facts.len()));
         lines.push(format!("{title}{facts}"));

@@ -55,7 +55,13 @@ impl Client {
                 None => call,
             })
         };
-        let answer = authorized(known.as_ref())?;
+        let host = super::api_host(&scope.registry);
+        let answer = match authorized(known.as_ref()) {
+            // How servers answer who speaks to them without TLS.
+            Ok(answer) if answer.status == 400 && self.http.insists_on_tls(&host) => authorized(known.as_ref())?,
+            Err(_) if self.http.insists_on_tls(&host) => authorized(known.as_ref())?,
+            answer => answer?,
+        };
         if answer.status != 401 {
             return Ok(match answer.status {
                 403 => Asked::Refused(complaint(answer)),

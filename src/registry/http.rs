@@ -4,18 +4,19 @@
 //! header goes to the host it was made for and to no other; redirects, attempts, pauses and the
 //! silence of a peer are bounded.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read};
 use std::net::IpAddr;
-use std::path::Path;
-use std::sync::OnceLock;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Method, Request, Uri, header};
-use ureq::tls::{PemItem, RootCerts, TlsConfig};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Proxy, SendBody};
 
-use super::Options;
+use super::{Options, certificates};
 use crate::diag::{Diagnostic, Result};
 use crate::location::redact;
 
@@ -28,20 +29,16 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 const MAX_HEADER_BYTES: usize = 64 << 10;
 
-/// Where distributions keep the certificates they trust.
-const CERTIFICATES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
-
 /// Sends requests; shared by threads.
 pub struct Http {
     options: Options,
     direct: OnceLock<Agent>,
     /// For `http:` and `https:` targets.
     proxied: [OnceLock<Agent>; 2],
+    /// For hosts that have certificates of their own, or that nobody vouches for.
+    particular: Mutex<BTreeMap<String, Agent>>,
+    /// Hosts that may be spoken to without TLS but insist on it.
+    insistent: Mutex<BTreeSet<String>>,
     canceled: AtomicBool,
 }
 
@@ -119,6 +116,8 @@ impl Http {
             options,
             direct: OnceLock::new(),
             proxied: [OnceLock::new(), OnceLock::new()],
+            particular: Mutex::default(),
+            insistent: Mutex::default(),
             canceled: AtomicBool::new(false),
         }
     }
@@ -131,6 +130,7 @@ impl Http {
                 agent.clone().shutdown();
             }
         }
+        locked(&self.particular).values().for_each(|agent| agent.clone().shutdown());
     }
 
     pub fn is_canceled(&self) -> bool {
@@ -144,8 +144,39 @@ impl Http {
 
     /// Whether this host (and port) is spoken to without TLS.
     pub fn is_plain(&self, authority: &str) -> bool {
-        is_loopback(host_of(authority))
-            || self.options.insecure.iter().any(|name| name == authority || name == host_of(authority))
+        self.may_be_plain(authority) && !locked(&self.insistent).contains(authority)
+    }
+
+    /// Whether nobody need vouch for this host (and port). Who says what it is to be trusted by says otherwise.
+    fn may_be_plain(&self, authority: &str) -> bool {
+        let host = host_of(authority);
+        let is_named = |name: &String| match name.strip_prefix('*') {
+            Some(domain) => host.len() > domain.len() && host.ends_with(domain),
+            None => name == authority || name == host,
+        };
+        (is_loopback(host) || self.options.insecure.iter().any(is_named)) && self.certificates_of(authority).is_none()
+    }
+
+    /// Whether a host that was spoken to without TLS, and did not understand, is from now on spoken to with
+    /// it.
+    pub fn insists_on_tls(&self, authority: &str) -> bool {
+        if self.is_canceled() || !self.is_plain(authority) {
+            return false;
+        }
+        let Ok(url) = format!("https://{authority}/v2/").parse() else { return false };
+        let answers = self.once(&mut Call::new(Method::HEAD, url)).is_ok();
+        if answers {
+            locked(&self.insistent).insert(authority.to_owned());
+        }
+        answers
+    }
+
+    /// The directory with the certificates for this host (and port).
+    fn certificates_of(&self, authority: &str) -> Option<PathBuf> {
+        if authority.contains('/') || authority.starts_with('.') {
+            return None;
+        }
+        self.options.host_certificates.iter().map(|all| all.join(authority)).find(|own| own.is_dir())
     }
 
     /// Sends the request and follows redirects of GET and HEAD. A busy or failing server, and a
@@ -215,8 +246,7 @@ impl Http {
                     return Ok(answer);
                 }
                 Ok(answer) => {
-                    let told = answer.header(header::RETRY_AFTER).and_then(|seconds| seconds.trim().parse().ok());
-                    pause = told.map_or(pause, Duration::from_secs);
+                    pause = retry_after(&answer).unwrap_or(pause);
                 }
                 Err(broken) if is_last || !broken.may_pass || self.is_canceled() => {
                     let host = call.url.authority().map_or("", |authority| without_user(authority.as_str()));
@@ -273,8 +303,8 @@ impl Http {
         }
     }
 
-    /// The agent for this address: they differ in the proxy.
-    fn agent(&self, url: &Uri) -> std::result::Result<&Agent, String> {
+    /// The agent for this address: they differ in the proxy and in certificates.
+    fn agent(&self, url: &Uri) -> std::result::Result<Agent, String> {
         let is_tls = url.scheme_str() == Some("https");
         let (slot, proxy) = match self.proxy(url) {
             Some(proxy) => {
@@ -284,7 +314,19 @@ impl Http {
             }
             None => (&self.direct, None),
         };
-        Ok(slot.get_or_init(|| self.new_agent(proxy)))
+        let authority = url.authority().map_or("", |authority| authority.as_str());
+        if is_tls && let Some(agent) = locked(&self.particular).get(authority) {
+            return Ok(agent.clone());
+        }
+        let tls = match self.certificates_of(authority) {
+            Some(directory) if is_tls => certificates::of_host(&directory, self.options.certificates.as_deref())?,
+            _ if is_tls && self.may_be_plain(authority) => TlsConfig::builder().disable_verification(true).build(),
+            _ => {
+                return Ok(slot.get_or_init(|| new_agent(proxy, certificates::usual(&self.options))).clone());
+            }
+        };
+        let agent = new_agent(proxy, tls);
+        Ok(locked(&self.particular).entry(authority.to_owned()).or_insert(agent).clone())
     }
 
     fn proxy(&self, url: &Uri) -> Option<&str> {
@@ -293,39 +335,38 @@ impl Http {
         let host = host_of(url.authority().map_or("", |authority| authority.as_str()));
         proxy.as_deref().filter(|_| !is_loopback(host) && !proxies.excepts(host))
     }
-
-    fn new_agent(&self, proxy: Option<Proxy>) -> Agent {
-        let tls = TlsConfig::builder().root_certs(root_certificates(self.options.certificates.as_deref()));
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .proxy(proxy)
-            .tls_config(tls.build())
-            .user_agent(concat!("wythe/", env!("CARGO_PKG_VERSION")))
-            .accept_encoding("identity")
-            .max_response_header_size(MAX_HEADER_BYTES)
-            .timeout_resolve(Some(CONNECT_TIMEOUT))
-            .timeout_connect(Some(CONNECT_TIMEOUT))
-            .timeout_per_read(Some(SILENCE_TIMEOUT))
-            .timeout_per_write(Some(SILENCE_TIMEOUT))
-            .build();
-        config.new_agent()
-    }
 }
 
-/// The file the user named, else the system's, else Mozilla's as this program was built with.
-fn root_certificates(named: Option<&Path>) -> RootCerts {
-    let read = |path: &Path| {
-        let pem = std::fs::read(path).ok()?;
-        let certificates = ureq::tls::parse_pem(&pem).filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        });
-        let certificates: Vec<_> = certificates.collect();
-        (!certificates.is_empty()).then(|| RootCerts::from(certificates))
-    };
-    let paths = named.into_iter().chain(CERTIFICATES.map(Path::new));
-    paths.map(read).find_map(|found| found).unwrap_or(RootCerts::WebPki)
+fn new_agent(proxy: Option<Proxy>, tls: TlsConfig) -> Agent {
+    let config = Agent::config_builder()
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .proxy(proxy)
+        .tls_config(tls)
+        .user_agent(concat!("wythe/", env!("CARGO_PKG_VERSION")))
+        .accept_encoding("identity")
+        .max_response_header_size(MAX_HEADER_BYTES)
+        .timeout_resolve(Some(CONNECT_TIMEOUT))
+        .timeout_connect(Some(CONNECT_TIMEOUT))
+        .timeout_per_read(Some(SILENCE_TIMEOUT))
+        .timeout_per_write(Some(SILENCE_TIMEOUT))
+        .build();
+    config.new_agent()
+}
+
+/// How long to wait, in seconds or until a date by the server's own clock.
+fn retry_after(answer: &Answer) -> Option<Duration> {
+    let text = answer.header(header::RETRY_AFTER)?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(text).ok()?;
+    let now = httpdate::parse_http_date(answer.header(header::DATE)?).ok()?;
+    Some(until.duration_since(now).unwrap_or_default())
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn broken(error: ureq::Error) -> Broken {
@@ -388,14 +429,33 @@ mod tests {
 
     #[test]
     fn loopback_is_spoken_to_plainly() {
-        let http =
-            Http::new(Options { insecure: vec!["lab.test:5000".into(), "old.test".into()], ..Options::default() });
-        for host in
-            ["localhost", "localhost:5000", "127.0.0.1:80", "127.9.9.9", "[::1]:5000", "lab.test:5000", "old.test:81"]
-        {
+        let http = Http::new(Options {
+            insecure: ["lab.test:5000", "old.test", "*.all.test"].map(String::from).into(),
+            ..Options::default()
+        });
+        for host in [
+            "a.all.test",
+            "a.b.all.test:80",
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:80",
+            "127.9.9.9",
+            "[::1]:5000",
+            "lab.test:5000",
+            "old.test:81",
+        ] {
             assert!(http.is_plain(host), "{host}");
         }
-        for host in ["127.0.0.1.test", "lab.test", "lab.test:5001", "128.0.0.1", "[::2]:5000", "localhost.test"] {
+        for host in [
+            "127.0.0.1.test",
+            "lab.test",
+            "all.test",
+            ".all.test",
+            "lab.test:5001",
+            "128.0.0.1",
+            "[::2]:5000",
+            "localhost.test",
+        ] {
             assert!(!http.is_plain(host), "{host}");
         }
     }

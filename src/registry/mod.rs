@@ -14,11 +14,13 @@
 
 mod auth;
 mod blob;
+mod certificates;
 mod credentials;
 mod download;
 pub mod http;
 mod origin;
 mod package;
+mod places;
 mod pull;
 mod push;
 mod remote;
@@ -30,6 +32,7 @@ use ::ureq::http::Uri;
 
 use self::auth::Tokens;
 use self::http::{Answer, Http};
+use self::places::By;
 use crate::diag::{Diagnostic, Result};
 use crate::image::Reference;
 
@@ -37,6 +40,7 @@ pub use credentials::{CredentialFile, decode_base64, encode_base64};
 pub use download::{Download, Wanted, last_download};
 pub use origin::size_of;
 pub use package::{Package, contents};
+pub use places::{PlaceFiles, Places};
 pub use pull::{pull, resolve};
 pub use push::push;
 pub use remote::{Incoming, Remote, Whereabouts};
@@ -51,6 +55,10 @@ pub struct Options {
     pub credentials: Vec<CredentialFile>,
     /// Trusted certificates (PEM), instead of the system's.
     pub certificates: Option<PathBuf>,
+    /// Directories of directories called like hosts, with what these are trusted by (`*.crt`) and how they
+    /// know us (`*.cert` and `*.key`).
+    pub host_certificates: Vec<PathBuf>,
+    pub places: Places,
     /// Before the first repetition of a request; doubled before each further one.
     pub pause: Duration,
 }
@@ -62,6 +70,8 @@ impl Default for Options {
             proxies: Proxies::default(),
             credentials: Vec::new(),
             certificates: None,
+            host_certificates: Vec::new(),
+            places: Places::default(),
             pause: Duration::from_millis(500),
         }
     }
@@ -91,6 +101,7 @@ impl Proxies {
 /// Speaks to registries and servers; shared by threads.
 pub struct Client {
     http: Http,
+    places: Places,
     tokens: Tokens,
 }
 
@@ -111,20 +122,36 @@ struct Scope {
 }
 
 impl Scope {
-    fn pull(reference: &Reference) -> Self {
-        Self {
-            registry: reference.registry.clone(),
-            repository: reference.repository.clone(),
-            access: Access::Pull,
-            from: None,
-        }
+    fn pull(place: places::Place) -> Self {
+        Self { registry: place.registry, repository: place.repository, access: Access::Pull, from: None }
     }
 }
 
 impl Client {
-    pub fn new(options: Options) -> Self {
-        let tokens = Tokens::new(options.credentials.clone());
-        Self { http: Http::new(options), tokens }
+    pub fn new(mut options: Options) -> Self {
+        let tokens = Tokens::new(std::mem::take(&mut options.credentials));
+        let places = std::mem::take(&mut options.places);
+        options.insecure.extend(places.insecure());
+        Self { http: Http::new(options), places, tokens }
+    }
+
+    /// Where the image may be had, the best place first.
+    fn scopes(&self, reference: &Reference) -> Result<Vec<Scope>> {
+        let by = if reference.digest.is_some() { By::Digest } else { By::Tag };
+        Ok(self.places.of(&reference.name(), by)?.into_iter().map(Scope::pull).collect())
+    }
+
+    /// Where a blob may be had that `registry/repository` has. A name that may not be asked for is none.
+    fn scopes_of_blob(&self, name: &str) -> Vec<Scope> {
+        self.places.of(name, By::Digest).unwrap_or_default().into_iter().map(Scope::pull).collect()
+    }
+
+    /// Where it is pushed to: never to a mirror.
+    fn scope_of_push(&self, reference: &Reference) -> Result<Scope> {
+        let place = self.places.of(&reference.name(), By::Tag)?.pop();
+        // There is at least the name's own place.
+        let place = place.ok_or_else(|| Diagnostic::error(format!("there is no place for `{}`", reference.name())))?;
+        Ok(Scope { access: Access::Push, ..Scope::pull(place) })
     }
 
     /// Ends all transfers; what was asked fails.

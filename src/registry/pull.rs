@@ -33,8 +33,7 @@ pub fn resolve(
     platform: &Platform,
     meter: &Meter<'_>,
 ) -> Result<ImageRecord> {
-    let scope = Scope::pull(reference);
-    let puller = Puller { client, store, reference, scopes: vec![scope], meter };
+    let puller = Puller { client, store, reference, scopes: client.scopes(reference)?, meter };
     let (digest, bytes, document) = puller.root()?;
     let (bytes, manifest) = match document {
         Document::Manifest(manifest) => (bytes, manifest),
@@ -117,12 +116,23 @@ impl Puller<'_> {
         Document::from_json(bytes).map_err(|why| self.error(format!("its manifest cannot be read: {why}")))
     }
 
+    /// Asks one place after the other; what the last one says counts, whatever it is.
     fn ask(&self, method: Method, tag_or_digest: &str) -> Result<Asked> {
-        let scope = &self.scopes[0];
-        self.client.ask(scope, || {
-            let call = Call::new(method.clone(), self.client.url(scope, &format!("manifests/{tag_or_digest}"))?);
-            Ok(call.with(header::ACCEPT, ACCEPT.join(", ")))
-        })
+        let ask = |scope: &Scope| {
+            self.client.ask(scope, || {
+                let call = Call::new(method.clone(), self.client.url(scope, &format!("manifests/{tag_or_digest}"))?);
+                Ok(call.with(header::ACCEPT, ACCEPT.join(", ")))
+            })
+        };
+        let (own, mirrors) = self.scopes.split_last().ok_or_else(|| self.error("nobody has it"))?;
+        for mirror in mirrors {
+            match ask(mirror) {
+                Ok(Asked::Answered(answer)) if answer.status == 200 => return Ok(Asked::Answered(answer)),
+                Err(error) if self.client.is_canceled() => return Err(error),
+                _ => {}
+            }
+        }
+        ask(own)
     }
 
     fn fetch(&self, tag_or_digest: &str) -> Result<Vec<u8>> {

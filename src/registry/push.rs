@@ -7,7 +7,7 @@ use ureq::http::{Method, header};
 
 use super::auth::Asked;
 use super::http::{Answer, Body, Call};
-use super::{Access, Client, Package, Scope, complaint, origin};
+use super::{Client, Package, Scope, complaint, origin};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::Digest;
 use crate::image::Reference;
@@ -41,7 +41,7 @@ pub fn push(
         ..error
     };
     let Some(tag) = &reference.tag else { return Err(wrong(Diagnostic::error("a name to push to has a tag"))) };
-    let scope = Scope { access: Access::Push, ..Scope::pull(reference) };
+    let scope = client.scope_of_push(reference).map_err(wrong)?;
     let pusher = Pusher { client, store, reference, scope, meter };
     let mut blobs: BTreeMap<Digest, Blob<'_>> = BTreeMap::new();
     for image in &package.images {

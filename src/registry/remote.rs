@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::blob::BlobReader;
-use super::{Access, Client, Scope, origin};
+use super::{Client, Scope, origin};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::{DiffId, Digest};
 use crate::image::archive::LayerBlob;
@@ -86,7 +86,8 @@ impl<'a> Remote<'a> {
             }
             let Some(claim) = self.claim(diff_id) else { continue };
             let Some(origin) = origin::of(self.store, &claim.blob)? else { continue };
-            let scopes: Vec<_> = origin.repositories.iter().rev().filter_map(|name| scope(name)).collect();
+            let names = origin.repositories.iter().rev();
+            let scopes: Vec<_> = names.flat_map(|name| self.client.scopes_of_blob(name)).collect();
             if !scopes.is_empty() {
                 let arrival = Arrival::new(Descriptor::new(origin.media_type, claim.blob, origin.size_bytes));
                 missing.push(Incoming { diff_id: *diff_id, arrival, scopes, image: claim.image });
@@ -204,10 +205,4 @@ impl Incoming {
     fn wrong(&self, error: Diagnostic) -> Diagnostic {
         Diagnostic { message: format!("cannot pull `{}`: {}", self.image, error.message), ..error }
     }
-}
-
-/// Of `registry/repository`.
-fn scope(name: &str) -> Option<Scope> {
-    let (registry, repository) = name.split_once('/')?;
-    Some(Scope { registry: registry.into(), repository: repository.into(), access: Access::Pull, from: None })
 }

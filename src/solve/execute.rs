@@ -114,6 +114,7 @@ impl Solver<'_> {
             user,
             hostname: self.settings.hostname.clone(),
             extra_hosts: self.settings.extra_hosts.clone(),
+            dns: self.settings.dns.clone(),
             network: run.network,
             security: run.security,
             lowers,
@@ -139,6 +140,7 @@ impl Solver<'_> {
             }
             Err(error) => return Err(failed(error, held, draft)),
         };
+        self.note_network(&exit);
         let (code, signal) = match exit.status {
             Status::Exited(code) => (Some(code), None),
             Status::Signaled(signal) => (None, Some(signal)),

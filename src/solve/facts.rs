@@ -1,7 +1,5 @@
 //! The facts of a step's key: everything its result depends on, by name.
 
-use std::sync::Arc;
-
 use super::input::{Read, Reads};
 use super::{Keyed, Solver, Stack, Standing, standing};
 use crate::cache::Facts;
@@ -58,9 +56,16 @@ impl Solver<'_> {
     /// A step that changes nothing leaves its parent as it was, so that an equal step after it
     /// would be taken for it: the ordinal tells them apart.
     fn add_ordinal(&self, facts: &mut Facts, id: StepId) {
-        let parent = self.plan.step(id).parent.and_then(|parent| self.get(parent));
-        let ops = parent.map(|parent| Arc::clone(&parent.ops_since_layer)).unwrap_or_default();
-        let equal = ops.iter().filter(|op| Some(op.as_str()) == facts.get("op")).count();
+        let op = facts.get("op");
+        let mut equal = 0;
+        let mut below = self.plan.step(id).parent;
+        while let Some(id) = below
+            && let Some(solved) = self.get(id)
+            && !solved.made_layer
+        {
+            equal += usize::from(solved.idle_op.is_some() && solved.idle_op.as_deref() == op);
+            below = self.plan.step(id).parent;
+        }
         if equal > 0 {
             facts.add("ordinal", equal.to_string());
         }

@@ -14,18 +14,18 @@ mod facts;
 mod held;
 mod input;
 mod layers;
+mod network;
 mod schedule;
 mod stack;
 mod wreck;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::cache::{Facts, Record, Records};
-use crate::container::Limits;
+use crate::container::{Dns, HostAddress, Limits};
 use crate::diag::Result;
 use crate::host::{self, Host};
 use crate::plan::{BaseKey, Op, Plan, Root, StepId};
@@ -48,7 +48,9 @@ pub struct Settings {
     pub hash_threads: usize,
     pub hostname: String,
     /// `--add-host`.
-    pub extra_hosts: Vec<(String, IpAddr)>,
+    pub extra_hosts: Vec<(String, HostAddress)>,
+    /// No fact of any key: how names are found decides no more than what answers.
+    pub dns: Dns,
     pub shm_size_bytes: u64,
     /// `(name, soft, hard)`.
     pub ulimits: Vec<(String, u64, u64)>,
@@ -83,8 +85,8 @@ pub struct Solved {
     pub made_layer: bool,
     /// Bytes of files it added; `None` where it made no layer.
     pub added_bytes: Option<u64>,
-    /// The ops since the last layer, this one included: what tells equal steps on one parent apart.
-    ops_since_layer: Arc<Vec<String>>,
+    /// The op of a step that changed nothing.
+    idle_op: Option<String>,
 }
 
 /// Everything the steps of one build share.
@@ -97,6 +99,8 @@ pub struct Solver<'a> {
     solved: Vec<OnceLock<Arc<Solved>>>,
     layers: &'a Layers<'a>,
     inputs: input::Inputs,
+    /// Set once the user was told what is wrong with the network of steps.
+    is_network_told: AtomicBool,
     wreck: Mutex<Option<wreck::Wreck>>,
     /// Not so while looking: what must be fetched is fetched by the threads that run steps.
     may_fetch: AtomicBool,
@@ -126,6 +130,7 @@ pub fn solve(
             // What was hashed is not to be hashed again by a process that enters.
             solver.inputs.save();
             host.store.enter()?;
+            solver.expect_networks((0..plan.steps.len()).map(StepId));
         }
         solver.may_fetch.store(true, Ordering::Relaxed);
         schedule::run(&solver)
@@ -171,6 +176,7 @@ impl<'a> Solver<'a> {
             solved: plan.steps.iter().map(|_| OnceLock::new()).collect(),
             layers,
             inputs: input::Inputs::default(),
+            is_network_told: AtomicBool::new(false),
             wreck: Mutex::default(),
             may_fetch: AtomicBool::new(false),
         }
@@ -198,23 +204,29 @@ impl<'a> Solver<'a> {
 
     /// Solves, in order, every step the cache knows and every step that costs nothing.
     fn first_pass(&self) -> Result<()> {
+        let mut is_expecting = false;
         for index in 0..self.plan.steps.len() {
             let id = StepId(index);
             if self.host.is_canceled() {
                 return Err(canceled());
             }
-            if self.needs(id).iter().any(|need| self.get(*need).is_none()) {
-                continue;
-            }
-            if let Lookup::Hit(solved) = self.look_up(id)? {
-                let step = self.plan.step(id);
-                if is_shown(&step.op) {
-                    let number = self.number();
-                    self.host.reporter.report(Event::Started { number, title: &step.title });
-                    self.finished(number, &solved, Duration::ZERO);
+            let is_ready = self.needs(id).iter().all(|need| self.get(*need).is_some());
+            let found = if is_ready { Some(self.look_up(id)?) } else { None };
+            let Some(Lookup::Hit(solved)) = found else {
+                // What stands on a miss misses too, nearly always.
+                if !is_expecting && self.wants_network(id) {
+                    is_expecting = true;
+                    self.expect_networks(std::iter::once(id));
                 }
-                self.set(id, solved);
+                continue;
+            };
+            let step = self.plan.step(id);
+            if is_shown(&step.op) {
+                let number = self.number();
+                self.host.reporter.report(Event::Started { number, title: &step.title });
+                self.finished(number, &solved, Duration::ZERO);
             }
+            self.set(id, solved);
         }
         Ok(())
     }
@@ -284,14 +296,13 @@ impl<'a> Solver<'a> {
             },
             Op::Configure => {
                 let stack = parent.map(|parent| parent.stack.clone()).unwrap_or_default();
-                let ops_since_layer = parent.map(|parent| Arc::clone(&parent.ops_since_layer)).unwrap_or_default();
                 Ok(Lookup::Hit(Solved {
                     stack,
                     outcome: Outcome::Cached,
                     created: None,
                     made_layer: false,
                     added_bytes: None,
-                    ops_since_layer,
+                    idle_op: None,
                 }))
             }
             Op::Run(_) | Op::Copy(_) | Op::Workdir(_) => {
@@ -323,20 +334,15 @@ impl<'a> Solver<'a> {
         let step = self.plan.step(id);
         let parent = step.parent.and_then(|parent| self.get(parent));
         let below = parent.map(|parent| parent.stack.clone()).unwrap_or_default();
-        let op = record.facts.get("op").unwrap_or_default().to_owned();
         let solved = match &record.layer {
-            None => {
-                let mut ops = parent.map(|parent| parent.ops_since_layer.to_vec()).unwrap_or_default();
-                ops.push(op);
-                Solved {
-                    stack: below,
-                    outcome,
-                    created: Some(record.created.clone()),
-                    made_layer: false,
-                    added_bytes: None,
-                    ops_since_layer: Arc::new(ops),
-                }
-            }
+            None => Solved {
+                stack: below,
+                outcome,
+                created: Some(record.created.clone()),
+                made_layer: false,
+                added_bytes: None,
+                idle_op: record.facts.get("op").map(str::to_owned),
+            },
             Some(result) => {
                 let standing = standing(&step.op);
                 if self.layers.get(&below.id_above(&result.diff_id, standing))?.is_none() {
@@ -348,7 +354,7 @@ impl<'a> Solver<'a> {
                     created: Some(record.created.clone()),
                     made_layer: true,
                     added_bytes: Some(result.size_bytes),
-                    ops_since_layer: Arc::default(),
+                    idle_op: None,
                 }
             }
         };
@@ -356,14 +362,7 @@ impl<'a> Solver<'a> {
     }
 
     fn root(&self, stack: Stack) -> Solved {
-        Solved {
-            stack,
-            outcome: Outcome::Cached,
-            created: None,
-            made_layer: false,
-            added_bytes: None,
-            ops_since_layer: Arc::default(),
-        }
+        Solved { stack, outcome: Outcome::Cached, created: None, made_layer: false, added_bytes: None, idle_op: None }
     }
 
     fn base_stack(&self, key: &BaseKey) -> Stack {

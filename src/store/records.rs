@@ -39,14 +39,9 @@ impl Store {
     }
 
     fn read_record_file(&self, dir: &str, name: &str, found: impl FnOnce(&File)) -> Result<Option<Vec<u8>>> {
-        let shard = shard(dir, name);
-        let fd = match super::open_dir(self.inner.root.as_fd(), &shard) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
-            Err(errno) => return Err(self.inner.error(format_args!("read `{shard}/{name}`"), errno)),
-        };
-        sealed::read_file(fd.as_fd(), name, found)
-            .map_err(|error| self.inner.error(format_args!("read `{shard}/{name}`"), error))
+        let path = path(dir, name);
+        sealed::read_file(self.inner.root.as_fd(), &path, found)
+            .map_err(|error| self.inner.error(format_args!("read `{path}`"), error))
     }
 
     /// Writes the record beside and renames it into place; the last writer wins. Not synced.
@@ -142,6 +137,12 @@ impl Store {
 fn shard(dir: &str, name: &str) -> String {
     check(dir, name);
     format!("{dir}/{}", &name[..2])
+}
+
+/// Of the record's file, in the store.
+fn path(dir: &str, name: &str) -> String {
+    check(dir, name);
+    format!("{dir}/{}/{name}", &name[..2])
 }
 
 /// Two hex digits. `cache/op`, a record directory below another one, is none.

@@ -38,19 +38,34 @@ pub(super) fn read_file(
     found: impl FnOnce(&File),
 ) -> std::io::Result<Option<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+    let mut file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
     found(&file);
-    // Most are a few hundred bytes: one read, and one that finds the end.
-    let mut bytes = Vec::with_capacity(USUAL_SIZE_BYTES);
-    match file.take(MAX_SIZE_BYTES).read_to_end(&mut bytes) {
-        Ok(_) => Ok(unseal(bytes)),
+    match read_bytes(&mut file) {
+        Ok(bytes) => Ok(unseal(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Most are a few hundred bytes: one read. One that fills less than there is room for was the last; were it
+/// not, the seal would tell.
+fn read_bytes(file: &mut File) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; USUAL_SIZE_BYTES];
+    let count = loop {
+        match file.read(&mut bytes) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            result => break result?,
+        }
+    };
+    bytes.truncate(count);
+    if count == USUAL_SIZE_BYTES {
+        file.take(MAX_SIZE_BYTES).read_to_end(&mut bytes)?;
+    }
+    Ok(bytes)
 }
 
 pub(super) fn read_json<T: DeserializeOwned>(dir: BorrowedFd<'_>, name: &str) -> std::io::Result<Option<T>> {

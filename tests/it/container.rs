@@ -8,5 +8,7 @@ mod inside;
 mod lifetime;
 mod limits;
 mod mounts;
+mod network;
 mod nodes;
 mod overlay;
+mod world;

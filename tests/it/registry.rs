@@ -3,7 +3,9 @@
 //! machine.
 
 mod lazy;
+mod places;
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -30,13 +32,24 @@ struct Registry {
     process: Child,
     host: String,
     log: Arc<Mutex<Vec<String>>>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Registry {
-    /// `None`, said on standard error, where it is not installed. `users` are lines of `htpasswd`.
-    #[allow(clippy::print_stderr)]
+    /// `users` are lines of `htpasswd`.
     fn start(users: Option<&str>) -> Option<Self> {
+        Self::with(|directory, config| {
+            if let Some(users) = users {
+                let path = directory.join("users");
+                std::fs::write(&path, users).unwrap();
+                config["auth"] = json!({"htpasswd": {"realm": "test", "path": path}});
+            }
+        })
+    }
+
+    /// `None`, said on standard error, where it is not installed.
+    #[allow(clippy::print_stderr)]
+    fn with(configure: impl FnOnce(&Path, &mut Value)) -> Option<Self> {
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let path = |name: &str| dir.path().join(name);
         let mut config = json!({
@@ -44,10 +57,7 @@ impl Registry {
             "storage": {"filesystem": {"rootdirectory": path("data")}},
             "http": {"addr": "127.0.0.1:0"},
         });
-        if let Some(users) = users {
-            std::fs::write(path("users"), users).unwrap();
-            config["auth"] = json!({"htpasswd": {"realm": "test", "path": path("users")}});
-        }
+        configure(dir.path(), &mut config);
         std::fs::write(path("config.yml"), config.to_string()).unwrap();
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(path("config.yml")).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -56,12 +66,17 @@ impl Registry {
             return None;
         };
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
-        let listening = |line: String| Some(line.split_once("listening on ")?.1.split(['"', ' ']).next()?.to_owned());
+        let listening =
+            |line: String| Some(line.split_once("listening on ")?.1.split(['"', ' ', ',']).next()?.to_owned());
         let host = lines.by_ref().find_map(listening).expect("docker-registry does not listen");
         let log = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&log);
         std::thread::spawn(move || lines.for_each(|line| kept.lock().unwrap().push(line)));
-        Some(Self { process, host, log, _dir: dir })
+        Some(Self { process, host, log, dir })
+    }
+
+    fn directory(&self) -> &Path {
+        self.dir.path()
     }
 
     fn has_logged(&self, text: &str) -> bool {
@@ -219,8 +234,51 @@ fn images_go_through_files() {
     assert!(gzip.wait().unwrap().success());
     assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
     assert_eq!(done(&third, &["images", "-q"]), id);
+    // Several images in one file, one of them under two names.
+    first.write("Dockerfile", "FROM busybox\nRUN echo other > /other\n");
+    assert_eq!(first.build("image.tar", &["-t".into(), "other:2".into(), "-t".into(), "other:3".into()]).code, Some(0));
+    let all = first.path("all.tar");
+    done(&first, &["save", "app:1", "other:2", "other:3", "-o", all.to_str().unwrap()]);
+    let fourth = Sandbox::new();
+    assert_eq!(done(&fourth, &["load", "-i", all.to_str().unwrap()]), "app:1\nother:2\nother:3\n");
+    let ids = |sandbox: &Sandbox| done(sandbox, &["images", "-q"]).lines().map(str::to_owned).collect::<BTreeSet<_>>();
+    assert_eq!(ids(&fourth), ids(&first));
+    if let Some(inspected) = skopeo(&["inspect", &format!("docker-archive:{}:other:3", all.display())]) {
+        assert_eq!(inspected["Layers"].as_array().unwrap().len(), 2, "{inspected}");
+    }
     let left: Vec<_> = std::fs::read_dir(third.path("store/tmp")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert!(left.iter().all(|path| !path.to_string_lossy().contains("load-")), "{left:?}");
+}
+
+#[test]
+fn images_are_given_to_another_program() {
+    let sandbox = sandbox("busybox");
+    let programs = sandbox.path("programs");
+    std::fs::create_dir(&programs).unwrap();
+    let program = |script: &str| {
+        let path = programs.join("docker");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    };
+    let mut args = sandbox.build_args("unused", &["-t".into(), "app:1".into(), "--load".into()]);
+    args.retain(|arg| arg != "-o" && !arg.starts_with("type=oci,"));
+    let build = || {
+        let path = format!("{}:/usr/bin:/bin", programs.display());
+        let output = sandbox.command(&args).env("PATH", path).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let loaded = sandbox.path("loaded.tar");
+    program(&format!("test \"$1\" = load && cat > {}", loaded.display()));
+    let (code, said) = build();
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("[export] docker load"), "{said}");
+    let other = Sandbox::new();
+    assert_eq!(done(&other, &["load", "-i", loaded.to_str().unwrap()]), "app:1\n");
+
+    program("head -c 100000 > /dev/null; echo 'no room' >&2; exit 1");
+    let (code, said) = build();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("`docker load` does not take the image") && said.contains("no room"), "{said}");
 }
 
 // ---- bad days

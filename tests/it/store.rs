@@ -255,7 +255,13 @@ impl Sample {
             annotations: BTreeMap::new(),
         };
         let names = names.iter().map(|name| name.parse().unwrap()).collect();
-        Contents { images: vec![image], names, created: config.created.clone(), media_types: MediaTypes::Oci }
+        Contents {
+            images: vec![image],
+            names,
+            created: config.created.clone(),
+            media_types: MediaTypes::Oci,
+            others: Vec::new(),
+        }
     }
 }
 

@@ -41,6 +41,15 @@ pub struct Contents<'a> {
     /// RFC 3339, for `index.json`.
     pub created: Option<String>,
     pub media_types: MediaTypes,
+    /// Other images of the same archive.
+    pub others: Vec<Contents<'a>>,
+}
+
+impl<'a> Contents<'a> {
+    /// This one and the others.
+    pub fn all(&self) -> impl Iterator<Item = &Contents<'a>> {
+        std::iter::once(self).chain(&self.others)
+    }
 }
 
 pub struct ImageContents<'a> {

@@ -32,7 +32,13 @@ fn image(platform: &str, layers: &[&'static [u8]]) -> ImageContents<'static> {
 
 fn contents(images: Vec<ImageContents<'static>>, names: &[&str]) -> Contents<'static> {
     let names = names.iter().map(|name| name.parse().unwrap()).collect();
-    Contents { images, names, created: Some("1970-01-01T00:00:00Z".into()), media_types: MediaTypes::Oci }
+    Contents {
+        images,
+        names,
+        created: Some("1970-01-01T00:00:00Z".into()),
+        media_types: MediaTypes::Oci,
+        others: Vec::new(),
+    }
 }
 
 fn tar_of(contents: &Contents<'_>, format: Format) -> Vec<u8> {

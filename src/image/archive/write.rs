@@ -27,11 +27,20 @@ struct Plan<'a> {
     entries: BTreeMap<String, Entry<'a>>,
     /// What `index.json` lists.
     listed: Vec<Descriptor>,
-    assembled: Assembled,
+    /// Of each image, the first first.
+    assembled: Vec<Assembled>,
+}
+
+impl Plan<'_> {
+    fn into_first(self) -> Assembled {
+        let mut assembled = self.assembled;
+        // An archive is of at least one image.
+        assembled.swap_remove(0)
+    }
 }
 
 /// Writes a tar, entries sorted by name, without times or owners. When it fails, part of it has been
-/// written.
+/// written. What is returned is of the first image.
 pub fn write_tar(
     contents: &Contents<'_>,
     format: Format,
@@ -62,7 +71,7 @@ pub fn write_tar(
         }
     }
     tar.into_inner().and_then(|mut out| out.flush()).context(|| "cannot write the image")?;
-    Ok(plan.assembled)
+    Ok(plan.into_first())
 }
 
 /// Writes a tar to a file, which appears when it is complete; a device or pipe is written to as it
@@ -131,40 +140,50 @@ pub fn write_directory(contents: &Contents<'_>, path: &Path, meter: Option<&Mete
         }
         Err(error) => return Err(error).context(cannot_write),
     }
-    Ok(plan.assembled)
+    Ok(plan.into_first())
 }
 
 fn plan<'a>(contents: &'a Contents<'a>, format: Format) -> Result<Plan<'a>> {
-    let assembled = assemble(&contents.images, contents.media_types)?;
-    if format == Format::Docker && contents.images.len() > 1 {
-        return Err(Diagnostic::error("a docker archive holds an image for one platform only")
-            .hint("write several platforms with `type=oci`"));
-    }
-    let mut entries = BTreeMap::new();
-    let blob = |digest: &Digest| format!("blobs/sha256/{}", digest.hex());
-    let documents = assembled.manifests.iter().chain(&assembled.index);
-    for (descriptor, bytes) in documents {
-        entries.insert(blob(&descriptor.digest), Entry::Bytes(bytes.clone()));
-    }
-    for image in &contents.images {
-        entries.insert(blob(&Digest::of(&image.config)), Entry::Bytes(image.config.clone()));
-        for layer in &image.layers {
-            entries.insert(blob(&layer.descriptor.digest), Entry::Layer(layer));
+    let mut plan = Plan { entries: BTreeMap::new(), listed: Vec::new(), assembled: Vec::new() };
+    let mut table = Vec::new();
+    for contents in contents.all() {
+        let assembled = assemble(&contents.images, contents.media_types)?;
+        if format == Format::Docker && contents.images.len() > 1 {
+            return Err(Diagnostic::error("a docker archive holds an image for one platform only")
+                .hint("write several platforms with `type=oci`"));
         }
+        let documents = assembled.manifests.iter().chain(&assembled.index);
+        for (descriptor, bytes) in documents {
+            plan.entries.insert(blob(&descriptor.digest), Entry::Bytes(bytes.clone()));
+        }
+        for image in &contents.images {
+            plan.entries.insert(blob(&Digest::of(&image.config)), Entry::Bytes(image.config.clone()));
+            for layer in &image.layers {
+                plan.entries.insert(blob(&layer.descriptor.digest), Entry::Layer(layer));
+            }
+        }
+        if format == Format::Docker {
+            let image = &contents.images[0];
+            let tags = contents.names.iter().filter(|name| name.tag.is_some()).map(|name| name.familiar());
+            table.push(json!({
+                "Config": blob(&Digest::of(&image.config)),
+                "RepoTags": tags.collect::<Vec<_>>(),
+                "Layers": image.layers.iter().map(|layer| blob(&layer.descriptor.digest)).collect::<Vec<_>>(),
+            }));
+        }
+        plan.listed.extend(listed(assembled.root(), contents));
+        plan.assembled.push(assembled);
     }
-    let listed = listed(assembled.root(), contents);
-    entries.insert("index.json".into(), Entry::Bytes(Index::new(listed.clone()).to_json()));
-    entries.insert("oci-layout".into(), Entry::Bytes(LAYOUT.to_vec()));
+    plan.entries.insert("index.json".into(), Entry::Bytes(Index::new(plan.listed.clone()).to_json()));
+    plan.entries.insert("oci-layout".into(), Entry::Bytes(LAYOUT.to_vec()));
     if format == Format::Docker {
-        let image = &contents.images[0];
-        let table = json!([{
-            "Config": blob(&Digest::of(&image.config)),
-            "RepoTags": contents.names.iter().filter(|name| name.tag.is_some()).map(|name| name.familiar()).collect::<Vec<_>>(),
-            "Layers": image.layers.iter().map(|layer| blob(&layer.descriptor.digest)).collect::<Vec<_>>(),
-        }]);
-        entries.insert("manifest.json".into(), Entry::Bytes(table.to_string().into_bytes()));
+        plan.entries.insert("manifest.json".into(), Entry::Bytes(Value::from(table).to_string().into_bytes()));
     }
-    Ok(Plan { entries, listed, assembled })
+    Ok(plan)
+}
+
+fn blob(digest: &Digest) -> String {
+    format!("blobs/sha256/{}", digest.hex())
 }
 
 /// The image once for each of its names.

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use wythe::container::passwd::User;
-use wythe::container::{Container, Exit, Limits, Spawner, Status};
+use wythe::container::{Container, Dns, Exit, Limits, Spawner, Status};
 use wythe::diag::Result;
 use wythe::plan::{Network, Security};
 
@@ -80,6 +80,7 @@ impl Bench {
             user: User { home: "/root".to_owned(), ..User::default() },
             hostname: "buildkitsandbox".to_owned(),
             extra_hosts: Vec::new(),
+            dns: Dns::default(),
             network: Network::Default,
             security: Security::Sandbox,
             lowers: vec![self.path("base")],

@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::PathBuf;
 
-use wythe::container::Status;
 use wythe::container::passwd::User;
+use wythe::container::{HostAddress, Status};
 use wythe::plan::{Network, Security};
 
 use super::bench::{Bench, entries};
@@ -53,7 +53,7 @@ fn namespaces_are_its_own() {
     assert_eq!(inside.len(), kinds.len());
     for (kind, inside) in kinds.iter().zip(inside) {
         let outside = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
-        assert_eq!(outside.to_str() == Some(inside), *kind == "net", "{kind}: {inside}");
+        assert_ne!(outside.to_str(), Some(inside), "{kind}");
     }
     assert_eq!(bench.output("echo $$; hostname; cat /proc/1/comm; :"), "1\nbuildkitsandbox\nsh\n");
 }
@@ -252,11 +252,13 @@ fn names_of_hosts() {
     let bench = Bench::new();
     let mut container = bench.script("cat /etc/hosts");
     container.hostname = "other".to_owned();
-    container.extra_hosts = vec![("db".to_owned(), "10.1.2.3".parse().unwrap())];
+    container.extra_hosts = vec![("db".to_owned(), HostAddress::Ip([10, 1, 2, 3].into()))];
     let expected = "127.0.0.1\tlocalhost other\n::1\tlocalhost ip6-localhost ip6-loopback\n10.1.2.3\tdb\n";
     assert_eq!(bench.succeed(&container).output, expected);
     let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    assert_eq!(bench.output("cat /etc/resolv.conf"), host);
+    let mut container = bench.script("cat /etc/resolv.conf");
+    container.network = Network::Host;
+    assert_eq!(bench.succeed(&container).output, host);
     let ran = bench.succeed(&bench.script("echo x >> /etc/hosts || stat -c '%u:%g %a' /etc/hosts"));
     assert!(ran.output.ends_with("0:0 644\n"), "{}", ran.output);
     assert_eq!(entries(&ran.upper), Vec::<String>::new());
