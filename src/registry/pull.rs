@@ -53,7 +53,7 @@ pub fn pull(remote: &Remote<'_>, reference: &Reference, platform: &Platform) -> 
         let record = resolve(remote.client, remote.store, reference, platform, meter)?;
         remote.know(&record, &reference.familiar());
         let diff_ids: Vec<_> = record.layers.iter().map(|layer| layer.diff_id).collect();
-        remote.fetch_quietly(&remote.missing(&diff_ids)?, meter)?;
+        remote.fetch_quietly(&diff_ids, meter)?;
         remote.store.put_image(reference, &record)?;
         Ok(record)
     })

@@ -2,13 +2,14 @@
 //! nobody ever finds a name for what is not there.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 
-use ureq::http::{Method, header};
+use ureq::http::{Method, Uri, header};
 
 use super::auth::Asked;
 use super::http::{Answer, Body, Call};
 use super::{Client, Package, Scope, complaint, origin};
-use crate::diag::{Diagnostic, Result};
+use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::Digest;
 use crate::image::Reference;
 use crate::image::archive::{LayerBlob, VerifyingReader};
@@ -17,8 +18,9 @@ use crate::parallel;
 use crate::progress::{Meter, Metered};
 use crate::store::Store;
 
-/// How often one blob is tried.
+/// How often one blob is tried in a row, without [`PROGRESS_BYTES`] between.
 const MAX_UPLOADS: u32 = 3;
+const PROGRESS_BYTES: u64 = 1 << 20;
 
 /// One image, complete. The manifest's descriptor says its platform.
 pub(super) struct PushedImage<'a> {
@@ -84,6 +86,13 @@ struct Pusher<'a> {
     meter: &'a Meter<'a>,
 }
 
+/// A blob of which the registry has a part.
+struct Upload {
+    /// Where the rest goes.
+    location: Uri,
+    sent_bytes: u64,
+}
+
 impl Pusher<'_> {
     fn blob(&self, blob: &Blob<'_>) -> Result<()> {
         let Descriptor { digest, size_bytes, .. } = blob.descriptor();
@@ -94,14 +103,19 @@ impl Pusher<'_> {
             return origin::note(self.store, blob.descriptor(), &name);
         }
         self.meter.expect(*size_bytes);
-        let mut uploads = 0;
+        let (mut uploads, mut upload) = (0, None);
         loop {
             uploads += 1;
-            match self.upload(blob) {
+            let sent_before = upload.as_ref().map_or(0, |upload: &Upload| upload.sent_bytes);
+            match self.upload(blob, &mut upload) {
                 Ok(()) => return origin::note(self.store, blob.descriptor(), &name),
-                Err(error) if uploads == MAX_UPLOADS || self.client.is_canceled() => return Err(error),
-                Err(_) => self.client.http.wait(self.client.http.pause() * uploads),
+                Err(error) if self.client.is_canceled() => return Err(error),
+                // One that comes further each time comes to its end.
+                Err(_) if self.goes_on(&mut upload) > sent_before + PROGRESS_BYTES => uploads = 1,
+                Err(error) if uploads == MAX_UPLOADS => return Err(error),
+                Err(_) => {}
             }
+            self.client.http.wait(self.client.http.pause() * uploads);
         }
     }
 
@@ -118,36 +132,90 @@ impl Pusher<'_> {
         Ok(matches!(asked, Asked::Answered(answer) if answer.status == 201))
     }
 
-    fn upload(&self, blob: &Blob<'_>) -> Result<()> {
+    /// Sends what the registry has not got of the blob. Where that fails, `upload` says what may go on.
+    fn upload(&self, blob: &Blob<'_>, upload: &mut Option<Upload>) -> Result<()> {
         let Descriptor { digest, size_bytes, .. } = blob.descriptor();
-        let begin = || Ok(Call::new(Method::POST, self.client.url(&self.scope, "blobs/uploads/")?));
-        let begun = self.answer(self.client.ask(&self.scope, begin)?)?;
-        let location = match (begun.status, begun.header(header::LOCATION)) {
-            (202, Some(location)) => self.client.http.join(&begun.url, location)?,
-            _ => return Err(Diagnostic::error("the registry takes no blobs").caused_by(complaint(begun))),
+        let Upload { location, sent_bytes } = match upload.take() {
+            Some(earlier) => earlier,
+            None => Upload { location: self.begin()?, sent_bytes: 0 },
         };
-        let separator = if location.query().is_some() { '&' } else { '?' };
-        let url = format!("{location}{separator}digest={digest}");
-        let url = self.client.http.join(&location, &url)?;
-        let asked = self.client.ask(&self.scope, || {
-            let reader: Box<dyn std::io::Read> = match blob {
-                Blob::Bytes(_, bytes) => Box::new(Metered { inner: *bytes, meter: self.meter }),
-                Blob::Layer(layer) => {
-                    let inner = VerifyingReader::new((layer.open)()?, *digest, *size_bytes);
-                    Box::new(Metered { inner, meter: self.meter })
-                }
+        let reader = |from: u64| -> Result<Box<dyn Read>> {
+            let mut inner: Box<dyn Read> = match blob {
+                Blob::Bytes(_, bytes) => Box::new(*bytes),
+                Blob::Layer(layer) => Box::new(VerifyingReader::new((layer.open)()?, *digest, *size_bytes)),
             };
-            Ok(Call::new(Method::PUT, url.clone())
-                .with(header::CONTENT_TYPE, "application/octet-stream")
-                .body(Body::Stream(reader, *size_bytes)))
-        })?;
-        let put = self.answer(asked)?;
+            std::io::copy(&mut (&mut inner).take(from), &mut std::io::sink())
+                .context(|| format!("cannot read blob `{digest}`"))?;
+            Ok(Box::new(Metered { inner, meter: self.meter }))
+        };
+        let send = |method: Method, url: &Uri, from: u64, range: bool| {
+            let sent = self.client.ask(&self.scope, || {
+                let call = Call::new(method.clone(), url.clone())
+                    .with(header::CONTENT_TYPE, "application/octet-stream")
+                    .body(Body::Stream(reader(from)?, size_bytes - from));
+                Ok(match range {
+                    true => call.with(header::CONTENT_RANGE, format!("{from}-{}", size_bytes - 1)),
+                    false => call,
+                })
+            });
+            self.answer(sent?)
+        };
+        let refused = |answer: Answer| {
+            Diagnostic::error(format!("the registry does not take blob `{digest}`")).caused_by(complaint(answer))
+        };
+        let with_digest = |location: &Uri| {
+            let separator = if location.query().is_some() { '&' } else { '?' };
+            self.client.http.join(location, &format!("{location}{separator}digest={digest}"))
+        };
+        // An answer ends the upload, whatever it is; silence does not.
+        *upload = Some(Upload { location: location.clone(), sent_bytes });
+        let put = if sent_bytes == 0 {
+            send(Method::PUT, &with_digest(&location)?, 0, false)?
+        } else {
+            let mut next = location.clone();
+            if sent_bytes < *size_bytes {
+                let patched = send(Method::PATCH, &location, sent_bytes, true)?;
+                match (patched.status, patched.header(header::LOCATION)) {
+                    (202, Some(further)) => next = self.client.http.join(&patched.url, further)?,
+                    _ => {
+                        *upload = None;
+                        return Err(refused(patched));
+                    }
+                }
+            }
+            send(Method::PUT, &with_digest(&next)?, *size_bytes, false)?
+        };
+        *upload = None;
         match put.is_success() {
             true => Ok(()),
-            false => {
-                Err(Diagnostic::error(format!("the registry does not take blob `{digest}`")).caused_by(complaint(put)))
-            }
+            false => Err(refused(put)),
         }
+    }
+
+    /// Where to send a blob.
+    fn begin(&self) -> Result<Uri> {
+        let begin = || Ok(Call::new(Method::POST, self.client.url(&self.scope, "blobs/uploads/")?));
+        let begun = self.answer(self.client.ask(&self.scope, begin)?)?;
+        match (begun.status, begun.header(header::LOCATION)) {
+            (202, Some(location)) => self.client.http.join(&begun.url, location),
+            _ => Err(Diagnostic::error("the registry takes no blobs").caused_by(complaint(begun))),
+        }
+    }
+
+    /// Asks how far an upload came that broke off. One that the registry does not know any more is none.
+    fn goes_on(&self, upload: &mut Option<Upload>) -> u64 {
+        let Some(earlier) = upload.take() else { return 0 };
+        let asked = self.client.ask(&self.scope, || Ok(Call::new(Method::GET, earlier.location.clone())));
+        let Ok(Asked::Answered(answer)) = asked else { return 0 };
+        // `0-0` is said of nothing; a single byte is not worth to be told apart.
+        let last = answer.header(header::RANGE).and_then(|range| range.rsplit('-').next()?.trim().parse::<u64>().ok());
+        let Some(last) = last.filter(|last| *last > 0 && answer.status == 204) else { return 0 };
+        let location = match answer.header(header::LOCATION) {
+            Some(location) => self.client.http.join(&answer.url, location).ok(),
+            None => Some(earlier.location),
+        };
+        *upload = location.map(|location| Upload { location, sent_bytes: last + 1 });
+        upload.as_ref().map_or(0, |upload| upload.sent_bytes)
     }
 
     fn manifest(&self, name: &str, descriptor: &Descriptor, bytes: &[u8]) -> Result<()> {

@@ -51,8 +51,7 @@ impl<'a> Layers<'a> {
         if !packed.is_empty() {
             self.store.enter()?;
         }
-        let missing = self.remote.missing(&packed)?;
-        self.remote.during(&missing, || self.unpack(stack, &missing))
+        self.remote.during(&packed, |missing| self.unpack(stack, missing))
     }
 
     /// Whether nothing of the stack would have to be fetched.

@@ -44,6 +44,7 @@ struct State {
     /// How much of it can be read.
     bytes: u64,
     end: Option<End>,
+    why: Option<Diagnostic>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,7 +61,7 @@ enum Filled {
 
 impl State {
     fn whole(file: Arc<File>, bytes: u64) -> Self {
-        Self { file: Some(file), bytes, end: Some(End::Whole) }
+        Self { file: Some(file), bytes, end: Some(End::Whole), why: None }
     }
 }
 
@@ -98,10 +99,18 @@ impl Arrival {
     }
 
     /// Nobody will receive it, or go on to.
-    pub fn abandon(&self) {
+    pub fn abandon(&self, why: &Diagnostic) {
         self.shared.change(|state| {
-            state.end.get_or_insert(End::Broken);
+            if state.end.is_none() {
+                (state.end, state.why) = (Some(End::Broken), Some(why.clone()));
+            }
         });
+    }
+
+    /// Why it did not come.
+    pub(super) fn why(&self) -> Diagnostic {
+        let why = self.shared.lock().why.clone();
+        why.unwrap_or_else(|| Diagnostic::error(format!("blob `{}` did not come to its end", self.descriptor.digest)))
     }
 
     /// Whether what was to come will not.
@@ -141,10 +150,7 @@ impl Store {
     /// the arrival get all that came, or learn that no more will.
     pub fn receive<R: Read>(&self, arrival: &Arrival, open: impl FnMut(u64) -> R) -> Result<()> {
         let received = self.receive_or_break(arrival, open);
-        if received.is_err() {
-            arrival.abandon();
-        }
-        received
+        received.inspect_err(|why| arrival.abandon(why))
     }
 
     fn receive_or_break<R: Read>(&self, arrival: &Arrival, mut open: impl FnMut(u64) -> R) -> Result<()> {

@@ -94,7 +94,7 @@ impl Store {
     pub fn verify_arrival(&self, arrival: &Arrival, diff_id: &DiffId) -> Result<()> {
         let plain = hash_plain(&mut arrival.reader());
         if !arrival.wait() {
-            return Err(broke_off(&arrival.descriptor));
+            return Err(arrival.why());
         }
         self.note_arrival(arrival, diff_id, &plain?)
     }
@@ -115,7 +115,7 @@ impl Store {
         let draft = self.draft()?;
         let unpacked = self.unpack_into(&draft, arrival.reader(), diff_id, lowers);
         if !arrival.wait() {
-            return Err(broke_off(&arrival.descriptor));
+            return Err(arrival.why());
         }
         let (plain, summary) = unpacked?;
         self.note_arrival(arrival, diff_id, &plain.digest)?;
@@ -278,10 +278,6 @@ fn meta(diff_id: &DiffId, plain: &Plain, summary: &Summary) -> LayerMeta {
         boot_id: String::new(),
         is_synced: false,
     }
-}
-
-fn broke_off(descriptor: &Descriptor) -> Diagnostic {
-    Diagnostic::error(format!("blob `{}` did not come to its end", descriptor.digest))
 }
 
 fn hash_plain(blob: &mut (impl Read + Send)) -> Result<Digest> {

@@ -6,9 +6,11 @@ mod lazy;
 mod places;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -279,6 +281,53 @@ fn images_are_given_to_another_program() {
     let (code, said) = build();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("`docker load` does not take the image") && said.contains("no room"), "{said}");
+}
+
+/// Passes connections on to a registry, and ends the first that carries more than `cut_at` bytes to it.
+fn cutting_proxy(registry: &Registry, cut_at: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (host, target) = (listener.local_addr().unwrap().to_string(), registry.host.clone());
+    let is_cut = Arc::new(AtomicBool::new(false));
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let (mut client, mut server) = (client.unwrap(), TcpStream::connect(&target).unwrap());
+            let (mut answers, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+            std::thread::spawn(move || {
+                let _ = std::io::copy(&mut answers, &mut to);
+                let _ = to.shutdown(Shutdown::Both);
+            });
+            let is_cut = Arc::clone(&is_cut);
+            std::thread::spawn(move || {
+                let (mut carried, mut buffer) = (0, vec![0; 16 << 10]);
+                while let Ok(count @ 1..) = client.read(&mut buffer) {
+                    carried += count;
+                    if server.write_all(&buffer[..count]).is_err()
+                        || carried > cut_at && !is_cut.swap(true, Ordering::Relaxed)
+                    {
+                        break;
+                    }
+                }
+                // What was taken is to be kept: the registry sees an end, and not a reset.
+                let _ = server.shutdown(Shutdown::Write);
+                let _ = client.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    host
+}
+
+#[test]
+fn an_upload_that_breaks_is_made_good() {
+    let Some(registry) = Registry::start(None) else { return };
+    let host = cutting_proxy(&registry, 3_000_000);
+    let sandbox = Sandbox::new();
+    let content: Vec<u8> = (0_u32..1_500_000).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    std::fs::write(sandbox.path("context/file"), content).unwrap();
+    sandbox.write("Dockerfile", "FROM scratch\nCOPY file /\n");
+    let name = format!("{host}/big");
+    done(&sandbox, &["build", "-q", "-t", &name, "-o", "type=registry,compression=uncompressed", "context"]);
+    let other = Sandbox::new();
+    done(&other, &["pull", "-q", &format!("{}/big", registry.host)]);
 }
 
 // ---- bad days
@@ -573,6 +622,40 @@ fn a_failed_upload_is_begun_again() {
     // The name comes last.
     assert_eq!(server.seen().last().unwrap().path, "/v2/app/manifests/9");
     assert_eq!(server.seen().last().unwrap().body, fixture.manifest);
+}
+
+#[test]
+fn an_upload_that_breaks_goes_on_where_the_registry_can() {
+    const CUT: usize = 200_000;
+    let fixture = Arc::new(Fixture::new());
+    let served = Arc::clone(&fixture);
+    let source = Server::start(move |asked, _| served.answer(asked));
+    let puller = Puller::new();
+    let record = puller.pull(&source).unwrap();
+    let server =
+        Server::cutting(CUT, |asked, _| match (asked.method.as_str(), asked.path.split('?').next().unwrap()) {
+            ("HEAD", _) => Reply::new(404, ""),
+            ("POST", _) => Reply::new(202, "").with("Location", "/upload/1"),
+            ("GET", "/upload/1") => {
+                Reply::new(204, "").with("Range", format!("0-{}", CUT - 1)).with("Location", "/upload/2?state=x")
+            }
+            ("PATCH", "/upload/2") => Reply::new(202, "").with("Location", "/upload/3"),
+            ("PUT", _) => Reply::new(201, ""),
+            _ => Reply::new(400, ""),
+        });
+    let client = Client::new(puller.options.clone());
+    let remote = Remote::of(&client, &puller.store, Audience::nobody());
+    let package = Package::stored(&remote, &[record], None).unwrap();
+    let reference: Reference = format!("{}/app:9", server.host()).parse().unwrap();
+    Audience::nobody().show("", |meter| registry::push(&client, &puller.store, &package, &reference, meter)).unwrap();
+    let cut = server.seen_at("PUT", "/upload/1").into_iter().find(|asked| asked.body.len() == CUT).unwrap();
+    let patches = server.seen_at("PATCH", "/upload/2");
+    assert_eq!(patches.len(), 1);
+    assert_eq!(patches[0].header("content-range"), format!("{CUT}-{}", fixture.layer.len() - 1));
+    assert!([cut.body, patches[0].body.clone()].concat() == fixture.layer);
+    let ends = server.seen_at("PUT", "/upload/3");
+    assert_eq!((ends.len(), ends[0].body.len()), (1, 0));
+    assert_eq!(ends[0].path, format!("/upload/3?digest={}", Digest::of(&fixture.layer)));
 }
 
 // ---- ADD of a URL

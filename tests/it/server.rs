@@ -55,20 +55,29 @@ impl Reply {
 impl Server {
     /// `answer` also gets how many requests for the same method and path came before.
     pub fn start(answer: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static) -> Self {
+        Self::cutting(usize::MAX, answer)
+    }
+
+    /// The same, but of the first body that is longer than `bytes` no more is read, and no answer given.
+    pub fn cutting(bytes: usize, answer: impl Fn(&Asked, usize) -> Reply + Send + Sync + 'static) -> Self {
+        let cut = Arc::new(Mutex::new(Some(bytes)));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = Self { address: listener.local_addr().unwrap(), seen: Arc::default() };
         let (seen, answer) = (Arc::clone(&server.seen), Arc::new(answer));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (seen, answer) = (Arc::clone(&seen), Arc::clone(&answer));
+                let (seen, answer, cut) = (Arc::clone(&seen), Arc::clone(&answer), Arc::clone(&cut));
                 std::thread::spawn(move || {
                     let stream = stream.unwrap();
-                    let Some(asked) = read(&stream) else { return };
+                    let Some((asked, is_cut)) = read(&stream, &cut) else { return };
                     let mut seen = seen.lock().unwrap();
                     let is_same = |other: &&Asked| other.method == asked.method && other.path == asked.path;
                     let before = seen.iter().filter(is_same).count();
                     seen.push(asked.clone());
                     drop(seen);
+                    if is_cut {
+                        return;
+                    }
                     write(stream, &asked, &answer(&asked, before));
                 });
             }
@@ -92,7 +101,8 @@ impl Server {
     }
 }
 
-fn read(stream: &TcpStream) -> Option<Asked> {
+/// A request, and whether it was cut.
+fn read(stream: &TcpStream, cut: &Mutex<Option<usize>>) -> Option<(Asked, bool)> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
@@ -106,9 +116,10 @@ fn read(stream: &TcpStream) -> Option<Asked> {
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
     let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
-    let mut body = vec![0; length];
+    let cut = cut.lock().unwrap().take_if(|bytes| *bytes < length);
+    let mut body = vec![0; cut.unwrap_or(length)];
     reader.read_exact(&mut body).ok()?;
-    Some(Asked { method, path, headers, body })
+    Some((Asked { method, path, headers, body }, cut.is_some()))
 }
 
 fn write(mut stream: TcpStream, asked: &Asked, reply: &Reply) {

@@ -144,7 +144,8 @@ fn the_failed_step_can_be_looked_at() {
     assert_eq!(terminal.run("tty; ls -ln /dev/pts/0 | cut -c1-10; stty size"), "/dev/pts/0\ncrw--w----\n40 100\n");
 
     // Ctrl-C is for the program in the container, and the shell goes on.
-    terminal.write("echo up; sleep 1000\r");
+    // What Ctrl-C meets is the program, never the shell between two.
+    terminal.write("(echo up; exec sleep 1000)\r");
     terminal.expect("\nup\r\n");
     terminal.write("\x03");
     terminal.expect("# ");

@@ -184,3 +184,20 @@ fn a_tag_that_has_not_moved_is_asked_for_by_digest_alone() {
     let path = "/v2/app/manifests/latest";
     assert_eq!((server.seen_at("GET", path).len(), server.seen_at("HEAD", path).len()), (1, 1));
 }
+
+/// Stages on the same base fetch it once between them, and it is shown once.
+#[test]
+fn stages_share_what_they_fetch() {
+    let fixture = Arc::new(Fixture::new());
+    let server = serve(&fixture);
+    let host = server.host();
+    let stages = ["a", "b", "c"].map(|name| format!("FROM {host}/app AS {name}\nCOPY Dockerfile /{name}\n"));
+    let copies = ["a", "b", "c"].map(|name| format!("COPY --from={name} /{name} /\n"));
+    let sandbox = context(&format!("{}FROM scratch\n{}", stages.concat(), copies.concat()));
+    let ended = sandbox.wythe(&["build", "--progress", "plain", "-o", "out", "context"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(server.seen_at("GET", &fixture.layer_path()).len(), 1);
+    let titles = ended.stderr.lines().filter(|line| line.starts_with('#') && line.contains(" [pull] "));
+    let numbers: BTreeSet<_> = titles.filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(numbers.len(), 1, "{}", ended.stderr);
+}
