@@ -122,6 +122,7 @@ fn parse_and_plan() -> Result<()> {
         labels: BTreeMap::new(),
         platform: platform.clone(),
         platform_is_explicit: false,
+        shows_platform: false,
         build_platform: platform,
         named_contexts: BTreeSet::new(),
         network: Network::Default,

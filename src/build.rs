@@ -6,11 +6,12 @@
 
 use std::collections::BTreeMap;
 
+use crate::context::IgnoreRules;
 use crate::diag::{Diagnostic, Result, Severity};
 use crate::dockerfile::check::Check;
 use crate::dockerfile::{self, Dockerfile};
 use crate::export::{self, Built, Exported, Output};
-use crate::host::{Host, rfc3339};
+use crate::host::{Host, Origin, rfc3339};
 use crate::image::{History, ImageConfig, Platform, Reference};
 use crate::parallel;
 use crate::plan::{self, Base, BaseKey, Bases, Plan};
@@ -44,10 +45,12 @@ pub struct Outcome {
 /// at all.
 pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnostic>> {
     let dockerfile = parse(request, host)?;
+    let mut warnings = Warnings::of(&dockerfile, request);
     let layers = Layers::of(host);
     let mut images = Vec::new();
     for platform in &request.platforms {
-        let (plan, bases) = plan(request, &dockerfile, platform, host)?;
+        let planned = plan(request, &dockerfile, platform, host);
+        let (plan, bases) = warnings.tell(planned, host)?;
         know(&bases, &layers);
         let solution = solve::solve(&plan, host, &request.settings, &bases, &layers).map_err(alone)?;
         let stack = solution.of(plan.target).stack.clone();
@@ -79,6 +82,34 @@ fn alone(diagnostic: Diagnostic) -> Vec<Diagnostic> {
     vec![diagnostic]
 }
 
+/// All that can be said of the Dockerfile without running anything, in the order of the text.
+pub fn check(request: &Request, host: &Host<'_>) -> Vec<Diagnostic> {
+    let dockerfile = match parse(request, host) {
+        Ok(dockerfile) => dockerfile,
+        Err(faults) => return faults,
+    };
+    let mut warnings = Warnings::of(&dockerfile, request);
+    let mut faults: Vec<Diagnostic> = Vec::new();
+    for platform in &request.platforms {
+        let planned = plan(request, &dockerfile, platform, host);
+        let unread = warnings.new_ones(&planned, host).err();
+        let found = unread.into_iter().chain(planned.err()).flatten();
+        for fault in found.filter(|fault| fault.severity == Severity::Error) {
+            if !faults.contains(&fault) {
+                faults.push(fault);
+            }
+        }
+    }
+    warnings.told.append(&mut faults);
+    warnings.told
+}
+
+/// What the target takes from outside, and which targets there are. No image is asked for: what the triggers of
+/// a base take is not seen.
+pub fn outline(request: &Request, host: &Host<'_>) -> Result<plan::Outline, Vec<Diagnostic>> {
+    plan::outline(&parse(request, host)?, &request.options)
+}
+
 fn parse(request: &Request, host: &Host<'_>) -> Result<Dockerfile, Vec<Diagnostic>> {
     let source = source::dockerfile(&request.dockerfile, host).map_err(alone)?;
     let dockerfile = dockerfile::parse(source)?;
@@ -86,8 +117,7 @@ fn parse(request: &Request, host: &Host<'_>) -> Result<Dockerfile, Vec<Diagnosti
         // A build has one Dockerfile.
         let _ = host.epoch.set(epoch);
     }
-    check_syntax(&dockerfile)?;
-    warn(&dockerfile.warnings, &dockerfile, host)?;
+    check_syntax(&dockerfile, request)?;
     Ok(dockerfile)
 }
 
@@ -104,45 +134,102 @@ fn epoch(dockerfile: &Dockerfile, request: &Request, host: &Host<'_>) -> Result<
     }
 }
 
-/// Tells the warnings that `# check=` lets through; with `error=true` there they end the build.
-fn warn(warnings: &[Diagnostic], dockerfile: &Dockerfile, host: &Host<'_>) -> Result<(), Vec<Diagnostic>> {
-    let check = Check::parse(dockerfile.check.as_ref());
-    let told: Vec<_> = warnings.iter().filter(|warning| check.admits(warning)).collect();
-    if check.is_error && !told.is_empty() {
-        let faults = told.into_iter().map(|warning| Diagnostic { severity: Severity::Error, ..warning.clone() });
-        return Err(faults.collect());
-    }
-    for warning in told {
-        host.reporter.report(Event::Warning(warning));
-    }
-    Ok(())
+type Planned = Result<(Plan, BTreeMap<BaseKey, ImageRecord>), Vec<Diagnostic>>;
+
+/// The warnings that are wanted, each once: the file is planned for each platform.
+struct Warnings<'a> {
+    dockerfile: &'a Dockerfile,
+    check: Check,
+    told: Vec<Diagnostic>,
 }
 
-/// `# syntax=` names the program that reads the file. We are that program for Docker's own
-/// language; anything else we would misread.
-fn check_syntax(dockerfile: &Dockerfile) -> Result<(), Vec<Diagnostic>> {
-    let Some(syntax) = &dockerfile.syntax else { return Ok(()) };
-    let name = syntax.raw.split(['@', ' ']).next().unwrap_or_default();
-    let name = name.strip_prefix("docker.io/").unwrap_or(name);
-    let name = name.split(':').next().unwrap_or(name);
-    if matches!(name, "docker/dockerfile" | "docker/dockerfile-upstream") {
+impl<'a> Warnings<'a> {
+    /// `--build-arg BUILDKIT_DOCKERFILE_CHECK` is taken instead of `# check=`.
+    fn of(dockerfile: &'a Dockerfile, request: &Request) -> Self {
+        let given = request.options.build_args.get("BUILDKIT_DOCKERFILE_CHECK");
+        let directive = dockerfile.check.as_ref().map(|word| &word.raw);
+        let check = Check::parse(given.or(directive).map_or("", String::as_str));
+        Self { dockerfile, check, told: Vec::new() }
+    }
+
+    /// Tells what has not been told; with `error=true` it ends the build.
+    fn tell(&mut self, planned: Planned, host: &Host<'_>) -> Planned {
+        let before = self.told.len();
+        self.new_ones(&planned, host)?;
+        let found = &self.told[before..];
+        let faults = planned.as_ref().err().into_iter().flatten().filter(|fault| fault.severity == Severity::Error);
+        if self.check.is_error && !found.is_empty() {
+            let found = found.iter().map(|warning| Diagnostic { severity: Severity::Error, ..warning.clone() });
+            return Err(found.chain(faults.cloned()).collect());
+        }
+        for warning in found {
+            host.reporter.report(Event::Warning(warning));
+        }
+        match planned {
+            Ok(planned) => Ok(planned),
+            Err(faults) => Err(faults.into_iter().filter(|fault| fault.severity == Severity::Error).collect()),
+        }
+    }
+
+    /// Adds what is new to `told`, in the order of the text.
+    fn new_ones(&mut self, planned: &Planned, host: &Host<'_>) -> Result<(), Vec<Diagnostic>> {
+        let mut found = self.dockerfile.warnings.clone();
+        match planned {
+            Ok((plan, _)) => {
+                found.extend(plan.warnings.iter().cloned());
+                if let Some(rules) = ignore_rules(host).map_err(alone)? {
+                    found.extend(plan::ignored(plan, &rules));
+                }
+            }
+            Err(faults) => found.extend(faults.iter().cloned()),
+        }
+        found.retain(|found| found.severity == Severity::Warning && self.check.admits(found, self.dockerfile));
+        // What points nowhere comes last.
+        found.sort_by_key(|warning| warning.labels.first().map_or(u32::MAX, |label| label.span.start));
+        for warning in found {
+            if !self.told.contains(&warning) {
+                self.told.push(warning);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What hides files of the build context.
+fn ignore_rules(host: &Host<'_>) -> Result<Option<IgnoreRules>> {
+    // Only a directory has an ignore file; anything else need not be fetched to know that.
+    let Origin::Directory(_) = &host.context else { return Ok(None) };
+    let directory = source::context(None, host)?;
+    directory.ignore.as_ref().map(|(name, text)| IgnoreRules::parse(name, text)).transpose()
+}
+
+/// `# syntax=` names the program that reads the file, and `--build-arg BUILDKIT_SYNTAX` another one in its place.
+/// We are that program for Docker's own language; anything else we would misread.
+fn check_syntax(dockerfile: &Dockerfile, request: &Request) -> Result<(), Vec<Diagnostic>> {
+    let given = request.options.build_args.get("BUILDKIT_SYNTAX").filter(|given| !given.is_empty());
+    let Some(name) = given.or(dockerfile.syntax.as_ref().map(|word| &word.raw)) else { return Ok(()) };
+    // The image alone: what follows are arguments of the frontend.
+    let image = name.split(' ').next().unwrap_or_default();
+    let repository = image.split('@').next().unwrap_or_default();
+    let tag_at = repository.rfind(':').filter(|at| !repository[*at..].contains('/')).unwrap_or(repository.len());
+    let repository = repository[..tag_at].strip_prefix("docker.io/").unwrap_or(&repository[..tag_at]);
+    if matches!(repository, "docker/dockerfile" | "docker/dockerfile-upstream") {
         return Ok(());
     }
-    Err(vec![
-        Diagnostic::error(format!("this file is written for another frontend, `{}`", syntax.raw))
-            .at(&dockerfile.source, syntax.span, "only `docker/dockerfile` is understood")
-            .hint("remove the `# syntax=` line if the file is an ordinary Dockerfile"),
-    ])
+    let fault = Diagnostic::error(format!("this file is written for another frontend, `{image}`"));
+    Err(vec![match (given, &dockerfile.syntax) {
+        (None, Some(syntax)) => {
+            fault.at(&dockerfile.source, syntax.span, "only `docker/dockerfile` is understood").hint(
+                "if the file is an ordinary Dockerfile, build with `--build-arg BUILDKIT_SYNTAX=docker/dockerfile:1`",
+            )
+        }
+        _ => fault.hint("only `docker/dockerfile` is understood: leave out `--build-arg BUILDKIT_SYNTAX`"),
+    }])
 }
 
 /// Resolves what the target needs, then plans. ONBUILD triggers of a base may ask for more bases, so
 /// asking goes on until nothing is missing.
-fn plan(
-    request: &Request,
-    dockerfile: &Dockerfile,
-    platform: &Platform,
-    host: &Host<'_>,
-) -> Result<(Plan, BTreeMap<BaseKey, ImageRecord>), Vec<Diagnostic>> {
+fn plan(request: &Request, dockerfile: &Dockerfile, platform: &Platform, host: &Host<'_>) -> Planned {
     let options = plan::Options { platform: platform.clone(), ..request.options.clone() };
     let mut known = Bases::new();
     let mut records = BTreeMap::new();
@@ -171,7 +258,6 @@ fn plan(
         }
     }
     let plan = plan::plan(dockerfile, &options, &known)?;
-    warn(&plan.warnings, dockerfile, host)?;
     Ok((plan, records))
 }
 

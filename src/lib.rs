@@ -9,6 +9,7 @@ pub mod location;
 pub mod secret;
 pub mod sys;
 pub mod ids;
+pub mod cdi;
 pub mod parallel;
 pub mod progress;
 pub mod image;

@@ -293,6 +293,14 @@ pub struct Build {
     #[arg(long, value_name = "OS/ARCH[/VARIANT]", value_delimiter = ',')]
     pub platform: Vec<String>,
 
+    /// Say what is wrong with the Dockerfile and what could be better, and build nothing
+    #[arg(long)]
+    pub check: bool,
+
+    /// What to do: build, check, or list its targets or outline; `,format=json` prints JSON
+    #[arg(long, value_name = "METHOD[,format=FORMAT]", conflicts_with = "check")]
+    pub call: Option<String>,
+
     /// Run every step, whatever the cache holds
     #[arg(long)]
     pub no_cache: bool,
@@ -364,9 +372,13 @@ pub struct Build {
     #[command(flatten)]
     pub limits: LimitArguments,
 
-    /// Allow what is refused by default: network.host, security.insecure
+    /// Allow what is refused by default: network.host, security.insecure, device[=NAME]
     #[arg(long = "allow", value_name = "ENTITLEMENT", value_delimiter = ',')]
     pub allow: Vec<String>,
+
+    /// Where the devices of this machine are described; may be given several times [default: /etc/cdi, /var/run/cdi]
+    #[arg(long = "cdi-spec-dir", value_name = "DIR")]
+    pub cdi_spec_dirs: Vec<PathBuf>,
 
     /// How many steps may run at once [default: the number of processors, at least 4]
     #[arg(short, long, value_name = "N")]

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::args::Build;
+use super::call::Call;
 use super::context::Sources;
 use super::entrance::Entrance;
 use super::interrupt::{Interrupts, Urgency};
@@ -35,6 +36,9 @@ const HOSTNAME: &str = "buildkitsandbox";
 
 pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
+    if let Some(call) = Call::of(&arguments)? {
+        return called(root, entrance, &arguments, call);
+    }
     let (mut request, mut world) = request(&arguments)?;
     super::room::check_cap()?;
     let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
@@ -151,6 +155,29 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
         print(&format!("{}\n", ids.join("\n")));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `--check` and `--call`: an answer instead of a build.
+fn called(root: &Path, entrance: &Entrance, arguments: &Build, call: Call) -> Result<ExitCode, Failure> {
+    let (mut request, mut world) = request(arguments)?;
+    let store = entrance.open(root, || Ok(()))?;
+    world.input = stdin::take(&mut world.sources, &store)?;
+    request.dockerfile = world.sources.dockerfile.clone();
+    let registry = super::registry::client(&arguments.insecure_registries)?;
+    let git = super::context::git();
+    let canceled = AtomicBool::new(false);
+    let host = world.host(Around {
+        store: &store,
+        executor: &NothingRuns,
+        reporter: &progress::Silent,
+        registry: &registry,
+        git: &git,
+        asks_servers: true,
+        pulls: pulls(arguments),
+        canceled: &canceled,
+        on_failure: None,
+    });
+    call.answer(&request, &host)
 }
 
 /// What the record of the build begins with.
@@ -366,13 +393,21 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
         labels,
         platform: platforms[0].clone(),
         platform_is_explicit,
+        shows_platform: platforms.len() > 1,
         build_platform: Platform::host(),
         named_contexts: named_contexts.keys().cloned().collect(),
         network,
         allows_insecure: allow.contains("security.insecure"),
         allows_host_network: allow.contains("network.host"),
     };
+    let allowed_device =
+        |name: &String| name.strip_prefix("device").map(|name| name.trim_start_matches('=').to_owned());
     let settings = Settings {
+        device_directories: match arguments.cdi_spec_dirs.is_empty() {
+            true => crate::cdi::DIRECTORIES.iter().map(PathBuf::from).collect(),
+            false => arguments.cdi_spec_dirs.clone(),
+        },
+        allowed_devices: allow.iter().filter_map(allowed_device).collect(),
         no_cache,
         slot: sources.slot.clone(),
         jobs: arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(4, |n| n.get().max(4))),
@@ -404,8 +439,11 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
 
 fn entitlements(list: &[String]) -> Result<BTreeSet<String>, Failure> {
     for name in list {
-        if !matches!(name.as_str(), "network.host" | "security.insecure") {
-            return Err(usage(format!("`--allow {name}`: known are network.host and security.insecure")));
+        let is_device = name == "device" || name.starts_with("device=");
+        if !is_device && !matches!(name.as_str(), "network.host" | "security.insecure") {
+            return Err(usage(format!(
+                "`--allow {name}`: known are network.host, security.insecure and device[=NAME]"
+            )));
         }
     }
     Ok(list.iter().cloned().collect())

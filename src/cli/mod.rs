@@ -5,6 +5,7 @@
 mod args;
 mod build;
 mod cache;
+mod call;
 mod context;
 mod entrance;
 mod history;
@@ -20,7 +21,6 @@ mod stdin;
 mod values;
 
 use std::ffi::OsString;
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -128,7 +128,11 @@ fn default_root() -> Result<PathBuf, Failure> {
 
 /// Whether standard error takes colours.
 fn has_color() -> bool {
-    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+    takes_color(&std::io::stderr())
+}
+
+fn takes_color(stream: &impl std::io::IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
 /// Warnings first, then errors, in their order.

@@ -6,14 +6,28 @@ use std::ffi::CString;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::machine::Machine;
 use crate::diag::Diagnostic;
 use crate::sys;
 
+/// Why no program was started.
+pub struct Refusal {
+    pub reason: Box<Diagnostic>,
+    /// The program is for this machine, which the kernel does not run here.
+    pub machine: Option<Machine>,
+}
+
+impl From<Diagnostic> for Refusal {
+    fn from(reason: Diagnostic) -> Self {
+        Self { reason: Box::new(reason), machine: None }
+    }
+}
+
 /// Runs `argv`, its first word looked up in the PATH of `env` if it has no slash. Returns only when
-/// that failed, with the reason.
-pub fn exec(argv: &[String], env: &[(String, String)]) -> Diagnostic {
+/// that failed.
+pub fn exec(argv: &[String], env: &[(String, String)]) -> Refusal {
     let Some(program) = argv.first().filter(|program| !program.is_empty()) else {
-        return Diagnostic::error("cannot execute an empty command");
+        return Diagnostic::error("cannot execute an empty command").into();
     };
     let arguments = argv.iter().map(|argument| CString::new(argument.as_str())).collect::<Result<Vec<_>, _>>();
     let environment =
@@ -25,6 +39,7 @@ pub fn exec(argv: &[String], env: &[(String, String)]) -> Diagnostic {
         return match attempt(program, &arguments, &environment) {
             Failed::Missing => refused(program, "no such file in the image"),
             Failed::Denied(reason) | Failed::Broken(reason) => refused(program, &reason),
+            Failed::Foreign(machine) => foreign(program, machine),
         };
     }
     let path = env.iter().rev().find(|(name, _)| name == "PATH").map_or("", |(_, value)| value.as_str());
@@ -36,19 +51,26 @@ pub fn exec(argv: &[String], env: &[(String, String)]) -> Diagnostic {
             // As a shell does: a later directory may have one that works.
             Failed::Denied(reason) => denied = denied.or(Some(reason)),
             Failed::Broken(reason) => return refused(program, &reason),
+            Failed::Foreign(machine) => return foreign(program, machine),
         }
     }
     refused(program, denied.as_deref().unwrap_or("not found in PATH"))
 }
 
-fn refused(program: &str, reason: &str) -> Diagnostic {
-    Diagnostic::error(format!("cannot execute `{program}`: {reason}"))
+fn refused(program: &str, reason: &str) -> Refusal {
+    Diagnostic::error(format!("cannot execute `{program}`: {reason}")).into()
+}
+
+fn foreign(program: &str, machine: Machine) -> Refusal {
+    let reason = format!("it is a program for {}, which does not run here", machine.name());
+    Refusal { machine: Some(machine), ..refused(program, &reason) }
 }
 
 enum Failed {
     Missing,
     Denied(String),
     Broken(String),
+    Foreign(Machine),
 }
 
 fn attempt(path: &str, arguments: &[CString], environment: &[CString]) -> Failed {
@@ -58,14 +80,19 @@ fn attempt(path: &str, arguments: &[CString], environment: &[CString]) -> Failed
     let is_directory = stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
     match Errno::from_io_error(&error) {
         // The file may be there, and what the kernel misses is the program to run it with.
-        Some(Errno::NOENT) if stat.is_ok() => Failed::Broken(match interpreter(path) {
-            Some(interpreter) => format!("its interpreter `{interpreter}` is not in the image"),
-            None => "its interpreter is not in the image".to_owned(),
-        }),
+        Some(Errno::NOENT) if stat.is_ok() => match (interpreter(path), foreign_machine(path)) {
+            // The kernel's handler for such programs may be missing in the image as well.
+            (interpreter, Some(machine)) if interpreter.as_deref().is_none_or(exists) => Failed::Foreign(machine),
+            (Some(interpreter), _) => Failed::Broken(format!("its interpreter `{interpreter}` is not in the image")),
+            (None, _) => Failed::Broken("its interpreter is not in the image".to_owned()),
+        },
         Some(Errno::NOENT | Errno::NOTDIR) => Failed::Missing,
         Some(Errno::ACCESS) if is_directory => Failed::Denied(format!("`{path}` is a directory")),
         Some(Errno::ACCESS) => Failed::Denied(format!("permission denied for `{path}`")),
-        Some(Errno::NOEXEC) => Failed::Broken(format!("`{path}` is {}", nature(path))),
+        Some(Errno::NOEXEC) => match foreign_machine(path) {
+            Some(machine) => Failed::Foreign(machine),
+            None => Failed::Broken(format!("`{path}` is {}", nature(path))),
+        },
         _ => Failed::Broken(error.to_string()),
     }
 }
@@ -73,10 +100,23 @@ fn attempt(path: &str, arguments: &[CString], environment: &[CString]) -> Failed
 /// What a file is that the kernel cannot run.
 fn nature(path: &str) -> &'static str {
     match head(path) {
-        Some(head) if head.starts_with(b"\x7fELF") => "a program for another machine",
+        Some(head) if head.starts_with(b"\x7fELF") => "a damaged program",
         Some(head) if head.is_empty() => "an empty file",
         _ => "neither a program nor a script that begins with `#!`",
     }
+}
+
+/// The machine of a program, or of a script's interpreter, if it is not this one.
+fn foreign_machine(path: &str) -> Option<Machine> {
+    let mut head = head(path)?;
+    if head.starts_with(b"#!") {
+        head = self::head(&interpreter(path)?)?;
+    }
+    Machine::of(&head).filter(|machine| !machine.is_native())
+}
+
+fn exists(path: &str) -> bool {
+    rustix::fs::statat(CWD, path, AtFlags::empty()).is_ok()
 }
 
 /// The interpreter that a script or a dynamically linked program names.
@@ -88,11 +128,11 @@ fn interpreter(path: &str) -> Option<String> {
         let words = String::from_utf8_lossy(line).into_owned();
         return Some(words.split([' ', '\t']).find(|word| !word.is_empty())?.escape_debug().to_string());
     }
-    elf_interpreter(&head)
+    loader(&head)
 }
 
-/// PT_INTERP of a little-endian ELF file, 32 or 64 bits.
-fn elf_interpreter(head: &[u8]) -> Option<String> {
+/// The loader that a program names which begins so: PT_INTERP of a little-endian ELF file, 32 or 64 bits.
+pub fn loader(head: &[u8]) -> Option<String> {
     const PT_INTERP: u64 = 3;
     let is_64_bit = match head.get(..6)? {
         [0x7f, b'E', b'L', b'F', class @ (1 | 2), 1] => *class == 2,

@@ -9,6 +9,7 @@
 //! in the mount namespaces of these processes or are detached: the host's mount table is never
 //! touched, and nothing is written to its disk but a step's upper dir.
 
+mod binfmt;
 mod call;
 mod caps;
 mod cgroup;
@@ -16,8 +17,10 @@ mod device;
 pub mod entry;
 mod exec;
 mod holder;
+mod host_node;
 mod hosts;
 mod limit;
+mod machine;
 mod mask;
 mod mount;
 mod mount_point;
@@ -49,6 +52,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::diag::Diagnostic;
+use crate::image::Platform;
 use crate::plan::{Network, Security};
 use crate::progress::Usage;
 
@@ -65,6 +69,8 @@ pub struct Container {
     pub argv: Vec<String>,
     /// Given to the payload as it is; only HOME is added where it is missing.
     pub env: Vec<(String, String)>,
+    /// What its programs are made for.
+    pub platform: Platform,
     /// Absolute; made (0755, the user's) if missing.
     pub workdir: String,
     pub user: passwd::User,
@@ -127,6 +133,21 @@ pub enum MountKind {
     },
     Tmpfs {
         size_bytes: Option<u64>,
+    },
+    /// A node for a device of the host.
+    Device {
+        #[serde(with = "protocol::path")]
+        path: PathBuf,
+        /// That of the host's node where none is given.
+        mode: Option<u32>,
+        uid: u32,
+        gid: u32,
+    },
+    /// A file or directory of the host, as it is there.
+    Host {
+        #[serde(with = "protocol::path")]
+        path: PathBuf,
+        is_readonly: bool,
     },
     /// A file on a tmpfs: a secret, a heredoc script. Read-only, nosuid, nodev; noexec without an
     /// execute bit.

@@ -27,6 +27,7 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::machine::Machine;
 use super::{Exit, OutOfMemory};
 use crate::diag::{Context, Diagnostic, Result, Severity};
 use crate::progress::Usage;
@@ -81,12 +82,11 @@ impl From<Failure> for Diagnostic {
 pub enum Report {
     /// The root is mounted. With it come the overlay, the skeleton, and two descriptors for each
     /// stub, parent first.
-    Mounted {
-        stubs: Vec<super::mount_point::StubRecord>,
-    },
+    Mounted { stubs: Vec<super::mount_point::StubRecord> },
     /// With it comes the descriptor on which the filter asks.
     Filtered,
-    Failed(Failure),
+    /// With the machine that the program is for, if that is why.
+    Failed { failure: Failure, machine: Option<Machine> },
 }
 
 /// How a request ended. With an exit comes the step's skeleton.

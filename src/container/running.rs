@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 use super::Container;
+use super::binfmt;
 use super::cgroup::Group;
 use super::mount_point::Stub;
 use super::network::{Lane, Networks};
@@ -181,7 +182,12 @@ impl Running {
                         self.mounted = Some(Mounted { overlay, skeleton, stubs: made });
                     }
                     Ok(Report::Filtered) => self.questions = fds.into_iter().next(),
-                    Ok(Report::Failed(failure)) => self.failure = Some(failure),
+                    Ok(Report::Failed { failure, machine }) => {
+                        // The step has left the host's files, which say what is missing.
+                        let failure = Diagnostic::from(failure);
+                        let hint = machine.and_then(binfmt::hint);
+                        self.failure = Some(hint.into_iter().fold(failure, Diagnostic::hint).into());
+                    }
                     Err(failure) => self.failure = Some(failure.into()),
                 },
                 Err(Errno::AGAIN) => return,

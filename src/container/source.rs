@@ -11,7 +11,7 @@ use super::mount_point::Shape;
 use super::overlay::{self, Span, Upper};
 use super::template::{Template, write_all};
 use super::userns::Mapping;
-use super::{Mount, MountKind};
+use super::{Mount, MountKind, host_node};
 use crate::diag::{Context, Diagnostic, Result};
 
 /// What is to be attached.
@@ -82,6 +82,8 @@ fn open(kind: &MountKind, template: &Template, files: &mut Option<Files>) -> Res
             };
             files.add(content, *mode, (*uid, *gid), &template.mapping)
         }
+        MountKind::Device { path, mode, uid, gid } => host_node::device(path, *mode, (*uid, *gid), &template.mapping),
+        MountKind::Host { path, is_readonly } => host_node::files(path, *is_readonly),
         MountKind::Socket { path, mode, uid, gid } => socket(path, *mode, (*uid, *gid), &template.mapping),
     }
 }

@@ -11,6 +11,8 @@ use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
 
 use super::cgroup::Group;
+use super::exec::Refusal;
+use super::machine::Machine;
 use super::mount_point::make_directories;
 use super::network::Lane;
 use super::passwd::User;
@@ -46,10 +48,25 @@ pub fn run(
     streams: &Streams,
     reports: &OwnedFd,
 ) -> ! {
-    let Err(failure) = start(container, template, prepared, lane, streams, reports);
-    let report = protocol::encode(&Report::Failed(Failure::from(failure)));
+    let Err(Refusal { reason, machine }) = start(container, template, prepared, lane, streams, reports);
+    let (reason, machine) = match machine {
+        Some(machine) if !machine.is_named(&container.platform.architecture) => {
+            (not_its_own(*reason, machine, container), None)
+        }
+        machine => (*reason, machine),
+    };
+    let report = protocol::encode(&Report::Failed { failure: Failure::from(reason), machine });
     let _ = protocol::send(reports.as_fd(), &report, &[]);
     sys::exit(NOT_STARTED)
+}
+
+/// A program for another machine than all the others: its handler is not what is missing.
+fn not_its_own(reason: Diagnostic, machine: Machine, container: &Container) -> Diagnostic {
+    let reason = reason.caused_by(format!("this step is for {}", container.platform));
+    match machine.is_named(&machine.name()) {
+        true => reason.hint(format!("build for it: `--platform linux/{}`", machine.name())),
+        false => reason,
+    }
 }
 
 fn start(
@@ -59,7 +76,7 @@ fn start(
     lane: Option<&Lane>,
     streams: &Streams,
     reports: &OwnedFd,
-) -> Result<Infallible> {
+) -> Result<Infallible, Refusal> {
     let user = &template.mapping.user(&container.user);
     let owner = ids_outside(user, &template.mapping)?;
     join(prepared.group.as_ref())?;

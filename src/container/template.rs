@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 
+use super::binfmt::Handlers;
 use super::call::Watch;
 use super::cgroup::{Group, Groups};
 use super::device::{self, Devices, HostDevice};
@@ -50,6 +51,7 @@ pub struct Template {
     /// User namespaces that only lend their maps to mounts, by the owner shown as root.
     swapped: BTreeMap<(u32, u32), OwnedFd>,
     groups: Groups,
+    handlers: Handlers,
 }
 
 /// From `linux/magic.h`.
@@ -116,6 +118,7 @@ impl Template {
             mapped: BTreeMap::new(),
             swapped: BTreeMap::new(),
             groups: Groups::default(),
+            handlers: Handlers::default(),
             proc,
             mapping,
             user_namespace,
@@ -135,6 +138,7 @@ impl Template {
 
     /// `lane` is the network that the step will be in; the host's if `None`.
     pub fn prepare(&mut self, container: &Container, lane: Option<&Lane>) -> Result<Prepared> {
+        self.handlers.provide(&container.platform.architecture, self.proc.as_fd(), self.user_namespace.as_fd());
         let is_shifted = self.mapping.is_shifted();
         for mount in container.mounts.iter().filter(|_| is_shifted) {
             if let MountKind::Context { root, .. } = &mount.kind {

@@ -13,6 +13,7 @@ pub mod instruction;
 pub mod expand;
 pub mod check;
 mod line;
+mod comment;
 mod directive;
 mod heredoc;
 mod json;
@@ -21,6 +22,7 @@ pub mod duration;
 mod fault;
 mod flag;
 mod statement;
+mod lint;
 mod parse;
 
 use std::sync::Arc;
@@ -49,6 +51,15 @@ pub struct Dockerfile {
     pub stages: Vec<Stage>,
     /// Lint findings that need no variables.
     pub warnings: Vec<Diagnostic>,
+}
+
+impl Dockerfile {
+    /// What the comment lines right above `span` say of `name`: the rest of the line that begins with it.
+    pub fn description(&self, span: Span, name: &str) -> Option<String> {
+        let comments = comment::above(&self.source, span).into_iter();
+        let mut texts = comments.map(|comment| &self.source.text[comment.range()]);
+        texts.find_map(|text| Some(text.strip_prefix(name)?.strip_prefix(' ')?.trim().to_owned()))
+    }
 }
 
 #[derive(Clone, Debug)]

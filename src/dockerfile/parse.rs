@@ -10,6 +10,7 @@ use crate::dockerfile::flag;
 use crate::dockerfile::heredoc;
 use crate::dockerfile::json::{self, Form};
 use crate::dockerfile::line::{Line, Reader, Slice};
+use crate::dockerfile::lint;
 use crate::dockerfile::statement::{self, Parsed, brief, keyword_of, nearest_keyword};
 use crate::dockerfile::{Dockerfile, Instruction, Stage};
 
@@ -86,7 +87,14 @@ pub fn parse(source: Arc<Source>) -> Result<Dockerfile, Vec<Diagnostic>> {
             }
         });
     }
-    if faults.count() == 0 { Ok(file) } else { Err(faults.finish()) }
+    if faults.count() > 0 {
+        return Err(faults.finish());
+    }
+    let mut found = lint::lint(&file);
+    found.truncate(WARNING_LIMIT);
+    file.warnings.append(&mut found);
+    file.warnings.sort_by_key(|warning| warning.labels.first().map(|label| label.span.start));
+    Ok(file)
 }
 
 /// Parses one ONBUILD trigger (the text after ONBUILD, as an image config stores it) as the

@@ -144,7 +144,7 @@ pub fn brief(word: &str) -> String {
 }
 
 /// A command in JSON form, where it is plain what that is: no quoting, or single quotes for double.
-fn as_json(text: &str) -> Option<String> {
+pub fn as_json(text: &str) -> Option<String> {
     if text.len() > 200 || text.contains(['"', '\\', '`']) {
         return None;
     }

@@ -96,7 +96,7 @@ impl<'a> Graph<'a> {
         graph.warnings = lint::froms(dockerfile, options, &graph.globals);
         graph.find_target(&mut faults);
         if !faults.is_empty() {
-            return Err(faults);
+            return Err(lint::with_warnings(faults, graph.warnings));
         }
         for index in 0..graph.nodes.len() {
             if !graph.nodes[index].is_replaced {

@@ -11,6 +11,17 @@ use crate::image::{Platform, Reference};
 use super::scope::{self, Scope};
 use super::{Options, title};
 
+/// The faults, and the warnings about places where there is no fault.
+pub(super) fn with_warnings(faults: Vec<Diagnostic>, mut warnings: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    let place = |diagnostic: &Diagnostic| {
+        let label = diagnostic.labels.first()?;
+        Some((Arc::as_ptr(&label.source), label.span))
+    };
+    let places: Vec<_> = faults.iter().filter_map(place).collect();
+    warnings.retain(|warning| place(warning).is_none_or(|place| !places.contains(&place)));
+    warnings.into_iter().chain(faults).collect()
+}
+
 /// Findings about FROM lines.
 pub(super) fn froms(dockerfile: &Dockerfile, options: &Options, globals: &Scope) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();

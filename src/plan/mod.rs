@@ -6,16 +6,20 @@
 //! ```
 
 mod copy;
+mod device;
 mod graph;
 mod history;
+mod ignored;
 mod lint;
 mod metadata;
 mod mount;
 pub mod op;
+mod outline;
 mod path;
 mod port;
 mod run;
 mod scope;
+mod script;
 mod signal;
 mod stage;
 mod title;
@@ -31,10 +35,12 @@ use graph::Graph;
 use stage::Draft;
 
 pub use graph::context_name;
+pub use ignored::ignored;
 pub use op::{
-    BaseKey, Copy, CopyKind, CopySource, GitSource, HeredocFile, Input, Located, Network, Op, Root, Run, RunMount,
-    RunMountKind, Security, Sharing, Step, StepId, Workdir,
+    BaseKey, Copy, CopyKind, CopySource, GitSource, HeredocFile, Input, Located, Network, Op, Root, Run, RunDevice,
+    RunMount, RunMountKind, Security, Sharing, Step, StepId, Workdir,
 };
+pub use outline::{Outline, OutlineArg, Target, outline};
 
 /// What the command line says about the language.
 #[derive(Clone, Debug)]
@@ -48,6 +54,8 @@ pub struct Options {
     pub platform: Platform,
     /// Whether `platform` was asked for (then it is the image's, whatever the base says).
     pub platform_is_explicit: bool,
+    /// Whether titles begin with the platform, as there are steps for others.
+    pub shows_platform: bool,
     /// What the build runs on.
     pub build_platform: Platform,
     /// Names given with `--build-context` that are images or directories, as [`context_name`] has them.
@@ -117,7 +125,7 @@ impl Plan {
     }
 }
 
-/// Makes the step graph. Every fault found is returned.
+/// Makes the step graph. Every fault found is returned, and with faults the warnings that say something else.
 pub fn plan(dockerfile: &Dockerfile, options: &Options, bases: &Bases) -> Result<Plan, Vec<Diagnostic>> {
     let graph = Graph::new(dockerfile, options, bases)?;
     let mut draft = Draft { ends: vec![None; graph.nodes.len()], ..Draft::default() };
@@ -135,7 +143,7 @@ pub fn plan(dockerfile: &Dockerfile, options: &Options, bases: &Bases) -> Result
             config: finish(end.config, options),
             warnings: draft.warnings,
         }),
-        _ => Err(draft.faults),
+        _ => Err(lint::with_warnings(draft.faults, draft.warnings)),
     }
 }
 

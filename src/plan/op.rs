@@ -119,6 +119,7 @@ pub struct Run {
     pub network: Network,
     pub security: Security,
     pub mounts: Vec<RunMount>,
+    pub devices: Vec<RunDevice>,
     /// Scripts of `#!` heredocs, mounted read-only as `/dev/pipes/<name>`, mode 0755.
     pub heredocs: Vec<HeredocFile>,
     /// The platform the rootfs is for.
@@ -129,6 +130,16 @@ pub struct Run {
 pub struct HeredocFile {
     pub name: String,
     pub content: String,
+}
+
+/// A device of the machine, named as the Container Device Interface names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDevice {
+    pub name: String,
+    /// Without it the step fails.
+    pub is_required: bool,
+    pub source: Arc<Source>,
+    pub span: Span,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

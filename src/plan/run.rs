@@ -8,9 +8,9 @@ use crate::dockerfile::{self, Command, Flag, Heredoc, Instruction, Word};
 
 use super::graph::Provider;
 use super::mount::{self, Mount, Type};
-use super::op::{HeredocFile, Input, Network, Op, Run, RunMount, RunMountKind, Security};
+use super::op::{HeredocFile, Input, Network, Op, Run, RunDevice, RunMount, RunMountKind, Security};
 use super::stage::{Walk, split_variable};
-use super::{path, scope, title};
+use super::{device, path, scope, script, title};
 
 impl Walk<'_> {
     pub(super) fn run(&mut self, instruction: &Instruction, run: &dockerfile::Run) -> Option<()> {
@@ -24,8 +24,9 @@ impl Walk<'_> {
             self.draft.faults.push(fault.at(&instruction.source, run.command_span, ""));
             return None;
         }
+        self.warn_of_script(instruction, run);
         let (mounts, network, security) = (mounts?, network?, security?);
-        devices?;
+        let devices = devices?;
 
         let escape = self.graph.dockerfile.escape;
         let secrets: Vec<&str> = (mounts.iter())
@@ -58,6 +59,7 @@ impl Walk<'_> {
             network,
             security,
             mounts,
+            devices,
             heredocs,
             platform: state.platform.clone(),
         });
@@ -90,6 +92,18 @@ impl Walk<'_> {
                 }
                 (self.shell_argv(&script), Vec::new())
             }
+        }
+    }
+
+    /// What BuildKit does not tell: with a heredoc the shell goes on after a command that fails.
+    fn warn_of_script(&mut self, instruction: &Instruction, run: &dockerfile::Run) {
+        let Some(heredoc) = run.script() else { return };
+        let shell = self.shell_argv("");
+        if script::ignores_failures(&heredoc.content(), &shell[..shell.len() - 1]) {
+            let message = "only the last command of this heredoc can fail the step";
+            let warning = Diagnostic::warning("HeredocWithoutErrexit", message);
+            let warning = warning.at(&instruction.source, run.command_span, "");
+            self.draft.warnings.push(warning.hint("begin it with a line `set -e`"));
         }
     }
 
@@ -131,23 +145,16 @@ impl Walk<'_> {
         Some(Security::Insecure)
     }
 
-    /// Devices are not given to a RUN. One that is not required may be missing, here as in BuildKit.
-    fn devices(&mut self, instruction: &Instruction, run: &dockerfile::Run) -> Option<()> {
-        let required = |flag: &&Flag| {
-            flag.value.raw.split(',').any(|option| matches!(option.trim(), "required" | "required=true" | "required=1"))
-        };
-        let faults: Vec<_> = (run.devices.iter().filter(required))
-            .map(|flag| {
-                Diagnostic::error(format!("device `{}` is not available", flag.value.raw)).at(
-                    &instruction.source,
-                    flag.span,
-                    "",
-                )
-            })
-            .collect();
-        let is_fine = faults.is_empty();
-        self.draft.faults.extend(faults);
-        is_fine.then_some(())
+    fn devices(&mut self, instruction: &Instruction, run: &dockerfile::Run) -> Option<Vec<RunDevice>> {
+        let devices: Vec<_> = run.devices.iter().map(|flag| device::device(flag, &instruction.source)).collect();
+        let mut read = Vec::new();
+        for device in devices {
+            match device {
+                Ok(device) => read.push(device),
+                Err(fault) => self.draft.faults.push(fault),
+            }
+        }
+        (read.len() == run.devices.len()).then_some(read)
     }
 
     fn mounts(&mut self, instruction: &Instruction, run: &dockerfile::Run) -> Option<Vec<RunMount>> {

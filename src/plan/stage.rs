@@ -120,7 +120,8 @@ fn begin(
         let mut shown = format!("FROM {}", node.base_name);
         if root != Root::Scratch {
             *count += 1;
-            shown.insert_str(0, &title::number(shown_stage(graph, node), *count, total));
+            let place = shown_place(graph, node, &platform, &Scope::default());
+            shown.insert_str(0, &title::number(&place, *count, total));
         }
         // The files of a directory are a layer that no other history tells of.
         let history = matches!(root, Root::Directory(_)).then(|| format!("FROM {}", node.base_name));
@@ -160,8 +161,17 @@ fn begin(
     state
 }
 
-fn shown_stage<'a>(graph: &Graph<'_>, node: &'a Node<'_>) -> Option<&'a str> {
-    (graph.nodes.len() > 1).then_some(node.name.as_str())
+/// Where a step is: the platform when there are several, the stage when there are several.
+fn shown_place(graph: &Graph<'_>, node: &Node<'_>, platform: &Platform, scope: &Scope) -> String {
+    let mut place = String::new();
+    if graph.options.shows_platform {
+        place = title::platform(platform, scope) + " ";
+    }
+    if graph.nodes.len() > 1 {
+        place += &node.name;
+        place.push(' ');
+    }
+    place
 }
 
 /// The root of a stage that is made from no stage, its config and its platform.
@@ -278,7 +288,8 @@ impl Walk<'_> {
     /// A numbered step.
     pub(super) fn layer(&mut self, instruction: &Instruction, op: Op, title: String, history: String) {
         self.index += 1;
-        let number = title::number(shown_stage(self.graph, self.node), self.index, self.total);
+        let place = shown_place(self.graph, self.node, &self.state.platform, &self.state.scope);
+        let number = title::number(&place, self.index, self.total);
         let trigger = if self.is_trigger { "ONBUILD " } else { "" };
         self.step(instruction, op, format!("{number}{trigger}{title}"), history);
     }

@@ -1,6 +1,7 @@
 //! Step titles: the instruction as written, with the variables that are known replaced by their values.
 
 use crate::dockerfile::expand::{self, Variables};
+use crate::image::Platform;
 
 /// The title of COPY, ADD and WORKDIR: words expanded and unquoted.
 pub(super) fn words(text: &str, escape: char, variables: &dyn Variables) -> String {
@@ -63,13 +64,22 @@ pub(super) fn summary(body: &str, escape: char, variables: &dyn Variables, secre
     }
 }
 
-/// `[stage 2/5] `; no stage's name when there is only one stage.
-pub(super) fn number(stage: Option<&str>, index: usize, total: usize) -> String {
+/// `[stage 2/5] `. `place` is what stands before the number, with a space behind each of its words.
+pub(super) fn number(place: &str, index: usize, total: usize) -> String {
     let width = total.to_string().len();
-    match stage {
-        Some(stage) => format!("[{stage} {index:>width$}/{total}] "),
-        None => format!("[{index:>width$}/{total}] "),
+    format!("[{place}{index:>width$}/{total}] ")
+}
+
+/// `linux/amd64`, or `linux/amd64->arm64` for a stage of one platform that works for another, as far as it
+/// knows.
+pub(super) fn platform(own: &Platform, variables: &dyn Variables) -> String {
+    let target = variables.get("TARGETPLATFORM").and_then(|text| text.parse::<Platform>().ok());
+    let Some(target) = target.filter(|target| target != own) else { return own.to_string() };
+    if target.os != own.os {
+        return format!("{own}->{target}");
     }
+    let machine = target.to_string();
+    format!("{own}->{}", machine.strip_prefix(&format!("{}/", own.os)).unwrap_or(&machine))
 }
 
 struct Masked<'a> {

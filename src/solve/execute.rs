@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::devices::Granted;
 use super::held::Held;
 use super::input::Read;
 use super::wreck::Wreck;
@@ -77,10 +78,12 @@ impl Solver<'_> {
         key: &Keyed,
     ) -> Result<(Draft, Ran)> {
         let lowers = self.lowers(below)?;
-        let user = self.user(below, run.user.as_ref())?;
+        let mut user = self.user(below, run.user.as_ref())?;
         let mut held = Held::default();
         let mut env = environment(run);
-        let mut mounts = Vec::new();
+        let Granted { env: of_devices, mut mounts, groups } = self.devices(run)?;
+        of_devices.iter().for_each(|(name, value)| set(&mut env, name, value));
+        user.groups.extend(groups);
         for (place, mount) in run.mounts.iter().enumerate() {
             if let RunMountKind::Secret { id, env: Some(variable), is_required, .. } = &mount.kind {
                 match self.secret(id, *is_required, mount)? {
@@ -110,6 +113,7 @@ impl Solver<'_> {
         let container = Container {
             argv: run.argv.clone(),
             env,
+            platform: run.platform.clone(),
             workdir: run.workdir.clone(),
             user,
             hostname: self.settings.hostname.clone(),

@@ -100,6 +100,9 @@ impl Solver<'_> {
         for script in &run.heredocs {
             facts.add(format!("heredoc {}", script.name), &script.content);
         }
+        for device in &run.devices {
+            facts.add(format!("device {}", device.name), if device.is_required { "required" } else { "" });
+        }
         for (place, mount) in run.mounts.iter().enumerate() {
             let value = match &mount.kind {
                 RunMountKind::Bind { from, source, is_writable } => {

@@ -7,6 +7,7 @@
 //! ```
 
 mod commit;
+mod devices;
 mod download;
 mod execute;
 mod explain;
@@ -20,6 +21,7 @@ mod stack;
 mod wreck;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -61,6 +63,10 @@ pub struct Settings {
     pub timeout: Option<Duration>,
     /// `BUILDKIT_CACHE_MOUNT_NS`.
     pub cache_mount_namespace: String,
+    /// Where specifications of devices are, what is found later wins.
+    pub device_directories: Vec<PathBuf>,
+    /// The devices or kinds that `--allow device=` names; an empty name is all.
+    pub allowed_devices: Vec<String>,
     /// `--explain`: whether to say of each step that runs what changed.
     pub explains: bool,
 }

@@ -11,6 +11,7 @@
 //! "exit":       0                     the exit code
 //! "stderr":     ["text"]              what standard error must contain
 //! "stderr_not": ["text"]              and what it must not
+//! "bases":      ["debian:12"]         images that are busybox here
 //! "layers":     1                     layers above the base
 //! "config":     {"config": {"User": "app"}}   what the config must contain: of an object the keys
 //!                                     given here, of a list every element
@@ -20,7 +21,8 @@
 //! `-` before what the base has and the image has not.
 //!
 //! `FROM busybox` is the base that `demo/base.sh` makes. What was built is built again: nothing may
-//! run then, and the bytes must be the same. `CASE=name cargo test build` runs one.
+//! run then, and the bytes must be the same. `CASE=name cargo test build` runs one. The folders of
+//! `testdata/project` that have a `case.json` are built in the same way.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -34,7 +36,7 @@ use serde_json::Value;
 use wythe::digest::Digest;
 
 use super::image::{Files, Image, apply, busybox, difference};
-use super::sandbox::{Sandbox, copy};
+use super::sandbox::{Sandbox, busybox_layout, copy};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -46,22 +48,26 @@ struct Case {
     exit: i32,
     stderr: Vec<String>,
     stderr_not: Vec<String>,
+    bases: Vec<String>,
     layers: Option<usize>,
     config: Value,
 }
 
 impl Default for Case {
     fn default() -> Self {
-        let (setup, args, stderr, stderr_not) = Default::default();
+        let (setup, args, stderr, stderr_not, bases) = Default::default();
         let config = Value::Object(serde_json::Map::new());
-        Self { _about: String::new(), setup, args, exit: 0, stderr, stderr_not, layers: None, config }
+        Self { _about: String::new(), setup, args, exit: 0, stderr, stderr_not, bases, layers: None, config }
     }
 }
 
 #[test]
 fn builds_end_as_the_cases_say() {
     let mut faults = String::new();
-    for folder in super::cases("build") {
+    let projects = super::cases("project").into_iter().filter(|folder| folder.join("case.json").exists());
+    let projects: Vec<_> = projects.collect();
+    assert!(projects.len() >= 10, "only {} projects are built", projects.len());
+    for folder in super::cases("build").into_iter().chain(projects) {
         let name = folder.file_name().unwrap().to_string_lossy().into_owned();
         if chosen().is_some_and(|chosen| chosen != name) {
             continue;
@@ -85,13 +91,15 @@ fn check(folder: &Path) -> Result<(), String> {
     };
     let sandbox = Sandbox::new();
     copy(folder, &sandbox.context);
-    for name in ["case.json", "expected"] {
+    for name in ["case.json", "expected", "expected.txt", "options.json"] {
         let _ = fs::remove_file(sandbox.context.join(name));
     }
     for line in &case.setup {
         sandbox.shell(line);
     }
-    let ended = sandbox.build("image.tar", &case.args);
+    let busybox_at = |name: &String| format!("--build-context={name}=oci-layout://{}", busybox_layout().display());
+    let args: Vec<String> = case.bases.iter().map(busybox_at).chain(case.args.iter().cloned()).collect();
+    let ended = sandbox.build("image.tar", &args);
     if ended.code != Some(case.exit) {
         return Err(format!("exit code {:?}, not {}\n{}", ended.code, case.exit, ended.stderr));
     }
@@ -122,7 +130,7 @@ fn check(folder: &Path) -> Result<(), String> {
     let listing = difference(if inherited > 0 { &base.files } else { &nothing }, &image.files);
     compare(&folder.join("expected"), &listing)?;
 
-    let again = sandbox.build("again.tar", &case.args);
+    let again = sandbox.build("again.tar", &args);
     if again.code != Some(0) {
         return Err(format!("the second build ended with {:?}\n{}", again.code, again.stderr));
     }

@@ -4,11 +4,14 @@
 
 mod build;
 mod cache;
+mod check;
 mod compression;
 mod conformance;
 mod container;
+mod devices;
 mod dockerfile;
 mod explain;
+mod foreign;
 mod image;
 mod journal;
 mod layer;

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use wythe::container::passwd::User;
 use wythe::container::{Container, Dns, Exit, Limits, Spawner, Status};
 use wythe::diag::Result;
+use wythe::image::Platform;
 use wythe::plan::{Network, Security};
 
 /// What a test works with.
@@ -76,6 +77,7 @@ impl Bench {
         Container {
             argv: argv.iter().map(|word| (*word).to_owned()).collect(),
             env: vec![("PATH".to_owned(), "/usr/sbin:/bin".to_owned())],
+            platform: Platform::host(),
             workdir: "/".to_owned(),
             user: User { home: "/root".to_owned(), ..User::default() },
             hostname: "buildkitsandbox".to_owned(),

@@ -343,7 +343,7 @@ fn exec_errors_are_precise() {
     executable("text", b"echo\n");
     executable("empty", b"");
     let mut foreign = fs::read("/bin/busybox").unwrap();
-    foreign[18] = 0xf3;
+    foreign[18..20].copy_from_slice(&[0x34, 0x12]);
     executable("foreign", &foreign);
     executable("dynamic", &fs::read("/usr/bin/env").unwrap());
     fs::write(bench.path("base/bin/plain"), "#!/bin/sh\n").unwrap();
@@ -361,7 +361,7 @@ fn exec_errors_are_precise() {
     check(&["/carriage"], "`/carriage`: its interpreter `/bin/sh\\r` is not in the image");
     check(&["/text"], "`/text`: `/text` is neither a program nor a script that begins with `#!`");
     check(&["/empty"], "`/empty`: `/empty` is an empty file");
-    check(&["/foreign"], "`/foreign`: `/foreign` is a program for another machine");
+    check(&["/foreign"], "`/foreign`: it is a program for machine 4660, which does not run here");
     let loader =
         if cfg!(target_arch = "x86_64") { "/lib64/ld-linux-x86-64.so.2" } else { "/lib/ld-linux-aarch64.so.1" };
     check(&["/dynamic"], &format!("`/dynamic`: its interpreter `{loader}` is not in the image"));
