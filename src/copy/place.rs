@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::Owner;
 use super::node;
 use crate::diag::{Context, Diagnostic, Result};
-use crate::layer;
+use crate::layer::{self, Records};
 
 /// As many as the kernel follows in one path.
 const MAX_LINKS: u32 = 40;
@@ -67,6 +67,8 @@ pub(super) struct Makes {
 /// The root everything lands beneath.
 pub(super) struct Root<'a> {
     fd: BorrowedFd<'a>,
+    /// What is recorded in it, as it cannot be done.
+    pub records: Records,
     now: i64,
     has_made: bool,
     /// Modification times to set in the end, by path. The root itself is never among them: no
@@ -76,8 +78,9 @@ pub(super) struct Root<'a> {
 }
 
 impl<'a> Root<'a> {
-    pub const fn new(fd: BorrowedFd<'a>, now: i64) -> Self {
-        Self { fd, now, has_made: false, times: BTreeMap::new(), last_touched: None }
+    pub fn new(fd: BorrowedFd<'a>, now: i64) -> Result<Self> {
+        let records = Records::of(fd).context(|| "cannot read the root")?;
+        Ok(Self { fd, records, now, has_made: false, times: BTreeMap::new(), last_touched: None })
     }
 
     pub fn top(&self) -> Result<Directory> {
@@ -165,7 +168,7 @@ impl<'a> Root<'a> {
         check_name(name, &path)?;
         let fd = node::make_directory(parent.fd.as_fd(), name)
             .and_then(|fd| {
-                node::set_owner_and_mode(fd.as_fd(), makes.owner, makes.mode)?;
+                node::set_owner_and_mode(fd.as_fd(), makes.owner, makes.mode, self.records)?;
                 Ok(fd)
             })
             .context(|| format!("cannot make the directory `{}`", shown(&path)))?;
