@@ -161,7 +161,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
 fn called(root: &Path, entrance: &Entrance, arguments: &Build, call: Call) -> Result<ExitCode, Failure> {
     let (mut request, mut world) = request(arguments)?;
     let store = entrance.open(root, || Ok(()))?;
-    world.input = stdin::take(&mut world.sources, &store)?;
+    world.input = stdin::take(&mut world.sources, &store, entrance)?;
     request.dockerfile = world.sources.dockerfile.clone();
     let registry = super::registry::client(&arguments.insecure_registries)?;
     let git = super::context::git();
