@@ -21,6 +21,7 @@ pub mod plan;
 pub mod journal;
 pub mod cache;
 pub mod container;
+pub mod doctor;
 pub mod registry;
 pub mod ssh;
 pub mod git;

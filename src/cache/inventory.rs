@@ -384,7 +384,7 @@ fn of_repository(repository: StoredRepository) -> Item {
     }
 }
 
-fn parent(record: &Record) -> Option<ChainId> {
+pub(super) fn parent(record: &Record) -> Option<ChainId> {
     record.facts.get("parent").and_then(|parent| parent.parse().ok())
 }
 

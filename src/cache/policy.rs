@@ -2,7 +2,7 @@
 
 use regex::Regex;
 
-use super::inventory::{Inventory, Item, Kind};
+use super::inventory::{Inventory, Item, Kind, What};
 use crate::diag::{Diagnostic, Result, nearest};
 
 /// What a prune takes. With nothing set it takes everything.
@@ -187,7 +187,8 @@ pub(super) fn choose(inventory: &Inventory, policy: &Policy, free_bytes: u64) ->
             // One whose files others need too goes with the last of them; one that only an image needs
             // makes no room.
             let is_pinned = item.objects.iter().any(|object| inventory.objects[*object].is_pinned);
-            if freed_bytes == 0 && (own_bytes == 0 || is_pinned) {
+            // A directory of links has no size, but keeps what it links to.
+            if freed_bytes == 0 && item.what != What::Objects && (own_bytes == 0 || is_pinned) {
                 continue;
             }
         }

@@ -33,6 +33,12 @@ pub enum Command {
     /// Show what the cache holds, why a step would miss, or make room
     #[command(subcommand)]
     Cache(Cache),
+    /// Say what this machine allows, and what would improve it
+    Doctor {
+        /// How it is printed
+        #[arg(long, value_name = "FORMAT", value_parser = ["table", "json"])]
+        format: Option<String>,
+    },
     /// Fetch an image from its registry into the local store
     Pull(Pull),
     /// Send an image of the local store to a registry
@@ -111,6 +117,21 @@ pub enum Cache {
     Explain(Box<Build>),
     /// Show what takes how much room, and what of it could go
     Du(Du),
+    /// Write steps and cache mounts to a file, for another machine
+    Export {
+        /// [default: standard output]
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+        /// Only what this holds for, as `wythe cache prune --filter` has it; may be given several times
+        #[arg(long = "filter", value_name = "FILTER")]
+        filters: Vec<String>,
+    },
+    /// Take in what `wythe cache export` wrote; what is here already stays as it is
+    Import {
+        /// The file, plain or compressed [default: standard input]
+        #[arg(short, long, value_name = "FILE")]
+        input: Option<PathBuf>,
+    },
     /// Remove what is not in use, and no image needs
     Prune(Prune),
     /// Bring the store below its cap, as builds do in the background

@@ -306,7 +306,7 @@ impl World {
 fn refuse_unsupported(arguments: &Build) -> Result<(), Failure> {
     let refuse = |option: &str, why: &str| Err(usage(format!("`{option}` is not supported: {why}")));
     if !arguments.cache_from.is_empty() || !arguments.cache_to.is_empty() {
-        return refuse("--cache-from/--cache-to", "the cache is the local store");
+        return refuse("--cache-from/--cache-to", "carry it with `wythe cache export` and `wythe cache import`");
     }
     if !arguments.attest.is_empty() || arguments.sbom.as_deref().is_some_and(|sbom| sbom != "false") {
         return refuse("--attest/--sbom", "attestations are not made");

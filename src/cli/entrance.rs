@@ -33,6 +33,7 @@ impl Entrance {
     /// and after all that depends on the user's own number.
     pub fn find(default_root: Option<PathBuf>) -> Result<Self> {
         if entry::is_privileged() {
+            entry::own_mounts()?;
             return Ok(Self { outside: None, is_anew: false, poverty: poverty_of_namespace(), default_root });
         }
         let name = std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).ok();
@@ -48,6 +49,11 @@ impl Entrance {
 
     pub fn is_outside(&self) -> bool {
         self.outside.is_some()
+    }
+
+    /// What this process is to enter with, if it is still to enter.
+    pub fn outside(&self) -> Option<&Entry> {
+        self.outside.as_ref()
     }
 
     /// Opens the store; `leave` is called before this process gives way to the one that enters.
@@ -80,7 +86,10 @@ fn begin_anew() -> Diagnostic {
         variables.map(|(name, value)| CString::new([name.as_bytes(), b"=", value.as_bytes()].concat())).collect();
     // What came from the system as C strings is made of none but those.
     let error = match (arguments, variables) {
-        (Ok(arguments), Ok(variables)) => crate::sys::exec(c"/proc/self/exe", &arguments, &variables),
+        (Ok(arguments), Ok(variables)) => {
+            crate::container::restore_open_files();
+            crate::sys::exec(c"/proc/self/exe", &arguments, &variables)
+        }
         (Err(error), _) | (_, Err(error)) => error.into(),
     };
     Diagnostic::error("cannot begin anew in a user namespace").caused_by(error)

@@ -6,6 +6,7 @@ mod args;
 mod build;
 mod cache;
 mod call;
+mod doctor;
 mod context;
 mod entrance;
 mod history;
@@ -13,6 +14,7 @@ mod images;
 mod interrupt;
 mod limits;
 mod output;
+mod parcel;
 mod packing;
 mod registry;
 mod room;
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
 }
 
 fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
+    crate::container::raise_open_files();
     // While this process still is the user's.
     let default_root = default_root();
     let entrance = Entrance::find(default_root.as_ref().ok().cloned())?;
@@ -96,7 +99,12 @@ fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
         args::Command::Cache(args::Cache::Ls { json }) => cache::ls(&open()?, json),
         args::Command::Cache(args::Cache::Du(du)) => room::du(&open()?, &du),
         args::Command::Cache(args::Cache::Prune(prune)) => room::prune(&open()?, &prune),
+        args::Command::Cache(args::Cache::Export { output, filters }) => {
+            parcel::export(&open()?, output.as_deref(), &filters)
+        }
+        args::Command::Cache(args::Cache::Import { input }) => parcel::import(&open()?, input.as_deref()),
         args::Command::Cache(args::Cache::Gc { cap, has_lock }) => room::collect(&open()?, cap.as_deref(), has_lock),
+        args::Command::Doctor { format } => doctor::doctor(&root, &entrance, format.as_deref() == Some("json")),
         args::Command::Pull(pull) => registry::pull(&root, &entrance, &pull),
         args::Command::Push(push) => registry::push(&root, &entrance, &push),
         args::Command::Load { input } => registry::load(&open()?, input.as_deref()),

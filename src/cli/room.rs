@@ -170,7 +170,7 @@ fn summary(report: &Report, is_dry_run: bool) -> String {
     text
 }
 
-fn filters(texts: &[String]) -> Result<Vec<Filter>, Failure> {
+pub fn filters(texts: &[String]) -> Result<Vec<Filter>, Failure> {
     let now = now();
     let parse = |text: &String| Filter::parse(text, now, |age| values::age("until", age).ok());
     texts.iter().map(|text| parse(text).map_err(Failure::Usage)).collect()

@@ -33,6 +33,15 @@ pub fn is_privileged() -> bool {
     rustix::process::geteuid().is_root() && has(CapabilitySet::SYS_ADMIN)
 }
 
+/// Makes sure that this process may mount what it is privileged for: the mounts of who entered a user
+/// namespace with `unshare -r` are still the host's. For a process that has but one thread.
+pub fn own_mounts() -> Result<()> {
+    if ids::are_the_hosts() {
+        return Ok(());
+    }
+    sys::enter_new_mount_namespace().context(|| "cannot have mounts of its own")
+}
+
 fn has(capability: CapabilitySet) -> bool {
     rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
 }

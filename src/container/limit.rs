@@ -1,4 +1,6 @@
-//! `--ulimit`: resource limits of the payload.
+//! `--ulimit`: resource limits of the payload, and the builder's own of open files.
+
+use std::sync::OnceLock;
 
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -23,6 +25,24 @@ const NAMES: [(&str, Resource); 15] = [
     ("sigpending", Resource::Sigpending),
     ("stack", Resource::Stack),
 ];
+
+/// What this process was started with.
+static OPEN_FILES: OnceLock<Rlimit> = OnceLock::new();
+
+/// Lets this process open as many files as it may: each layer of a build is one. A limit of 1024 is there
+/// for programs that call select(2), which payloads may be: they get it back.
+pub fn raise_open_files() {
+    let own = *OPEN_FILES.get_or_init(|| getrlimit(Resource::Nofile));
+    // Where that fails there are as many as there were.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: own.maximum, maximum: own.maximum });
+}
+
+/// Undoes [`raise_open_files`].
+pub fn restore_open_files() {
+    if let Some(own) = OPEN_FILES.get() {
+        let _ = setrlimit(Resource::Nofile, *own);
+    }
+}
 
 /// Sets limits of this process: `(name, soft, hard)`, where `u64::MAX` is unlimited.
 pub fn set(limits: &[(String, u64, u64)]) -> Result<()> {

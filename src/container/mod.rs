@@ -55,8 +55,9 @@ use crate::image::Platform;
 use crate::plan::{Network, Security};
 use crate::progress::Usage;
 
-pub use cgroup::{Limits, OutOfMemory};
+pub use cgroup::{Limits, OutOfMemory, describe as describe_cgroups};
 pub use hosts::{Dns, HostAddress};
+pub use limit::{raise_open_files, restore_open_files};
 pub use network::host as network_of_host;
 pub use overlay::overlay_detached;
 pub use spawner::Spawner;

@@ -15,6 +15,9 @@ use crate::sys;
 /// The kernel stacks no more lower layers (OVL_MAX_STACK).
 const MAX_LOWERS: usize = 500;
 
+/// For stores on filesystems that take no upper dir.
+const UNFIT: &str = "keep the store on ext4, xfs, btrfs or a tmpfs, as a volume of a container is: `--root DIR`";
+
 /// Where writes go: two directories of one mount.
 pub struct Upper<'a> {
     pub upper: BorrowedFd<'a>,
@@ -66,7 +69,8 @@ pub fn mount(
         set_layer(&context, "lowerdir+", *lower, naming).map_err(refused)?;
     }
     if let Some(Upper { upper, work }) = upper {
-        set_layer(&context, "upperdir", *upper, naming).map_err(refused)?;
+        // An overlay, NFS and others cannot be written to by way of an overlay.
+        set_layer(&context, "upperdir", *upper, naming).map_err(|errno| refused(errno).hint(UNFIT))?;
         set_layer(&context, "workdir", *work, naming).map_err(refused)?;
         // No fsync reaches the disk: what is lost in a crash is found out by the boot id.
         fsconfig_set_flag(&context, "volatile").map_err(refused)?;

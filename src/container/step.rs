@@ -100,6 +100,7 @@ fn start(
         Streams::Output(output) => standard_streams(output, owner)?,
         Streams::Terminal(socket) => terminal::open(&prepared.devices.pts, socket.as_fd(), owner.0)?,
     }
+    limit::restore_open_files();
     limit::set(&container.ulimits)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
 

@@ -6,7 +6,7 @@ use super::{History, ImageConfig};
 use crate::diag::{Diagnostic, Result};
 
 /// More than any overlay can stack, and few enough to list.
-pub const MAX_LAYERS: usize = 500;
+pub const MAX_LAYERS: usize = 5_000;
 
 /// Checks a config on its own, for one that is about to be written.
 pub fn config(config: &ImageConfig) -> Result<()> {
@@ -141,6 +141,6 @@ mod tests {
         let mut config = config_of("", 0);
         config.rootfs.kind = "zip".into();
         assert!(super::config(&config).unwrap_err().message.contains("`zip` instead of `layers`"));
-        assert!(check("", MAX_LAYERS + 1, &vec![gzip; MAX_LAYERS + 1]).unwrap_err().contains("more than 500"));
+        assert!(check("", MAX_LAYERS + 1, &vec![gzip; MAX_LAYERS + 1]).unwrap_err().contains("more than 5000"));
     }
 }

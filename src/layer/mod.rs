@@ -21,11 +21,12 @@ pub mod staging;
 pub mod unpack;
 pub mod compress;
 pub mod decompress;
+mod flatten;
 
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 
-use crate::diag::Result;
+use crate::diag::{Context as _, Result};
 use crate::digest::TreeDigest;
 
 pub use merged::{lookup, read_file};
@@ -49,6 +50,12 @@ pub fn canonicalize(
     skeleton: Option<BorrowedFd<'_>>,
 ) -> Result<Summary> {
     canonical::canonicalize(upper, lowers, skeleton)
+}
+
+/// Fills the empty directory `into` with what `layers` (topmost first, on the same filesystem) show
+/// together; files become links to theirs. With nothing below, it is a layer dir.
+pub fn flatten(layers: &[BorrowedFd<'_>], into: BorrowedFd<'_>) -> Result<()> {
+    flatten::flatten(layers, into).context(|| "cannot make one directory of many layers")
 }
 
 /// What [`pack`] learned on its way.

@@ -264,36 +264,7 @@ impl<'a> Staging<'a> {
     pub fn copy_up(&self, place: &Place, name: &CStr) -> Result<bool, Errno> {
         self.find_below(place, name, |found| {
             let Some(found) = found else { return Ok(false) };
-            let node = found.node;
-            match node.kind {
-                Kind::Directory | Kind::Whiteout | Kind::Socket => return Ok(false),
-                Kind::Symlink => fs::symlinkat(link_target(found.dir, name)?, &place.fd, name)?,
-                Kind::File => {
-                    let from = open_file(found.dir, name)?;
-                    let to = create_file(&place.fd, name)?;
-                    let xattrs = xattr::kept(&from)?;
-                    let (mut from, mut to) = (std::fs::File::from(from), std::fs::File::from(to));
-                    std::io::copy(&mut from, &mut to)
-                        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-                    node::set_owner_of(&to, node.uid, node.gid)?;
-                    xattr::set(&to, &xattrs)?;
-                }
-                Kind::Fifo => fs::mknodat(&place.fd, name, fs::FileType::Fifo, Mode::empty(), 0)?,
-                Kind::CharDevice => {
-                    fs::mknodat(&place.fd, name, fs::FileType::CharacterDevice, Mode::empty(), node.rdev)?;
-                }
-                Kind::BlockDevice => {
-                    fs::mknodat(&place.fd, name, fs::FileType::BlockDevice, Mode::empty(), node.rdev)?;
-                }
-            }
-            if node.kind != Kind::File {
-                set_owner(&place.fd, name, node.uid, node.gid)?;
-            }
-            if node.kind != Kind::Symlink {
-                fs::chmodat(&place.fd, name, Mode::from_raw_mode(node.mode), AtFlags::empty())?;
-            }
-            set_mtime(&place.fd, name, node.mtime)?;
-            Ok(true)
+            duplicate(&found, place.fd.as_fd(), name)
         })
     }
 
@@ -388,6 +359,39 @@ impl Finish {
         }
         Ok(())
     }
+}
+
+/// Copies what is no directory, with all its metadata. `false` for what no layer holds as such.
+pub fn duplicate(found: &Found<'_>, into: BorrowedFd<'_>, name: &CStr) -> Result<bool, Errno> {
+    let node = found.node;
+    match node.kind {
+        Kind::Directory | Kind::Whiteout | Kind::Socket => return Ok(false),
+        Kind::Symlink => fs::symlinkat(link_target(found.dir, name)?, into, name)?,
+        Kind::File => {
+            let from = open_file(found.dir, name)?;
+            let to = create_file(into, name)?;
+            let xattrs = xattr::kept(&from)?;
+            let (mut from, mut to) = (std::fs::File::from(from), std::fs::File::from(to));
+            std::io::copy(&mut from, &mut to).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            node::set_owner_of(&to, node.uid, node.gid)?;
+            xattr::set(&to, &xattrs)?;
+        }
+        Kind::Fifo => fs::mknodat(into, name, fs::FileType::Fifo, Mode::empty(), 0)?,
+        Kind::CharDevice => {
+            fs::mknodat(into, name, fs::FileType::CharacterDevice, Mode::empty(), node.rdev)?;
+        }
+        Kind::BlockDevice => {
+            fs::mknodat(into, name, fs::FileType::BlockDevice, Mode::empty(), node.rdev)?;
+        }
+    }
+    if node.kind != Kind::File {
+        set_owner(into, name, node.uid, node.gid)?;
+    }
+    if node.kind != Kind::Symlink {
+        fs::chmodat(into, name, Mode::from_raw_mode(node.mode), AtFlags::empty())?;
+    }
+    set_mtime(into, name, node.mtime)?;
+    Ok(true)
 }
 
 /// A new file that only its owner can read, until its content and owner are right.

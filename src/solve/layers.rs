@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Stack, StackLayer, Standing};
 use crate::diag::Result;
-use crate::digest::ChainId;
+use crate::digest::{ChainId, DiffId};
 use crate::host::Host;
+use crate::layer;
 use crate::registry::{Incoming, Remote};
 use crate::store::{Layer, Store};
 
@@ -17,6 +18,18 @@ pub struct Layers<'a> {
     /// Those of bases, wherever they are.
     pub remote: Remote<'a>,
     held: Mutex<BTreeMap<ChainId, Arc<Layer>>>,
+}
+
+/// The kernel stacks 500 layers, and each costs a little for every name that is looked up.
+const MOST: usize = 128;
+/// So many more are made one directory with those below.
+const PART: usize = 100;
+
+/// How many of `count` layers, from the lowest on, are to be one directory; then how many that one is
+/// made from have been, and so on.
+fn flat_counts(count: usize) -> impl Iterator<Item = usize> {
+    let parts = if count > MOST { (count - (MOST - PART)) / PART } else { 0 };
+    (1..=parts).rev().map(|part| part * PART)
 }
 
 impl<'a> Layers<'a> {
@@ -33,17 +46,43 @@ impl<'a> Layers<'a> {
         Ok(self.store.layer(id)?.map(|layer| self.hold(layer)))
     }
 
+    /// Whether the layer of a step is unpacked, or came from elsewhere and is unpacked when it is needed.
+    pub fn can_be_had(&self, id: &ChainId, diff_id: &DiffId) -> Result<bool> {
+        Ok(self.get(id)?.is_some() || self.store.has_foreign_form(diff_id)?)
+    }
+
     /// Keeps a layer that was just made.
     pub fn hold(&self, layer: Layer) -> Arc<Layer> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(held.entry(layer.id).or_insert_with(|| Arc::new(layer)))
     }
 
-    /// The layers of a stack, topmost first. Those of a base that were only blobs so far, or not even
-    /// here, are unpacked.
+    /// Directories that together show a stack, topmost first: its layers, the lowest of many as one. Those
+    /// of a base that were only blobs so far, or not even here, are unpacked.
     pub fn lowers(&self, stack: &Stack) -> Result<Vec<Arc<Layer>>> {
+        // The highest that is there shows all below it.
+        let (mut floor, mut done, mut missing) = (None, 0, Vec::new());
+        for count in flat_counts(stack.layers().len()) {
+            let part = stack.lowest(count);
+            floor = self.get(&part.flat_id())?;
+            if floor.is_some() {
+                done = count;
+                break;
+            }
+            missing.push(part);
+        }
+        for part in missing.iter().rev() {
+            let layers = self.unpack_all(&part.layers()[done..], floor)?;
+            floor = Some(self.flatten(&part.flat_id(), &layers)?);
+            done = part.layers().len();
+        }
+        self.unpack_all(&stack.layers()[done..], floor)
+    }
+
+    /// Layers that stand on `floor`, and that last; topmost first.
+    fn unpack_all(&self, wanted: &[StackLayer], floor: Option<Arc<Layer>>) -> Result<Vec<Arc<Layer>>> {
         let mut packed = Vec::new();
-        for wanted in stack.layers() {
+        for wanted in wanted {
             if self.unpacked(wanted)?.is_none() {
                 packed.push(wanted.diff_id);
             }
@@ -51,7 +90,7 @@ impl<'a> Layers<'a> {
         if !packed.is_empty() {
             self.store.enter()?;
         }
-        self.remote.during(&packed, |missing| self.unpack(stack, missing))
+        self.remote.during(&packed, |missing| self.unpack(wanted, floor, missing))
     }
 
     /// Whether nothing of the stack would have to be fetched.
@@ -65,9 +104,14 @@ impl<'a> Layers<'a> {
     }
 
     /// Bottom first: a layer is unpacked onto those below it.
-    fn unpack(&self, stack: &Stack, missing: &[Incoming]) -> Result<Vec<Arc<Layer>>> {
-        let mut layers: Vec<Arc<Layer>> = Vec::with_capacity(stack.layers().len());
-        for wanted in stack.layers() {
+    fn unpack(
+        &self,
+        wanted: &[StackLayer],
+        floor: Option<Arc<Layer>>,
+        missing: &[Incoming],
+    ) -> Result<Vec<Arc<Layer>>> {
+        let mut layers: Vec<Arc<Layer>> = floor.into_iter().collect();
+        for wanted in wanted {
             let layer = match self.unpacked(wanted)? {
                 Some(layer) => layer,
                 None => {
@@ -85,12 +129,36 @@ impl<'a> Layers<'a> {
         Ok(layers)
     }
 
+    /// Makes one directory of `layers`, topmost first.
+    fn flatten(&self, id: &ChainId, layers: &[Arc<Layer>]) -> Result<Arc<Layer>> {
+        let draft = self.store.draft()?;
+        let layers: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
+        layer::flatten(&layers, draft.upper())?;
+        Ok(self.hold(draft.commit_flat(id)?))
+    }
+
     fn unpacked(&self, wanted: &StackLayer) -> Result<Option<Arc<Layer>>> {
         // An image may hold a layer that was made on nothing.
         let alone = Stack::default().id_above(&wanted.diff_id, Standing::Alone);
         match self.get(&wanted.id)? {
             None if wanted.id != alone => self.get(&alone),
             found => Ok(found),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stacked_is_bounded() {
+        for count in 0..2_000 {
+            let flat: Vec<_> = flat_counts(count).collect();
+            let stacked = count - flat.first().unwrap_or(&0) + usize::from(!flat.is_empty());
+            assert!(stacked <= MOST, "{count}: {stacked}");
+            assert!(flat.is_empty() == (count <= MOST), "{count}");
+            assert!(flat.windows(2).all(|pair| pair[0] == pair[1] + PART), "{count}: {flat:?}");
         }
     }
 }

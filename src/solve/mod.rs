@@ -351,7 +351,7 @@ impl<'a> Solver<'a> {
             },
             Some(result) => {
                 let standing = standing(&step.op);
-                if self.layers.get(&below.id_above(&result.diff_id, standing))?.is_none() {
+                if !self.layers.can_be_had(&below.id_above(&result.diff_id, standing), &result.diff_id)? {
                     return Ok(None);
                 }
                 Solved {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::digest::{ChainId, DiffId};
+use crate::digest::{ChainId, DiffId, Digest};
 
 /// One layer of a stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,18 @@ impl Stack {
     /// Names the whole stack, whatever its layers stand on.
     pub fn chain(&self) -> Option<&ChainId> {
         self.chain.as_ref()
+    }
+
+    /// The lowest `count` layers.
+    pub fn lowest(&self, count: usize) -> Self {
+        let layers = &self.layers[..count];
+        let chain = layers.iter().fold(None, |chain, layer| Some(ChainId::extend(chain.as_ref(), &layer.diff_id)));
+        Self { layers: Arc::new(layers.to_vec()), chain }
+    }
+
+    /// The directory name of all of it as one.
+    pub fn flat_id(&self) -> ChainId {
+        ChainId::new(Digest::of(format!("flat {}", self.fact()).as_bytes()))
     }
 
     /// The `parent` fact of a cache key.

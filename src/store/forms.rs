@@ -17,12 +17,16 @@ pub struct Form {
     pub media_type: String,
     pub digest: Digest,
     pub size_bytes: u64,
-    /// How we made it (`none`, `gzip:6`); nothing for a blob that came from elsewhere.
+    /// How we made it (`none`, `gzip:6`), or that it came with a cache; nothing for a blob that came from
+    /// elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) made_with: Option<String>,
     boot_id: String,
     is_synced: bool,
 }
+
+/// In the place of a compression.
+const CARRIED: &str = "cache";
 
 impl Store {
     /// The blobs known to hold this layer, whether or not they are still there.
@@ -35,6 +39,17 @@ impl Store {
     /// Whether some blob is there that holds this layer.
     pub fn has_any_form(&self, diff_id: &DiffId) -> Result<bool> {
         Ok(self.usable_form(diff_id, |_| true)?.is_some())
+    }
+
+    /// Whether a blob is there that came from elsewhere and was seen to hold this layer.
+    pub fn has_foreign_form(&self, diff_id: &DiffId) -> Result<bool> {
+        let is_foreign = |form: &Form| form.made_with.as_deref().is_none_or(|name| name == CARRIED);
+        Ok(self.usable_form(diff_id, is_foreign)?.is_some())
+    }
+
+    /// Notes that a blob is a layer's on its way between caches only: images are packed as ever.
+    pub fn mark_as_carried(&self, diff_id: &DiffId, form: &Form) -> Result<()> {
+        self.record_form(diff_id, &Form { made_with: Some(CARRIED.into()), ..form.clone() })
     }
 
     /// A blob that is there and holds this layer, of those that are `wanted`.

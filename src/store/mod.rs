@@ -66,7 +66,7 @@ pub use gc::{Action, Keep, Pruned, StoredBlob, StoredLayer, Total, Usage};
 pub use images::{ImageLayer, ImageLookup, ImageRecord};
 pub use layers::{Draft, Layer, LayerMeta};
 pub use locks::KeyLock;
-pub use mounts::{CacheMount, MountLock, StoredMount};
+pub use mounts::{CacheMount, MountLock, MountMeta, StoredMount};
 pub use packing::Packing;
 pub use repositories::{Repository, StoredRepository};
 pub use scratch::Scratch;

@@ -8,17 +8,20 @@
 //!   id         the id, for people
 //! ```
 
+use std::cell::RefCell;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use rustix::fs::{FlockOperation, Mode};
+use rustix::fs::{FlockOperation, Gid, Mode, Uid};
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 
 use super::Store;
 use crate::diag::Result;
 use crate::digest::Digest;
+use crate::layer;
 
 const DIRECTORY: &str = "mounts";
 
@@ -47,6 +50,24 @@ pub struct StoredMount {
     /// In seconds since the epoch.
     pub last_used: i64,
     pub is_in_use: bool,
+}
+
+/// What a cache mount is besides what is in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountMeta {
+    /// Namespace and id.
+    pub id: String,
+    /// Of its directory, as ids of images.
+    mode: u32,
+    uid: u32,
+    gid: u32,
+}
+
+impl MountMeta {
+    /// Its id, for people.
+    pub fn shown(&self) -> &str {
+        self.id.strip_prefix('/').unwrap_or(&self.id)
+    }
 }
 
 /// A cache mount in use; released when dropped.
@@ -147,6 +168,45 @@ impl Store {
         }
         let mounts = super::open_dir(self.inner.root.as_fd(), DIRECTORY).map_err(cannot)?;
         self.inner.trash.take(mounts.as_fd(), folder).map_err(cannot)?;
+        Ok(true)
+    }
+
+    /// What is in a cache mount, as a tar, with what it is; `None` while somebody uses it.
+    pub fn pack_cache_mount(&self, folder: &str) -> Result<Option<(MountMeta, File)>> {
+        let cannot = |error: io::Error| self.inner.error(format_args!("pack the cache mount `{folder}`"), error);
+        let path = self.inner.path.join(DIRECTORY).join(folder);
+        let (Ok(lock), Ok(id)) = (File::open(path.join("lock")), fs::read_to_string(path.join("id"))) else {
+            return Ok(None);
+        };
+        if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Ok(None);
+        }
+        let dir = super::open_dir(rustix::fs::CWD, &path.join("fs").to_string_lossy())
+            .map_err(|errno| cannot(errno.into()))?;
+        let stat = rustix::fs::fstat(&dir).map_err(|errno| cannot(errno.into()))?;
+        let meta = MountMeta { id, mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid };
+        let packed = tempfile::tempfile_in(self.inner.path.join("tmp")).map_err(cannot)?;
+        let mut out = io::BufWriter::with_capacity(1 << 20, &packed);
+        layer::pack(dir.as_fd(), &mut out)?;
+        io::Write::flush(&mut out).map_err(cannot)?;
+        drop(out);
+        Ok(Some((meta, packed)))
+    }
+
+    /// Makes a cache mount of a tar; `false` if there is one of this id, which stays as it is.
+    pub fn put_cache_mount(&self, meta: &MountMeta, tar: &mut dyn Read) -> Result<bool> {
+        let path = self.inner.path.join(DIRECTORY).join(Digest::of(meta.id.as_bytes()).hex());
+        if path.join("fs").exists() {
+            return Ok(false);
+        }
+        let cannot = |errno: Errno| self.inner.error(format_args!("make the cache mount `{}`", meta.shown()), errno);
+        let tar = RefCell::new(tar);
+        self.make_cache_mount(&meta.id, &path, &|dir: &OwnedFd| {
+            layer::unpack(&mut *tar.borrow_mut(), dir.as_fd(), &[])?;
+            let (uid, gid) = (Uid::from_raw(meta.uid), Gid::from_raw(meta.gid));
+            rustix::fs::fchown(dir, Some(uid), Some(gid)).map_err(cannot)?;
+            rustix::fs::fchmod(dir, Mode::from_raw_mode(meta.mode)).map_err(cannot)
+        })?;
         Ok(true)
     }
 

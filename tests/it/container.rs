@@ -10,4 +10,5 @@ mod limits;
 mod mounts;
 mod network;
 mod overlay;
+mod security;
 mod world;

@@ -47,6 +47,17 @@ pub struct OutOfMemory {
     pub peak_bytes: u64,
 }
 
+/// Which versions this host has, for people.
+pub fn describe() -> &'static str {
+    let found = hierarchy::Hierarchies::find().unwrap_or_default();
+    match (found.v1.is_empty(), found.v2.is_some()) {
+        (true, true) => "cgroups of version 2",
+        (false, false) => "cgroups of version 1",
+        (false, true) => "cgroups of versions 1 and 2",
+        (true, false) => "nothing: no cgroups are mounted",
+    }
+}
+
 impl fmt::Display for OutOfMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let peak = size(self.peak_bytes);

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Access, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketType};
 use serde::{Deserialize, Serialize};
 
@@ -21,8 +21,8 @@ use super::super::userns::Mapping;
 use super::memory::{Forwarding, Memory};
 use super::netlink::Socket;
 use super::range;
-use super::userspace::{self, Place, Program, Started};
-use super::veth::{FORBIDDEN, Uplink, Wire};
+use super::userspace::{self, Place, Program, Started, TUN};
+use super::veth::{self, FORBIDDEN, Uplink, Wire};
 use super::{Kind, firewall, lane, link};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys;
@@ -56,6 +56,7 @@ pub enum News {
     /// There is no way out but the host's own network, and why.
     Impossible {
         reasons: Vec<String>,
+        hints: Vec<String>,
     },
     Failed {
         kind: Kind,
@@ -206,7 +207,7 @@ impl Keeper<'_> {
         loop {
             if kind == Kind::Connected && self.way == Way::Nothing && !self.begin_again() {
                 self.learned()?;
-                return self.tell(&News::Impossible { reasons: self.reasons.clone() }, None);
+                return self.tell(&News::Impossible { reasons: self.reasons.clone(), hints: self.hints() }, None);
             }
             let namespace = match lane::create(self.proc, self.user_namespace) {
                 Ok(namespace) => namespace,
@@ -235,6 +236,23 @@ impl Keeper<'_> {
             // What was done to the namespace may be in the way of the next: it gets another.
             self.refuse(self.way, refused);
         }
+    }
+
+    /// What would make a way.
+    fn hints(&self) -> Vec<String> {
+        let has_program = [Program::Pasta, Program::Slirp].into_iter().any(|program| program.find().is_some());
+        let can_open_tun =
+            self.mapping.is_shifted() || rustix::fs::access(TUN, Access::READ_OK | Access::WRITE_OK).is_ok();
+        let mut hints = Vec::new();
+        if !has_program {
+            hints.push("install `passt`".to_owned());
+        } else if !can_open_tun {
+            hints.push(format!("let everybody open the device with `sudo chmod 666 {TUN}`"));
+        }
+        if self.mapping.is_shifted() && !veth::forwards(self.proc) {
+            hints.push("let the host forward packets with `sysctl net.ipv4.ip_forward=1`".to_owned());
+        }
+        hints
     }
 
     /// Notes that a way is none.
@@ -327,7 +345,6 @@ impl Keeper<'_> {
         let range = range::free(&routes.own).next().ok_or("every range of private addresses is in use")?;
         let place = Place {
             lane: namespace.as_fd(),
-            own: self.own.as_fd(),
             user_namespace: self.user_namespace,
             mapping: self.mapping,
             range,
@@ -355,7 +372,10 @@ impl Keeper<'_> {
                 };
                 started.stop();
                 let program = started.program;
-                self.memory.note_failure(&started.path, &why);
+                if !has_ended {
+                    // Those that end can be tried again: that takes no time, and what was in their way may be gone.
+                    self.memory.note_failure(&started.path, &why);
+                }
                 self.refuse(Way::Program(program), format!("through `{}`: {why}", program.name()));
                 self.make(Kind::Connected)?;
             } else {

@@ -1,13 +1,14 @@
 //! A network namespace for one step at a time, with a loopback interface and nothing else yet.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::super::holder;
-use crate::diag::Result;
+use super::super::{holder, protocol};
+use super::netlink::Socket;
+use crate::diag::{Context, Diagnostic, Result};
 use crate::sys;
 
 /// Makes one that belongs to `user_namespace`; see [`holder::namespace`].
@@ -38,7 +39,32 @@ fn settle(proc: BorrowedFd<'_>) {
     let _ = write("ip_unprivileged_port_start", "0");
 }
 
-/// Does something in a network namespace and comes back.
+/// Opens sockets to the network of a namespace: one that is told of what happens to the `RTMGRP_*` groups
+/// `groups`, and one for requests. Takes a process of its own, as only the host's root finds the way back.
+pub fn sockets(namespace: BorrowedFd<'_>, groups: i32) -> Result<(Socket, Socket)> {
+    let doing = || "cannot open sockets in a network namespace";
+    let (socket, sending) = protocol::pair()?;
+    let Some(child) = sys::clone(0).context(doing)? else {
+        let open = || {
+            move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
+            let (events, requests) = (Socket::listen(groups)?, Socket::open()?);
+            protocol::send(sending.as_fd(), &[0], &[events.as_fd(), requests.as_fd()])
+        };
+        // Who receives nothing knows that it went wrong.
+        let _ = open();
+        sys::exit(0)
+    };
+    drop(sending);
+    let received = protocol::receive(socket.as_fd()).context(doing);
+    sys::wait(child.pid).context(doing)?;
+    let fds = received?.map(|(_, fds)| fds).unwrap_or_default();
+    match <[OwnedFd; 2]>::try_from(fds) {
+        Ok([events, requests]) => Ok((events.into(), requests.into())),
+        Err(_) => Err(Diagnostic::error(doing())),
+    }
+}
+
+/// Does something in a network namespace and comes back: for the host's root.
 pub fn within<T>(namespace: BorrowedFd<'_>, own: BorrowedFd<'_>, act: impl FnOnce() -> T) -> io::Result<T> {
     move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
     let result = act();

@@ -202,9 +202,9 @@ impl Networks {
                         traits,
                     });
                 }
-                News::Impossible { reasons } => {
+                News::Impossible { reasons, hints } => {
                     self.arrived(Kind::Connected);
-                    self.failures.insert(Kind::Connected, Failure::Impossible(impossible(&reasons)));
+                    self.failures.insert(Kind::Connected, Failure::Impossible(impossible(&reasons, hints)));
                 }
                 News::Failed { kind, failure } => {
                     self.arrived(kind);
@@ -246,8 +246,7 @@ fn stuck(why: &str) -> Diagnostic {
     Diagnostic::error("what a step sent did not get out of its network").caused_by(why).hint("run the build again")
 }
 
-fn impossible(reasons: &[String]) -> Diagnostic {
-    Diagnostic::error("steps are on the network of the host: a private one has no way out")
-        .caused_by(reasons.join("; "))
-        .hint("install `passt`, or let the host forward packets with `sysctl net.ipv4.ip_forward=1`")
+fn impossible(reasons: &[String], hints: Vec<String>) -> Diagnostic {
+    let warning = Diagnostic::error("steps are on the network of the host: a private one has no way out");
+    Diagnostic { hints, ..warning.caused_by(reasons.join("; ")) }
 }

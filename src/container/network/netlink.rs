@@ -273,6 +273,13 @@ impl Socket {
     }
 }
 
+impl From<OwnedFd> for Socket {
+    /// One that another process has opened, and does not use any more.
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd, sequence: Cell::new(0) }
+    }
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()

@@ -35,6 +35,8 @@ pub const LIMIT: Duration = Duration::from_secs(10);
 const DIRECTORIES: [&str; 7] =
     ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin", "/run/current-system/sw/bin"];
 
+/// What all of them need.
+pub const TUN: &str = "/dev/net/tun";
 /// Where such a program finds the lane.
 const LANE: &str = "/dev/lane";
 /// What is kept of a program's output.
@@ -120,8 +122,6 @@ impl Program {
 /// What a program is started over.
 pub struct Place<'a> {
     pub lane: BorrowedFd<'a>,
-    /// The host's network namespace.
-    pub own: BorrowedFd<'a>,
     pub user_namespace: BorrowedFd<'a>,
     pub mapping: &'a Mapping,
     /// Addresses for inside.
@@ -135,14 +135,7 @@ pub struct Place<'a> {
 /// Starts `program`, found at `path`. The caller has one thread.
 pub fn start(program: Program, path: &Path, place: &Place<'_>) -> Result<Started> {
     let doing = || format!("cannot start `{}`", program.name());
-    let (events, route) = lane::within(place.lane, place.own, || {
-        Ok::<_, rustix::io::Errno>((
-            Socket::listen(libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE)?,
-            Socket::open()?,
-        ))
-    })
-    .context(doing)?
-    .context(doing)?;
+    let (events, route) = lane::sockets(place.lane, libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE)?;
     // Not a pipe, which somebody would have to empty.
     let output = rustix::fs::memfd_create("output", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(doing)?;
     rustix::fs::ftruncate(&output, OUTPUT_BYTES).context(doing)?;
@@ -214,8 +207,7 @@ fn become_program(
     // After the change of ids, which forgets it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context(doing)?;
     // Some versions wait for ever when they cannot open it.
-    rustix::fs::open("/dev/net/tun", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .context(|| "cannot open `/dev/net/tun`")?;
+    rustix::fs::open(TUN, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| format!("cannot open `{TUN}`"))?;
     rustix::stdio::dup2_stdout(output).context(doing)?;
     rustix::stdio::dup2_stderr(output).context(doing)?;
     let words = std::iter::once(path.display().to_string()).chain(arguments.iter().cloned());

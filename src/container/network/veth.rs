@@ -90,7 +90,7 @@ struct Inside {
 impl Uplink {
     /// Says why not where the host does not forward.
     pub fn open(proc: BorrowedFd<'_>) -> Result<Self, String> {
-        if read(proc, "sys/net/ipv4/ip_forward").as_deref() != Some("1") {
+        if !forwards(proc) {
             return Err("the host does not forward packets (`net.ipv4.ip_forward` is 0)".into());
         }
         let route = Socket::open().map_err(|errno| unable("ask for the host's routes", errno))?;
@@ -291,6 +291,11 @@ fn claim(range: Range) -> Option<OwnedFd> {
     let name = SocketAddrUnix::new_abstract_name(format!("wythe/network/{}", range.index).as_bytes()).ok()?;
     rustix::net::bind(&socket, &name).ok()?;
     Some(socket)
+}
+
+/// Whether the host lets through what is not its own.
+pub fn forwards(proc: BorrowedFd<'_>) -> bool {
+    read(proc, "sys/net/ipv4/ip_forward").as_deref() == Some("1")
 }
 
 /// A setting in `proc`; `None` where there is none.

@@ -338,9 +338,8 @@ fn without_any_way_out_a_step_is_on_the_hosts_network() {
     assert!(ran.output == "0\n" && ran.exit.unwrap().warning.is_none(), "{}", ran.output);
 }
 
-/// A program that never gets ready, and one that ends at once.
 #[test]
-fn programs_that_do_not_work_are_not_waited_for_twice() {
+fn a_program_that_does_not_work_makes_place_for_the_next() {
     let world = World::enter(false);
     if !has("pasta") || !has("slirp4netns") {
         return;
@@ -350,10 +349,10 @@ fn programs_that_do_not_work_are_not_waited_for_twice() {
     run(&format!("chmod 755 {pasta}"));
     let bench = Bench::new();
     let ran = bench.succeed(&bench.script("wget -qO- http://203.0.113.80"));
-    let exit = ran.exit.unwrap();
-    assert_eq!((ran.output.as_str(), exit.warning), ("you are 192.0.2.2\n", None));
-    let learned = String::from_utf8(exit.learned.unwrap()).unwrap();
-    assert!(learned.contains("it is broken"), "{learned}");
+    assert_eq!((ran.output.as_str(), ran.exit.unwrap().warning), ("you are 192.0.2.2\n", None));
+    world.hide(&["slirp4netns"]);
+    let warning = Bench::new().succeed(&bench.script(":")).exit.unwrap().warning.unwrap();
+    assert!(warning.cause.is_some_and(|cause| cause.contains("through `pasta`: it is broken")));
 }
 
 #[test]
@@ -374,6 +373,37 @@ fn a_program_that_dies_takes_its_lane_with_it() {
         assert_eq!(error.message, "the process that makes networks has ended");
     }
     assert_eq!(bench.output("wget -qO- http://203.0.113.80"), "you are 192.0.2.2\n");
+}
+
+/// In a user namespace only a program is a way out, and nobody comes back from a lane.
+#[test]
+fn a_users_steps_reach_the_world() {
+    on_each_way(|way, _, _| {
+        if way == "the host" {
+            return;
+        }
+        let test = ["--ignored", "--exact", "container::network::step_of_a_user", "--nocapture"];
+        let user = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--mount"])
+            .arg(std::env::current_exe().unwrap())
+            .args(test)
+            .output()
+            .unwrap();
+        let output = String::from_utf8_lossy(&user.stdout).into_owned();
+        assert!(output.contains("you are 192.0.2.2\n"), "{way}: {output}{}", String::from_utf8_lossy(&user.stderr));
+    });
+}
+
+#[test]
+#[ignore = "runs as another test's child"]
+#[allow(clippy::print_stdout)] // Its parent reads it.
+fn step_of_a_user() {
+    let bench = Bench::new();
+    let ran = bench.succeed(&bench.script("wget -qO- http://203.0.113.80; ping -c 1 127.0.0.1 >/dev/null"));
+    assert_eq!(ran.exit.unwrap().warning, None);
+    println!("{}", ran.output);
+    let container = Container { network: Network::None, ..bench.script("ip -o address | grep -v -c ' lo ' || :") };
+    assert_eq!(bench.succeed(&container).output, "0\n");
 }
 
 /// The spawner of a bench, by a step of it.
