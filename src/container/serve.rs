@@ -51,8 +51,8 @@ struct State {
 
 /// Waits once and does what there is to do; whether there is a builder still.
 fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
-    let (requested, has_news, happened) = wait(requests.as_fd(), state)?;
-    for (index, event) in happened {
+    let Woken { requested, has_news, events } = wait(requests.as_fd(), state)?;
+    for (index, event) in events {
         state.running[index].take_in(event, state.template.as_ref());
     }
     state.running.iter_mut().for_each(Running::end_in_time);
@@ -74,8 +74,17 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
     Ok(true)
 }
 
-/// Sleeps until something happens: whether there is a request, news of networks, and what of which step.
-fn wait(requests: BorrowedFd<'_>, state: &State) -> Result<(bool, bool, Vec<(usize, Event)>)> {
+/// What ended a wait.
+struct Woken {
+    requested: bool,
+    /// Of networks.
+    has_news: bool,
+    /// Of steps, by their index among the running ones.
+    events: Vec<(usize, Event)>,
+}
+
+/// Sleeps until something happens.
+fn wait(requests: BorrowedFd<'_>, state: &State) -> Result<Woken> {
     let networks = state.networks.as_ref().map(Networks::socket);
     let interest = if networks.is_some() { PollFlags::IN } else { PollFlags::empty() };
     let mut polled = vec![
@@ -106,7 +115,11 @@ fn wait(requests: BorrowedFd<'_>, state: &State) -> Result<(bool, bool, Vec<(usi
         Event::Question if !polled.revents().contains(PollFlags::IN) => (index, Event::NoMoreQuestions),
         event => (index, event),
     });
-    Ok((has_happened(&polled[0]), networks.is_some() && has_happened(&polled[1]), happened.collect()))
+    Ok(Woken {
+        requested: has_happened(&polled[0]),
+        has_news: networks.is_some() && has_happened(&polled[1]),
+        events: happened.collect(),
+    })
 }
 
 fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
