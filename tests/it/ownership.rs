@@ -112,7 +112,8 @@ fn owners_are_the_same_whoever_builds() {
         ("home/app/two", "file 0644 1234:8"),
         ("home/app/dir2", "dir 0750 1234:8"),
         ("nodes/null", "device 0644 0:0 1 3"),
-        ("nodes/disk", "device 0600 0:0 259 7"),
+        ("nodes/again", "device 0600 0:0 259 7"),
+        ("nodes/disk", "hardlink nodes/again"),
         ("nodes/terminal", "device 0644 0:5 5 0"),
         ("nodes/zeroes", "file 0644 0:0 4"),
     ] {
