@@ -1,10 +1,11 @@
 //! A container's /dev: a tmpfs of its own with the six harmless devices. In a user namespace no device
 //! can be made: there they are the host's, each mounted on a file.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 
+use super::holder;
 use super::mount::{self, NO_EXEC, NO_SUID};
 use super::userns::Mapping;
 use crate::diag::{Context, Diagnostic, Result};
@@ -34,12 +35,19 @@ pub struct Devices {
 }
 
 impl Devices {
-    pub fn new(shm_size_bytes: u64, mapping: &Mapping) -> Result<Self> {
+    pub fn new(shm_size_bytes: u64, mapping: &Mapping, namespaces: Namespaces<'_>) -> Result<Self> {
         let (root, size) = (mapping.root().to_string(), shm_size_bytes.to_string());
         let options = [("mode", "1777"), ("size", &size), ("uid", &root), ("gid", &root)];
         let shm = mount::filesystem("tmpfs", &options, mount::DATA_ONLY)?;
-        Ok(Self { dev: devices(mapping)?, pts: terminals(mapping)?, shm, shm_size_bytes })
+        Ok(Self { dev: devices(mapping)?, pts: terminals(mapping, namespaces)?, shm, shm_size_bytes })
     }
+}
+
+/// Where a step's are made that cannot be made outside.
+#[derive(Clone, Copy)]
+pub struct Namespaces<'a> {
+    pub user: BorrowedFd<'a>,
+    pub mount: BorrowedFd<'a>,
 }
 
 /// The message queues of this process's ipc namespace.
@@ -111,12 +119,19 @@ fn devices(mapping: &Mapping) -> Result<OwnedFd> {
     Ok(dev)
 }
 
-fn terminals(mapping: &Mapping) -> Result<OwnedFd> {
+fn terminals(mapping: &Mapping, namespaces: Namespaces<'_>) -> Result<OwnedFd> {
+    let make = |gid: u32| {
+        let gid = gid.to_string();
+        let options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", gid.as_str())];
+        mount::filesystem("devpts", &options, NO_SUID | NO_EXEC)
+    };
     // Where there is one group only it is root's.
     let (_, gid) = mapping.outside(0, TTY_GID).unwrap_or((0, mapping.root()));
-    let gid = gid.to_string();
-    let options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", gid.as_str())];
-    let pts = mount::filesystem("devpts", &options, NO_SUID | NO_EXEC)?;
+    let pts = match make(gid) {
+        // Numbers of a group end at 2³¹ here until Linux 6.16.
+        Err(_) if gid > i32::MAX as u32 => holder::made_within(namespaces.user, namespaces.mount, || make(TTY_GID))?,
+        made => made?,
+    };
     give_to_root(&pts, "", mapping)?;
     give_to_root(&pts, "ptmx", mapping)?;
     Ok(pts)

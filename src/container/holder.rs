@@ -1,5 +1,5 @@
-//! Namespaces without processes. One is made by a process, lives on as a descriptor, and the process
-//! is ended.
+//! Namespaces without processes, and mounts made inside of them. A process makes one; it lives on as a
+//! descriptor, and the process is ended.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::protocol::{self, Failure};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys;
 
@@ -49,4 +51,37 @@ pub fn namespace(
     rustix::process::pidfd_send_signal(child.pidfd.as_fd(), Signal::KILL).context(doing)?;
     sys::wait(child.pid).context(doing)?;
     opened
+}
+
+/// What `make` makes as root of a user namespace, where ids in options are those inside. It is called in a
+/// process of its own, with a copy of `mounts` for its mount namespace. The caller has one thread.
+pub fn made_within(
+    user_namespace: BorrowedFd<'_>,
+    mounts: BorrowedFd<'_>,
+    make: impl FnOnce() -> Result<OwnedFd>,
+) -> Result<OwnedFd> {
+    let doing = || "cannot make a mount in a user namespace";
+    let (answers, answering) = protocol::pair()?;
+    let Some(child) = sys::clone(0).context(doing)? else {
+        let enter = || {
+            // The host's would be copied with all that is mounted in them.
+            move_into_link_name_space(mounts, Some(LinkNameSpaceType::Mount))?;
+            move_into_link_name_space(user_namespace, Some(LinkNameSpaceType::User))?;
+            sys::enter_new_mount_namespace()
+        };
+        // Who waits sees the socket close if it cannot be said.
+        let _ = match enter().context(doing).and_then(|()| make()) {
+            Ok(mount) => protocol::send(answering.as_fd(), &protocol::encode(&None::<Failure>), &[mount.as_fd()]),
+            Err(failure) => protocol::send(answering.as_fd(), &protocol::encode(&Some(Failure::from(failure))), &[]),
+        };
+        sys::exit(0)
+    };
+    drop(answering);
+    let received = protocol::receive(answers.as_fd()).context(doing);
+    sys::wait(child.pid).context(doing)?;
+    let (answer, fds) = received?.ok_or_else(|| Diagnostic::error(doing()))?;
+    match protocol::decode::<Option<Failure>>(&answer)? {
+        Some(failure) => Err(failure.into()),
+        None => fds.into_iter().next().ok_or_else(|| Diagnostic::error(doing())),
+    }
 }

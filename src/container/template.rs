@@ -10,7 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::binfmt::Handlers;
 use super::call::Watch;
 use super::cgroup::{Group, Groups};
-use super::device::{self, Devices, HostDevice};
+use super::device::{self, Devices, HostDevice, Namespaces};
 use super::mask::{self, Masks};
 use super::network::Lane;
 use super::overlay::{self, Attributes};
@@ -133,7 +133,7 @@ impl Template {
         }
         let devices = match self.spare.take().filter(|spare| spare.shm_size_bytes == container.shm_size_bytes) {
             Some(spare) => spare,
-            None => Devices::new(container.shm_size_bytes, &self.mapping)?,
+            None => self.devices(container.shm_size_bytes)?,
         };
         let reach = match lane {
             None => hosts::Reach::Everything,
@@ -172,9 +172,14 @@ impl Template {
     pub fn stock(&mut self, shm_size_bytes: u64) {
         if self.spare.is_none() {
             // If this fails the next step will say why.
-            self.spare = Devices::new(shm_size_bytes, &self.mapping).ok();
+            self.spare = self.devices(shm_size_bytes).ok();
         }
         self.groups.sweep();
+    }
+
+    fn devices(&self, shm_size_bytes: u64) -> Result<Devices> {
+        let namespaces = Namespaces { user: self.user_namespace.as_fd(), mount: self.mount_namespace.as_fd() };
+        Devices::new(shm_size_bytes, &self.mapping, namespaces)
     }
 
     /// Layer dirs as they look inside. They are kept for later steps: a detached mount dissolves with

@@ -138,6 +138,9 @@ impl FromStr for Platform {
             if let Some(wrong) = part.chars().find(|c| !c.is_ascii_alphanumeric() && !matches!(c, '_' | '-' | '.')) {
                 return Err(format!("`{text}` is no platform: it cannot contain `{}`", wrong.escape_default()));
             }
+            if part.bytes().all(|byte| byte == b'.') {
+                return Err(format!("`{text}` is no platform: `{part}` is no name"));
+            }
         }
         match parts[..] {
             [one] => {

@@ -16,7 +16,8 @@ use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::location;
 use crate::plan::{
-    Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
+    Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Security, Sharing, StepId,
+    Workdir,
 };
 use crate::progress::{self, Event, Number, Usage, units};
 use crate::store::{Draft, MountLock};
@@ -195,6 +196,12 @@ impl Solver<'_> {
         }
         if self.host.store.is_full() {
             error = error.hint("the filesystem of the store is full: make room there, or use another with `--root`");
+        }
+        if run.security == Security::Insecure {
+            error = error.hint(
+                "an insecure step is root of a user namespace and not of this machine: disks, modules of the kernel and \
+                 another `/proc` are out of its reach",
+            );
         }
         match exit.status {
             _ if exit.is_late => error.hint("give it more time with `--timeout`"),

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
-mod bench;
+pub mod bench;
 mod inside;
 mod lifetime;
 mod limits;

@@ -1,110 +1,124 @@
 //! How steps end that do not end by themselves, and what a build says that they used.
 
-use std::io::{BufRead as _, BufReader, Lines};
-use std::process::{Child, ChildStderr, Stdio};
+use std::fs;
+use std::path::PathBuf;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 
+use super::builder::Builder;
 use super::sandbox::Sandbox;
-
-/// A build with plain progress, followed line by line.
-struct Following {
-    child: Child,
-    lines: Lines<BufReader<ChildStderr>>,
-}
-
-impl Following {
-    fn begin(sandbox: &Sandbox, args: &[&str]) -> Self {
-        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut command = sandbox.command(&sandbox.build_args("image.tar", &args));
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        Self { child, lines }
-    }
-
-    /// Reads on until a step says this.
-    fn until(&mut self, said: &str) {
-        let found = self.lines.by_ref().map(Result::unwrap).find(|line| line.ends_with(&format!(" {said}")));
-        assert!(found.is_some(), "`{said}` was never said: {:?}", self.child.wait());
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// The exit code, and what was said since.
-    fn end(mut self) -> (Option<i32>, Vec<String>) {
-        let rest = self.lines.map(Result::unwrap).collect();
-        (self.child.wait().unwrap().code(), rest)
-    }
-}
 
 #[test]
 fn one_interrupt_lets_a_step_clean_up_and_keeps_nothing_of_it() {
-    let sandbox = Sandbox::new();
-    let script = "trap 'echo cleaned; exit 0' TERM; echo up; while :; do sleep 0.01; done";
-    sandbox.write("Dockerfile", &format!("FROM busybox\nRUN {script}\n"));
-    let mut build = Following::begin(&sandbox, &[]);
-    build.until("up");
-    build.signal(Signal::INT);
-    let (code, rest) = build.end();
-    assert_eq!(code, Some(130), "{rest:?}");
-    assert!(rest.iter().any(|line| line.ends_with(" cleaned")), "{rest:?}");
-    assert!(rest.iter().any(|line| line.ends_with("CANCELED")), "{rest:?}");
-    // It ended well, but it was cut short.
-    let records: Value = serde_json::from_slice(&sandbox.wythe(&["cache", "ls", "--json"]).stdout).unwrap();
-    assert_eq!(records.as_array().unwrap().len(), 0, "{records}");
+    Builder::each(|builder| {
+        let script = "trap 'echo cleaned; exit 0' TERM; echo up; while :; do sleep 0.01; done";
+        let before = "FROM busybox\nRUN echo kept > /kept\n";
+        builder.sandbox().write("Dockerfile", &format!("{before}RUN {script}\n"));
+        let mut build = builder.follow(&[]);
+        build.until("up");
+        build.signal(Signal::INT);
+        let (code, rest) = build.end();
+        assert_eq!(code, Some(130), "{rest:?}");
+        assert!(rest.iter().any(|line| line.ends_with(" cleaned")), "{rest:?}");
+        assert!(rest.iter().any(|line| line.ends_with("CANCELED")), "{rest:?}");
+        assert_no_scratch(builder);
+        // It ended well, but it was cut short; the one before was not.
+        let records: Value = serde_json::from_slice(&builder.wythe(&["cache", "ls", "--json"]).stdout).unwrap();
+        assert_eq!(records.as_array().unwrap().len(), 1, "{records}");
+        builder.sandbox().write("Dockerfile", before);
+        assert_eq!(builder.built(&[]).ran(), [""; 0]);
+    });
+}
+
+/// Nothing in the making, and nothing to be deleted.
+pub fn assert_no_scratch(builder: &Builder) {
+    for name in ["tmp", "trash"] {
+        let entries = fs::read_dir(builder.store().join(name)).unwrap().map(|entry| entry.unwrap().path());
+        assert_eq!(entries.collect::<Vec<_>>(), [""; 0].map(PathBuf::from));
+    }
 }
 
 #[test]
 fn a_command_of_a_shell_is_asked_where_the_shell_does_not_listen() {
-    let sandbox = Sandbox::new();
-    sandbox.write("inner", "trap 'echo cleaned; exit 3' TERM; echo up; while :; do sleep 0.01; done\n");
-    sandbox.write("Dockerfile", "FROM busybox\nCOPY inner /\nRUN sh /inner; echo went on; sleep 1000\n");
-    let mut build = Following::begin(&sandbox, &[]);
-    build.until("up");
-    build.signal(Signal::TERM);
-    let (code, rest) = build.end();
-    assert_eq!(code, Some(143), "{rest:?}");
-    assert!(rest.iter().any(|line| line.ends_with(" cleaned")), "{rest:?}");
+    Builder::each(|builder| {
+        builder.sandbox().write("inner", "trap 'echo cleaned; exit 3' TERM; echo up; while :; do sleep 0.01; done\n");
+        let dockerfile = "FROM busybox\nCOPY inner /\nRUN sh /inner; echo went on; sleep 1000\n";
+        builder.sandbox().write("Dockerfile", dockerfile);
+        let mut build = builder.follow(&[]);
+        build.until("up");
+        build.signal(Signal::TERM);
+        let (code, rest) = build.end();
+        assert_eq!(code, Some(143), "{rest:?}");
+        assert!(rest.iter().any(|line| line.ends_with(" cleaned")), "{rest:?}");
+    });
 }
 
 #[test]
 fn a_step_that_does_not_listen_ends_at_the_first_interrupt() {
-    let sandbox = Sandbox::new();
-    sandbox.write("Dockerfile", "FROM busybox\nRUN trap '' TERM; echo up; sleep 1000; echo went on\n");
-    let mut build = Following::begin(&sandbox, &[]);
-    build.until("up");
-    build.signal(Signal::INT);
-    let (code, rest) = build.end();
-    assert_eq!(code, Some(130), "{rest:?}");
-    assert!(!rest.iter().any(|line| line.ends_with(" went on")), "{rest:?}");
+    Builder::each(|builder| {
+        let dockerfile = "FROM busybox\nRUN trap '' TERM; echo up; sleep 1000; echo 'went on'\n";
+        builder.sandbox().write("Dockerfile", dockerfile);
+        let mut build = builder.follow(&[]);
+        build.until("up");
+        build.signal(Signal::INT);
+        let (code, rest) = build.end();
+        assert_eq!(code, Some(130), "{rest:?}");
+        assert!(!rest.iter().any(|line| line.ends_with(" went on")), "{rest:?}");
+    });
 }
 
 #[test]
 fn a_second_interrupt_ends_at_once() {
-    let sandbox = Sandbox::new();
-    let script = "trap 'echo asked' TERM; echo up; while :; do sleep 0.01; done";
-    sandbox.write("Dockerfile", &format!("FROM busybox\nRUN {script}\n"));
-    let mut build = Following::begin(&sandbox, &[]);
-    build.until("up");
-    build.signal(Signal::INT);
-    build.until("asked");
-    build.signal(Signal::INT);
-    let (code, rest) = build.end();
-    assert_eq!(code, Some(130), "{rest:?}");
+    Builder::each(|builder| {
+        let script = "trap 'echo asked' TERM; echo up; while :; do sleep 0.01; done";
+        builder.sandbox().write("Dockerfile", &format!("FROM busybox\nRUN {script}\n"));
+        let mut build = builder.follow(&[]);
+        build.until("up");
+        build.signal(Signal::INT);
+        build.until("asked");
+        build.signal(Signal::INT);
+        let (code, rest) = build.end();
+        assert_eq!(code, Some(130), "{rest:?}");
+        // There was no time to delete anything.
+        builder.sandbox().write("Dockerfile", "FROM busybox\n");
+        builder.built(&[]);
+        assert_no_scratch(builder);
+    });
+}
+
+/// Who holds the keys down.
+#[test]
+fn many_interrupts_at_once_are_as_good_as_two() {
+    Builder::each(|builder| {
+        let script = "trap '' INT TERM HUP QUIT; echo up; while :; do sleep 0.01; done";
+        builder.sandbox().write("Dockerfile", &format!("FROM busybox\nRUN {script}\n"));
+        let mut build = builder.follow(&[]);
+        build.until("up");
+        for _ in 0..5 {
+            build.signal(Signal::INT);
+        }
+        let (code, rest) = build.end();
+        assert_eq!(code, Some(130), "{rest:?}");
+        // There was no time to delete anything.
+        builder.sandbox().write("Dockerfile", "FROM busybox\n");
+        builder.built(&[]);
+        assert_no_scratch(builder);
+    });
 }
 
 #[test]
 fn a_step_that_takes_too_long_is_killed() {
-    let sandbox = Sandbox::new();
-    sandbox.write("Dockerfile", "FROM busybox\nRUN trap 'echo asked' TERM; (sleep 1000 &); sleep 1000; true\n");
-    let ended = sandbox.build("image.tar", &["--timeout".into(), "100ms".into()]);
-    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    assert!(ended.stderr.contains("did not complete: it took longer than 0.1s and was killed"), "{}", ended.stderr);
-    assert!(ended.stderr.contains("Dockerfile:2:1"), "{}", ended.stderr);
-    assert!(!ended.stderr.contains(" asked\n"), "{}", ended.stderr);
+    Builder::each(|builder| {
+        let run = "RUN trap 'echo asked' TERM; (sleep 1000 &); sleep 1000; true";
+        builder.sandbox().write("Dockerfile", &format!("FROM busybox\n{run}\n"));
+        let ended = builder.build(&["--timeout", "100ms"]);
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        assert!(ended.stderr.contains("did not complete: it took longer than 0.1s and was killed"), "{}", ended.stderr);
+        assert!(ended.stderr.contains("Dockerfile:2:1"), "{}", ended.stderr);
+        assert!(!ended.stderr.contains(" asked\n"), "{}", ended.stderr);
+        assert_no_scratch(builder);
+    });
 }
 
 #[test]

@@ -2,7 +2,9 @@
 //! rewrites what they expect.
 #![allow(clippy::unwrap_used)] // A test that cannot go on panics.
 
+mod aftermath;
 mod build;
+mod builder;
 mod cache;
 mod check;
 mod compression;
@@ -30,6 +32,7 @@ mod progress;
 mod prune;
 mod registry;
 mod sandbox;
+mod security;
 mod server;
 mod shell;
 mod ssh;

@@ -49,7 +49,8 @@ if [ -z "$qemu" ]; then
 fi
 if [ ! -e "$vm/root.tar" ]; then
     echo "==> the guest's root"
-    mmdebstrap --quiet --variant=essential --include=busybox-static,uidmap,libcap2-bin,attr,kmod,passwd \
+    mmdebstrap --quiet --format=tar --variant=essential \
+        --include=busybox-static,uidmap,libcap2-bin,attr,kmod,passwd,iproute2,nftables,passt,slirp4netns \
         bookworm "$vm/root.tar.part"
     mv "$vm/root.tar.part" "$vm/root.tar"
 fi
@@ -66,6 +67,8 @@ root=$vm/root
 rm -rf "$root"
 mkdir -p "$root"
 tar -xf "$vm/root.tar" -C "$root" --exclude='./dev/*' --exclude='./usr/share/doc/*' --exclude='./usr/share/locale/*'
+cp -r "$vm/$kernel/lib/modules" "$root/usr/lib/"
+chroot "$root" depmod "$(ls "$root/usr/lib/modules")"
 mkdir -p "$root$here/target/tmp" "$root$here/target/debug" "$root/vm"
 git ls-files -z | tar -c --null -T - | tar -x -C "$root$here"
 objcopy --strip-debug target/debug/wythe "$root$here/target/debug/wythe"

@@ -402,6 +402,8 @@ fn step_of_a_user() {
     let ran = bench.succeed(&bench.script("wget -qO- http://203.0.113.80; ping -c 1 127.0.0.1 >/dev/null"));
     assert_eq!(ran.exit.unwrap().warning, None);
     println!("{}", ran.output);
+    let listen = "nc -l -p 80 -e echo hello & while ! nc 127.0.0.1 80 2>/dev/null; do kill -0 $! || exit; done";
+    assert_eq!(bench.output(listen), "hello\n");
     let container = Container { network: Network::None, ..bench.script("ip -o address | grep -v -c ' lo ' || :") };
     assert_eq!(bench.succeed(&container).output, "0\n");
 }

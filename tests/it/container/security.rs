@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, RenameFlags};
 use wythe::container::{Container, Mount, MountKind};
+use wythe::plan::Network;
 
 use super::bench::Bench;
+use crate::ordinary::Ordinary;
 
 /// Lets two names of `dir` change places as often as it can while `act` runs.
 fn while_swapping<T>(dir: &Path, one: &str, two: &str, act: impl FnOnce() -> T) -> T {
@@ -85,11 +87,69 @@ fn every_namespace_is_another() {
     let bench = Bench::new();
     for kind in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
         let own = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap();
-        let output = bench.output(&format!("readlink /proc/self/ns/{kind}"));
+        // By default an ordinary user's may be the host's, where there is no other way out.
+        let step = Container { network: Network::None, ..bench.script(&format!("readlink /proc/self/ns/{kind}")) };
+        let output = bench.succeed(&step).output;
         assert_ne!(output.trim(), own.display().to_string(), "{kind}");
         assert!(output.starts_with(kind), "{output}");
     }
     let mut container = bench.script("hostname; cat /proc/sys/kernel/domainname; wc -l < /proc/sysvipc/shm; echo $$");
     container.hostname = "of-the-build".to_owned();
     assert_eq!(bench.succeed(&container).output, "of-the-build\n(none)\n1\n1\n");
+}
+
+/// CVE-2023-27561, CVE-2025-31133: where the kernel's files are to be mounted changes while they are. Either
+/// the step is refused or it has all masks.
+#[test]
+fn masks_are_where_the_kernels_files_are() {
+    let bench = Bench::new();
+    for place in ["proc", "sys", "dev"] {
+        fs::create_dir(bench.path("base").join(place)).unwrap();
+        fs::create_dir_all(bench.path("base/elsewhere")).unwrap();
+        symlink("elsewhere", bench.path("base/link")).unwrap();
+        while_swapping(&bench.path("base"), place, "link", || {
+            for _ in 0..20 {
+                let script = "stat -f -c %T /proc /sys /dev; test -c /dev/null && echo null; cat /proc/timer_list; \
+                              ls -A /sys/firmware; { echo 1 > /proc/sys/vm/drop_caches; } 2>&1 | grep -c Read-only; \
+                              ls -A /elsewhere";
+                let ran = bench.run(&bench.script(script));
+                match ran.exit {
+                    Ok(_) => assert_eq!(ran.output, "proc\nsysfs\ntmpfs\nnull\n1\n", "{place}"),
+                    Err(error) => {
+                        assert!(error.message.starts_with(&format!("cannot mount on `/{place}")), "{error:?}")
+                    }
+                }
+            }
+        });
+        fs::remove_file(bench.path("base/link")).or_else(|_| fs::remove_dir(bench.path("base/link"))).unwrap();
+        fs::remove_dir(bench.path("base").join(place))
+            .or_else(|_| fs::remove_file(bench.path("base").join(place)))
+            .unwrap();
+    }
+}
+
+/// The same for an ordinary user's builds, whose user namespace is the only wall: with ids of his own, and with one.
+#[test]
+fn users_are_as_safe() {
+    for (name, user, map) in
+        [("ranges", Ordinary::new(), "--map-auto"), ("one id", Ordinary::with_ranges("", ""), "--map-root-user")]
+    {
+        let program = std::env::current_exe().unwrap();
+        let setup = format!(": > /mnt/bin/it; mount --bind '{}' /mnt/bin/it", program.display());
+        let user = Ordinary { setup, ..user };
+        let ended = user.run(&[
+            "unshare",
+            "--user",
+            "--map-root-user",
+            map,
+            "--mount",
+            "/mnt/bin/it",
+            "container::security::",
+            "--skip",
+            "users_are_as_safe",
+        ]);
+        let stdout = String::from_utf8_lossy(&ended.stdout);
+        assert_eq!(ended.code, Some(0), "{name}: {stdout}{}", ended.stderr);
+        assert!(stdout.contains("test result: ok. 5 passed"), "{name}: {stdout}");
+    }
 }
