@@ -58,7 +58,7 @@ fn weight_of_shares(shares: u64) -> u64 {
     let log = (shares as f64).log2();
     let exponent = (log * log + 125.0 * log) / 612.0 - 7.0 / 34.0;
     // Between 1 and 10000.
-    10f64.powf(exponent).round() as u64
+    10f64.powf(exponent).ceil() as u64
 }
 
 /// What the files of a group say was used. `read` gives a file's text where it is there.
@@ -119,8 +119,8 @@ mod tests {
 
     #[test]
     fn the_usual_share_is_the_usual_weight() {
-        let weights = [0, 2, 1024, 262_144, u64::MAX].map(weight_of_shares);
-        assert_eq!(weights, [1, 1, 100, 10_000, 10_000]);
+        let weights = [0, 2, 512, 1024, 262_144, u64::MAX].map(weight_of_shares);
+        assert_eq!(weights, [1, 1, 59, 100, 10_000, 10_000]);
     }
 
     #[test]
