@@ -22,6 +22,7 @@ ip link set eth0 up
 ip route add default via 198.51.100.1
 echo 1 > /proc/sys/net/ipv4/ip_forward
 hostname guest
+: > /etc/resolv.conf
 printf '127.0.0.1 localhost\n' > /etc/hosts
 
 here=$(cat /vm/here)

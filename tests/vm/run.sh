@@ -50,7 +50,7 @@ fi
 if [ ! -e "$vm/root.tar" ]; then
     echo "==> the guest's root"
     mmdebstrap --quiet --format=tar --variant=essential \
-        --include=busybox-static,uidmap,libcap2-bin,attr,kmod,passwd,iproute2,nftables,passt,slirp4netns \
+        --include=busybox-static,uidmap,libcap2-bin,attr,kmod,passwd,mount,iproute2,nftables,passt,slirp4netns \
         bookworm "$vm/root.tar.part"
     mv "$vm/root.tar.part" "$vm/root.tar"
 fi

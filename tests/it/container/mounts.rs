@@ -119,7 +119,7 @@ fn a_context_is_roots_and_read_only() {
     let ran = with_mounts(&bench, script, vec![at("/in", context(&context_dir, "/", true))]);
     // What belonged to the host's root is the one that is someone else's.
     let expected = "0:0 .\n0:0 a.txt\n0:0 dir\n1000:1001 dir/one\nalpha\ntouch: x: Read-only file system\n";
-    assert_eq!(ran.output, expected);
+    assert_eq!(ran.output, expected, "{:?}", ran.exit.err());
     check(&bench, "cat /in.txt", vec![at("/in.txt", context(&context_dir, "a.txt", true))], "alpha\n", &[]);
     check(&bench, "ls /in", vec![at("/in", context(&context_dir, "/dir", true))], "one\n", &[]);
     // A file system that maps no ids shows everything as nobody's.
