@@ -87,7 +87,7 @@ impl Template {
         let proc = mount::filesystem("proc", &[], mount::DATA_ONLY)?;
         let mapping = Mapping::of_this_process()?;
         let (uid_map, gid_map) = mapping.maps();
-        let user_namespace = userns::create(proc.as_fd(), &uid_map, &gid_map)?;
+        let user_namespace = userns::create(proc.as_fd(), None, &uid_map, &gid_map)?;
         let host_devices = device::of_host(&mapping)?;
         let mount_namespace = mount::bare_namespace(proc.as_fd())?;
         let files = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "16m")], mount::NO_SUID | mount::NO_EXEC)?;
@@ -249,7 +249,9 @@ impl Template {
     fn swap(&mut self, owner: (u32, u32)) -> Result<()> {
         if let std::collections::btree_map::Entry::Vacant(entry) = self.swapped.entry(owner) {
             let (uid_map, gid_map) = (userns::map_swapping(owner.0), userns::map_swapping(owner.1));
-            entry.insert(userns::create(self.proc.as_fd(), &uid_map, &gid_map)?);
+            // Where mounts are anchored this process may make no other.
+            let mounts = Some(self.mount_namespace.as_fd()).filter(|_| !self.copies_detached);
+            entry.insert(userns::create(self.proc.as_fd(), mounts, &uid_map, &gid_map)?);
         }
         Ok(())
     }

@@ -12,11 +12,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::holder;
 use super::passwd::User;
 use crate::diag::{Context, Result};
 use crate::ids::{self, Extent, IdMap, Ids};
+use crate::sys;
 
 /// The host's id for root inside: the upper half of all ids. Distributions hand out nothing there,
 /// and everything an image may name up to 2³¹ can be represented.
@@ -116,22 +118,25 @@ pub fn map_swapping(as_root: u32) -> String {
         .to_string()
 }
 
-/// Makes a user namespace with these maps; see [`holder::namespace`].
-pub fn create(proc: BorrowedFd<'_>, uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
-    holder::namespace(
-        proc,
-        "user",
-        libc::CLONE_NEWUSER,
-        || Ok(()),
-        |pid| {
-            for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
-                let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-                let file = rustix::fs::openat(proc, format!("{pid}/{file}"), flags, Mode::empty())?;
-                rustix::io::write(file, map.as_bytes())?;
-            }
-            Ok(())
-        },
-    )
+/// Makes a user namespace with these maps; see [`holder::namespace`]. `mounts` is a mount namespace to make it
+/// in: who has anchored a mount over his root is as good as in a chroot, where the kernel makes none.
+pub fn create(proc: BorrowedFd<'_>, mounts: Option<BorrowedFd<'_>>, uid_map: &str, gid_map: &str) -> Result<OwnedFd> {
+    let furnish = || match mounts {
+        None => Ok(()),
+        Some(mounts) => {
+            move_into_link_name_space(mounts, Some(LinkNameSpaceType::Mount))?;
+            sys::enter_new_user_namespace()
+        }
+    };
+    let flags = if mounts.is_some() { 0 } else { libc::CLONE_NEWUSER };
+    holder::namespace(proc, "user", flags, furnish, |pid| {
+        for (file, map) in [("uid_map", uid_map), ("gid_map", gid_map)] {
+            let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(proc, format!("{pid}/{file}"), flags, Mode::empty())?;
+            rustix::io::write(file, map.as_bytes())?;
+        }
+        Ok(())
+    })
 }
 
 #[cfg(test)]
