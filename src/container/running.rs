@@ -23,6 +23,7 @@ use super::stop;
 use super::supervisor::{self, Credentials, Home, Supervisor, Table};
 use super::template::{Prepared, Template};
 use crate::diag::{Context, Diagnostic, Result};
+use crate::layer::Records;
 use crate::plan::Security;
 use crate::progress::Usage;
 use crate::sys::{self, Child, Waited};
@@ -88,14 +89,16 @@ impl Asked {
         let prepared = template.prepare(&self.container, lane)?;
         let (reports, reporting) = protocol::pair()?;
         let doing = || "cannot make the namespaces of a container";
-        let child = if template.copies_detached {
+        // What a filter asks before exec the spawner answers, and an older kernel takes a thread to name the layers,
+        // which nobody may make in another's memory.
+        let shares_memory = template.copies_detached && prepared.records != Records::Owners;
+        let child = if shares_memory {
             let mut stack = template.take_stack()?;
             let life = || step::run(&self.container, template, &prepared, lane, &self.streams, &reporting);
             let child = sys::clone_sharing_memory(step::NAMESPACES, &mut stack, &life).context(doing)?;
             template.give_back(stack);
             child
         } else {
-            // A step then takes a thread to name its layers, and nobody has one in another's memory.
             match sys::clone(step::NAMESPACES).context(doing)? {
                 Some(child) => child,
                 None => step::run(&self.container, template, &prepared, lane, &self.streams, &reporting),

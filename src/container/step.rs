@@ -2,8 +2,8 @@
 //! namespaces, still the host's root. It builds its root, moves in, and gives up one privilege
 //! after the other; the last thing it does is exec.
 //!
-//! Until then it runs in the spawner's memory, whose one thread waits for it: all of Rust may be used here, and
-//! what is not freed before exec is lost. It changes nothing that the spawner has.
+//! Until then it runs in the spawner's memory, whose one thread waits for it, or in a copy: all of Rust may be used
+//! here, and what is not freed before exec may be lost. It changes nothing that the spawner has.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
