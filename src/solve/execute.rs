@@ -261,14 +261,19 @@ impl Solver<'_> {
     /// What a new cache mount starts with.
     fn seed(&self, mount: &RunMount, dir: &OwnedFd) -> Result<()> {
         let RunMountKind::Cache { from, source, mode, uid, gid, .. } = &mount.kind else { return Ok(()) };
+        let mut looks = (0, 0, 0o755);
         if let Some(stack) = self.stack_of(from).filter(|stack| !stack.is_empty()) {
             let tree = self.rootfs_tree(from, &stack)?;
             let at = Located { text: source.to_owned(), source: Arc::clone(&mount.source), span: mount.span };
             let listing = self.select(&tree, &at, Form::Literal, &[], None)?;
             copy::land(&tree, &listing, dir.as_fd(), &landing("/", self.host.now()))?;
+            let first = listing.selections.first().and_then(|selection| selection.entries.first());
+            if let Some(directory) = first.filter(|entry| entry.kind == EntryKind::Directory) {
+                looks = (directory.uid, directory.gid, directory.mode);
+            }
         }
-        crate::layer::node::set_owner_of(dir, *uid, *gid)
-            .and_then(|()| rustix::fs::fchmod(dir, rustix::fs::Mode::from_raw_mode(*mode)))
+        crate::layer::node::set_owner_of(dir, uid.unwrap_or(looks.0), gid.unwrap_or(looks.1))
+            .and_then(|()| rustix::fs::fchmod(dir, rustix::fs::Mode::from_raw_mode(mode.unwrap_or(looks.2))))
             .context(|| "cannot set the owner and mode of a new cache mount")
     }
 
@@ -392,11 +397,13 @@ impl Solver<'_> {
         let lowers = self.lowers(below)?;
         let owner = match &workdir.user {
             // A number alone is the group too, whatever passwd says (BuildKit).
-            Some(user) => self.owner(below, user)?,
-            None => (0, 0),
+            Some(user) => {
+                let (uid, gid) = self.owner(below, user)?;
+                Some(Owner { uid, gid })
+            }
+            None => None,
         };
         let root = container::overlay_detached(&lowers, Some(&draft.path))?;
-        let owner = Owner { uid: owner.0, gid: owner.1 };
         copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now())?;
         Ok(())
     }
