@@ -85,7 +85,7 @@ struct Unpacker<'a, 'r> {
 
 impl Unpacker<'_, '_> {
     /// Implied parents are root's whatever `--chown` says.
-    const MAKES: Makes = Makes { mode: 0o755, owner: Owner::ROOT };
+    const MAKES: Makes = Makes { mode: 0o755, owner: Some(Owner::ROOT), inherits_group: false };
 
     fn member<R: Read>(&mut self, member: &Member, archive: &mut Archive<R>) -> Result<()> {
         self.count(member)?;

@@ -61,7 +61,11 @@ pub(super) enum Follows {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Makes {
     pub mode: u32,
-    pub owner: Owner,
+    /// Root, where nobody is named.
+    pub owner: Option<Owner>,
+    /// Below a directory with setgid a new one gets that bit and, where nobody is named, the group. The kernel does so,
+    /// and BuildKit leaves it.
+    pub inherits_group: bool,
 }
 
 /// The root everything lands beneath.
@@ -165,7 +169,14 @@ impl<'a> Root<'a> {
         check_name(name, &path)?;
         let fd = node::make_directory(parent.fd.as_fd(), name)
             .and_then(|fd| {
-                node::set_owner_and_mode(fd.as_fd(), makes.owner, makes.mode)?;
+                let (mut owner, mut mode) = (makes.owner.unwrap_or(Owner::ROOT), makes.mode);
+                let made = rustix::fs::fstat(&fd)?;
+                let setgid = made.st_mode & Mode::SGID.as_raw_mode();
+                if makes.inherits_group && setgid != 0 {
+                    mode |= setgid;
+                    owner.gid = makes.owner.map_or(made.st_gid, |owner| owner.gid);
+                }
+                node::set_owner_and_mode(fd.as_fd(), owner, mode)?;
                 Ok(fd)
             })
             .context(|| format!("cannot make the directory `{}`", shown(&path)))?;
