@@ -164,7 +164,7 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Closes every descriptor above standard error but `keep`. For a process that has just been
+/// Closes every descriptor above standard error but those in `keep`. For a process that has just been
 /// forked and drops nothing that it inherited.
 pub fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut keep: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).collect();
@@ -211,15 +211,184 @@ pub fn exec(path: &CStr, arguments: &[CString], environment: &[CString]) -> io::
 /// One instruction of classic BPF.
 pub type Instruction = libc::sock_filter;
 
-/// Makes `filter` decide on every later system call of this process and its descendants.
-pub fn install_seccomp_filter(filter: &[Instruction]) -> io::Result<()> {
+/// Makes `filter` decide on every later system call of this process and its descendants. Calls that it
+/// does not decide on (`SECCOMP_RET_USER_NOTIF`) are asked about on the descriptor returned.
+pub fn install_seccomp_filter(filter: &[Instruction]) -> io::Result<OwnedFd> {
     let program = libc::sock_fprog {
         len: filter.len().try_into().map_err(|_| io::Error::other("the filter is too long"))?,
         filter: filter.as_ptr().cast_mut(),
     };
-    // SAFETY: `program` points to `len` instructions, which the kernel only reads.
-    checked(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const program) })?;
+    let install = |flags: libc::c_ulong| {
+        // SAFETY: `program` points to `len` instructions, which the kernel only reads.
+        checked(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
+    };
+    // A call that is interrupted by a signal starts over, although it may have been done already; with
+    // the second flag (Linux 5.19) it waits, as a call that works on a disk does.
+    let listening = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER;
+    let listener = match install(listening | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => install(listening)?,
+        installed => installed?,
+    };
+    let listener = c_int::try_from(listener).map_err(|_| io::Error::other("not a descriptor"))?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(listener) })
+}
+
+/// A system call that waits for an answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Notification {
+    pub id: u64,
+    /// The thread that made it, in the pid namespace of the one that received this.
+    pub thread: u32,
+    /// `AUDIT_ARCH_*`.
+    pub machine: u32,
+    pub number: u32,
+    pub arguments: [u64; 6],
+}
+
+/// What becomes of a system call.
+#[derive(Debug)]
+pub enum Answer {
+    /// It returns this.
+    Return(i64),
+    /// It fails with this number.
+    Fail(i32),
+    /// It returns the number under which its process has this file from then on.
+    Open { file: OwnedFd, is_closed_on_exec: bool },
+    /// It is carried out as if nobody had asked; its caller may have changed what it points at.
+    Continue,
+}
+
+/// Waits for the next call; `ENOENT` if its thread ended meanwhile.
+pub fn receive_notification(listener: BorrowedFd<'_>) -> io::Result<Notification> {
+    // SAFETY: all fields are integers, for which zero is a value, and the one that the kernel wants.
+    let mut received: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    let request = libc::SECCOMP_IOCTL_NOTIF_RECV;
+    // SAFETY: this request writes one `seccomp_notif`, which is live.
+    checked(unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw mut received) }.into())?;
+    Ok(Notification {
+        id: received.id,
+        thread: received.pid,
+        machine: received.data.arch,
+        number: received.data.nr.cast_unsigned(),
+        arguments: received.data.args,
+    })
+}
+
+/// Lets the answered thread go on where the answer was given (Linux 6.6): it waits for nothing else,
+/// so that waking another processor would only take longer.
+pub fn answer_on_this_processor(listener: BorrowedFd<'_>) -> io::Result<()> {
+    /// `SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP`
+    const SYNC_WAKE_UP: u64 = 1;
+    let request = libc::SECCOMP_IOCTL_NOTIF_SET_FLAGS;
+    // SAFETY: this request takes a number in the place of a pointer.
+    checked(unsafe { libc::ioctl(listener.as_raw_fd(), request, SYNC_WAKE_UP) }.into())?;
     Ok(())
+}
+
+/// Whether the thread that made the call still waits, so that its number means nobody else.
+pub fn is_notification_valid(listener: BorrowedFd<'_>, id: u64) -> bool {
+    let request = libc::SECCOMP_IOCTL_NOTIF_ID_VALID;
+    // SAFETY: this request reads one number, which is live.
+    unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw const id) == 0 }
+}
+
+/// Answers a call; `ENOENT` if nobody waits any more.
+pub fn answer_notification(listener: BorrowedFd<'_>, id: u64, answer: Answer) -> io::Result<()> {
+    let (val, error, flags) = match answer {
+        Answer::Open { file, is_closed_on_exec } => return answer_with_file(listener, id, &file, is_closed_on_exec),
+        Answer::Return(value) => (value, 0, 0),
+        Answer::Fail(errno) => (0, -errno, 0),
+        Answer::Continue => (0, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
+    };
+    let response = libc::seccomp_notif_resp { id, val, error, flags };
+    let request = libc::SECCOMP_IOCTL_NOTIF_SEND;
+    // SAFETY: this request reads one `seccomp_notif_resp`, which is live.
+    checked(unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw const response) }.into())?;
+    Ok(())
+}
+
+fn answer_with_file(listener: BorrowedFd<'_>, id: u64, file: &OwnedFd, is_closed_on_exec: bool) -> io::Result<()> {
+    let addition = libc::seccomp_notif_addfd {
+        id,
+        // The answer is sent in the same moment (Linux 5.14).
+        flags: libc::SECCOMP_ADDFD_FLAG_SEND as u32,
+        srcfd: file.as_raw_fd().cast_unsigned(),
+        newfd: 0,
+        newfd_flags: if is_closed_on_exec { libc::O_CLOEXEC.cast_unsigned() } else { 0 },
+    };
+    let request = libc::SECCOMP_IOCTL_NOTIF_ADDFD;
+    // SAFETY: this request reads one `seccomp_notif_addfd`, which is live.
+    checked(unsafe { libc::ioctl(listener.as_raw_fd(), request, &raw const addition) }.into())?;
+    Ok(())
+}
+
+/// A limit on a resource; `u64::MAX` is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    pub soft: u64,
+    pub hard: u64,
+}
+
+/// How long the process of this thread may work in real time.
+pub fn real_time_limit(thread: u32) -> io::Result<Limit> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let (resource, new) = (libc::RLIMIT_RTTIME, ptr::null());
+    // SAFETY: no new limit is given, and `limit` is written to.
+    checked(unsafe { libc::prlimit64(thread.cast_signed(), resource, new, &raw mut limit) }.into())?;
+    Ok(Limit { soft: limit.rlim_cur, hard: limit.rlim_max })
+}
+
+pub fn set_real_time_limit(thread: u32, limit: Limit) -> io::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: limit.soft, rlim_max: limit.hard };
+    let (resource, old) = (libc::RLIMIT_RTTIME, ptr::null_mut());
+    // SAFETY: `limit` is read, and the old one is not asked for.
+    checked(unsafe { libc::prlimit64(thread.cast_signed(), resource, &raw const limit, old) }.into())?;
+    Ok(())
+}
+
+/// What of a file's description is to be said differently.
+#[derive(Clone, Copy, Debug)]
+pub struct Said {
+    pub uid: u32,
+    pub gid: u32,
+    /// Kind and number of a device.
+    pub device: Option<(u32, u64)>,
+}
+
+/// `struct stat` of what is open, as a system call writes it.
+pub fn stat_bytes(file: BorrowedFd<'_>, said: Said) -> io::Result<Vec<u8>> {
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut stat: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: the path is an empty C string and `stat` is written to.
+    checked(unsafe { libc::fstatat(file.as_raw_fd(), c"".as_ptr(), &raw mut stat, libc::AT_EMPTY_PATH) }.into())?;
+    (stat.st_uid, stat.st_gid) = (said.uid, said.gid);
+    if let Some((kind, number)) = said.device {
+        stat.st_mode = kind | stat.st_mode & 0o7777;
+        stat.st_rdev = number;
+        (stat.st_size, stat.st_blocks) = (0, 0);
+    }
+    let start = (&raw const stat).cast::<u8>();
+    // SAFETY: `stat` is live, and was all zeroes with its padding before the kernel wrote to it.
+    Ok(unsafe { std::slice::from_raw_parts(start, size_of::<libc::stat>()) }.to_vec())
+}
+
+/// `struct statx` of what is open, as a system call writes it.
+pub fn statx_bytes(file: BorrowedFd<'_>, flags: u32, mask: u32, said: Said) -> io::Result<Vec<u8>> {
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    let flags = flags.cast_signed() & libc::AT_STATX_SYNC_TYPE | libc::AT_EMPTY_PATH;
+    // SAFETY: the path is an empty C string and `stat` is written to.
+    checked(unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, &raw mut stat) }.into())?;
+    (stat.stx_uid, stat.stx_gid) = (said.uid, said.gid);
+    if let Some((kind, number)) = said.device {
+        stat.stx_mode = (kind | u32::from(stat.stx_mode) & 0o7777) as u16;
+        (stat.stx_rdev_major, stat.stx_rdev_minor) = (libc::major(number), libc::minor(number));
+        (stat.stx_size, stat.stx_blocks) = (0, 0);
+    }
+    let start = (&raw const stat).cast::<u8>();
+    // SAFETY: as above.
+    Ok(unsafe { std::slice::from_raw_parts(start, size_of::<libc::statx>()) }.to_vec())
 }
 
 /// Leaves the session keyring that this process inherited for a new, empty one.

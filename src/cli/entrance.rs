@@ -99,6 +99,6 @@ fn poverty_of_namespace() -> Option<Diagnostic> {
     if ids::are_the_hosts() || !ids::there_is_but_one() {
         return None;
     }
-    let message = "all files of images become root's (0:0): this user namespace has one user and one group only";
+    let message = "nothing keeps the users in steps apart, as there is but one id to build with: this user namespace has one user and one group only";
     Some(Diagnostic { severity: Severity::Warning, ..Diagnostic::error(message) })
 }

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev};
 
-use super::apt;
 use super::mount::{self, NO_EXEC, NO_SUID};
 use super::userns::Mapping;
 use crate::diag::{Context, Diagnostic, Result};
+use crate::layer::record::Device;
 
 const DEVICES: [(&str, u32, u32); 6] =
     [("full", 1, 7), ("null", 1, 3), ("random", 1, 8), ("tty", 5, 0), ("urandom", 1, 9), ("zero", 1, 5)];
@@ -52,13 +52,24 @@ pub fn message_queues(mapping: &Mapping) -> Result<OwnedFd> {
 /// A device of the host's, to be mounted on the file of its name in a container's /dev.
 pub struct HostDevice {
     pub name: &'static str,
+    number: (u32, u32),
     pub mount: OwnedFd,
+}
+
+impl HostDevice {
+    pub fn device(&self) -> Device {
+        Device { is_block: false, major: self.number.0, minor: self.number.1 }
+    }
 }
 
 /// The host's devices; none where a container has its own.
 pub fn of_host(mapping: &Mapping) -> Result<Vec<HostDevice>> {
     let devices = DEVICES.iter().filter(|_| !mapping.is_shifted());
-    devices.map(|(name, major, minor)| Ok(HostDevice { name, mount: open_host(name, (*major, *minor))? })).collect()
+    devices
+        .map(|(name, major, minor)| {
+            Ok(HostDevice { name, number: (*major, *minor), mount: open_host(name, (*major, *minor))? })
+        })
+        .collect()
 }
 
 /// What is at `/dev/NAME`, if it is the device of that name.
@@ -88,9 +99,6 @@ fn devices(mapping: &Mapping) -> Result<OwnedFd> {
         };
         rustix::fs::mknodat(&dev, name, kind, Mode::from_raw_mode(0o666), device).context(doing)?;
         give_to_root(&dev, name, mapping)?;
-    }
-    if mapping.is_single() {
-        apt::add_to(&dev)?;
     }
     for (name, target) in LINKS {
         rustix::fs::symlinkat(target, &dev, name).context(doing)?;

@@ -169,7 +169,7 @@ fn of_user(who: Who<'_>, uid: u32, gid: u32) -> Result<Entry, Diagnostic> {
 }
 
 fn poverty(why: &str) -> Diagnostic {
-    let message = format!("all files of images become root's (0:0): {why}");
+    let message = format!("nothing keeps the users in steps apart, as there is but one id to build with: {why}");
     Diagnostic { severity: Severity::Warning, ..Diagnostic::error(message) }
 }
 

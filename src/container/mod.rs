@@ -9,8 +9,8 @@
 //! in the mount namespaces of these processes or are detached: the host's mount table is never
 //! touched, and nothing is written to its disk but a step's upper dir.
 
-mod apt;
 mod binfmt;
+mod call;
 mod caps;
 mod cgroup;
 mod device;
@@ -40,6 +40,7 @@ mod source;
 mod spawner;
 mod step;
 mod stop;
+mod supervisor;
 mod template;
 mod terminal;
 mod userns;

@@ -5,8 +5,8 @@
 //!                     [TERMINAL] + the same, with a socket in the place of the output
 //!                     [EXPECT] + Expectation as JSON
 //!                     [KILL, signal]
-//! step    → spawner   Report as JSON + fds: overlay, skeleton, stub parents and stubs
-//!                     (end of file: the payload runs)
+//! step    → spawner   Report as JSON + fds: overlay, skeleton, stub parents and stubs; then the
+//!                     descriptor on which its filter asks (end of file: the payload runs)
 //! step    → builder   [TERMINAL] + fd: the master of its terminal, on that socket
 //! spawner → builder   Answer as JSON + fd: skeleton, on the request's own reply socket
 //! ```
@@ -83,6 +83,8 @@ pub enum Report {
     /// The root is mounted. With it come the overlay, the skeleton, and two descriptors for each
     /// stub, parent first.
     Mounted { stubs: Vec<super::mount_point::StubRecord> },
+    /// With it comes the descriptor on which the filter asks.
+    Filtered,
     /// With the machine that the program is for, if that is why.
     Failed { failure: Failure, machine: Option<Machine> },
 }

@@ -70,7 +70,7 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
     for (place, mount) in [("dev", dev), ("dev/pts", pts), ("dev/shm", shm), ("dev/mqueue", &queues)] {
         put_fixed(root, place, mount, &mut stubs)?;
     }
-    for HostDevice { name, mount } in &devices {
+    for HostDevice { name, mount, .. } in &devices {
         put(root, &format!("dev/{name}"), mount.as_fd(), Shape::File, &mut stubs)?;
     }
     if is_sandboxed {

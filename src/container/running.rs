@@ -1,4 +1,9 @@
 //! A step that runs, as the spawner has it: from its fork to its answer.
+//!
+//! ```text
+//! forked ── Mounted ── Filtered ── (exec) ─┬───────────────────────────────▶ its end ─┬─▶ answer
+//!                                          └─ first question ─▶ supervisor ──▶ end ───┘
+//! ```
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Instant;
@@ -15,11 +20,12 @@ use super::network::{Lane, Networks};
 use super::protocol::{self, Answer, Failure, Report};
 use super::step::{self, Streams};
 use super::stop;
+use super::supervisor::{self, Credentials, Home, Supervisor, Table};
 use super::template::{Prepared, Template};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::Security;
 use crate::progress::Usage;
-use crate::sys::{self, Child};
+use crate::sys::{self, Child, Waited};
 
 /// A step that is asked for.
 pub struct Asked {
@@ -47,14 +53,29 @@ pub struct Running {
     reports: Option<OwnedFd>,
     reply: OwnedFd,
     mounted: Option<Mounted>,
+    /// Until the filter's first question, which a supervisor answers.
+    questions: Option<OwnedFd>,
+    supervisor: Option<Child>,
     failure: Option<Failure>,
-    pub has_ended: bool,
+    /// How the process ended.
+    waited: Option<Result<Waited>>,
+}
+
+/// What of a step the spawner waits for.
+#[derive(Clone, Copy, Debug)]
+pub enum Event {
+    Report,
+    Question,
+    /// All processes under the filter are gone.
+    NoMoreQuestions,
+    End,
+    SupervisorEnd,
 }
 
 /// What a step handed over.
 struct Mounted {
     /// Held beyond the step's end, so that neither it nor its answer waits for the unmount.
-    _overlay: OwnedFd,
+    overlay: OwnedFd,
     skeleton: OwnedFd,
     stubs: Vec<Stub>,
 }
@@ -102,25 +123,51 @@ impl Running {
             reports: Some(reports),
             reply: asked.reply,
             mounted: None,
+            questions: None,
+            supervisor: None,
             failure: None,
-            has_ended: false,
+            waited: None,
         }
     }
 
-    /// Its process, and where it reports.
-    pub fn polled(&self) -> [PollFd<'_>; 2] {
-        let pidfd = self.child.pidfd.as_fd();
-        // A closed channel would be reported again and again: the pidfd, with no interest in it,
-        // keeps its place.
-        let (reports, interest) = match &self.reports {
-            Some(reports) => (reports.as_fd(), PollFlags::IN),
-            None => (pidfd, PollFlags::empty()),
-        };
-        [PollFd::from_borrowed_fd(pidfd, PollFlags::IN), PollFd::from_borrowed_fd(reports, interest)]
+    /// What may happen next, and the descriptors that become readable then.
+    pub fn events(&self) -> impl Iterator<Item = (Event, BorrowedFd<'_>)> {
+        let end = if self.waited.is_none() { Some(&self.child.pidfd) } else { None };
+        let supervisor = self.supervisor.as_ref().map(|child| &child.pidfd);
+        let events = [
+            (Event::Report, self.reports.as_ref()),
+            (Event::Question, self.questions.as_ref()),
+            (Event::End, end),
+            (Event::SupervisorEnd, supervisor),
+        ];
+        events.into_iter().filter_map(|(event, fd)| Some((event, fd?.as_fd())))
+    }
+
+    pub fn take_in(&mut self, event: Event, template: Option<&Template>) {
+        match event {
+            Event::Report => self.read_reports(),
+            Event::Question => self.supervise(template),
+            Event::NoMoreQuestions => self.questions = None,
+            Event::End => {
+                self.read_reports();
+                self.waited = Some(sys::wait(self.child.pid).context(|| "cannot wait for a container"));
+                (self.questions, self.deadline, self.listeners) = (None, None, None);
+            }
+            Event::SupervisorEnd => {
+                if let Some(supervisor) = self.supervisor.take() {
+                    let _ = sys::wait(supervisor.pid);
+                }
+            }
+        }
+    }
+
+    /// Whether nothing works on its files any more, so that it can be answered for.
+    pub fn is_over(&self) -> bool {
+        self.waited.is_some() && self.supervisor.is_none()
     }
 
     /// Takes in what a step has said so far.
-    pub fn read_reports(&mut self) {
+    fn read_reports(&mut self) {
         while let Some(reports) = &self.reports {
             match protocol::receive_now(reports.as_fd()) {
                 Ok(Some((packet, fds))) => match protocol::decode(&packet) {
@@ -132,8 +179,9 @@ impl Running {
                             let (Some(parent), Some(entry)) = (fds.next(), fds.next()) else { break };
                             made.push(Stub { parent, entry, record });
                         }
-                        self.mounted = Some(Mounted { _overlay: overlay, skeleton, stubs: made });
+                        self.mounted = Some(Mounted { overlay, skeleton, stubs: made });
                     }
+                    Ok(Report::Filtered) => self.questions = fds.into_iter().next(),
                     Ok(Report::Failed { failure, machine }) => {
                         // The step has left the host's files, which say what is missing.
                         let failure = Diagnostic::from(failure);
@@ -147,6 +195,44 @@ impl Running {
                 Ok(None) | Err(_) => self.reports = None,
             }
         }
+    }
+
+    /// Forks the supervisor. Without one the filter's questions are answered with `ENOSYS`.
+    fn supervise(&mut self, template: Option<&Template>) {
+        let (Some(listener), Some(template), Some(mounted)) = (self.questions.take(), template, &self.mounted) else {
+            return;
+        };
+        match sys::clone(0) {
+            Ok(Some(child)) => self.supervisor = Some(child),
+            Ok(None) => {
+                let _ = self.answer_questions(&listener, template, mounted);
+                sys::exit(0)
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// The supervisor's life.
+    fn answer_questions(&self, listener: &OwnedFd, template: &Template, mounted: &Mounted) -> Result<()> {
+        let doing = || "cannot answer a container's questions";
+        let supervisor = Supervisor {
+            listener: listener.as_fd(),
+            step: self.child.pidfd.as_fd(),
+            proc: template.proc.as_fd(),
+            user_namespace: template.user_namespace.as_fd(),
+            mapping: &template.mapping,
+            layer: mounted.overlay.as_fd(),
+            records: self.prepared.records,
+            host_devices: &template.host_devices,
+            table: Table::new(Credentials::of(&self.prepared.user)),
+            home: Home::here().context(doing)?,
+        };
+        let Supervisor { listener, step, proc, user_namespace, layer, .. } = supervisor;
+        let mut kept = vec![listener, step, proc, user_namespace, layer, supervisor.home.as_fd()];
+        kept.extend(template.host_devices.iter().map(|device| device.mount.as_fd()));
+        sys::close_all_but(&kept).context(doing)?;
+        supervisor::run(&supervisor);
+        Ok(())
     }
 
     /// When its time is over.
@@ -172,6 +258,9 @@ impl Running {
     /// Kills a step whose time is over, or that was asked to end and has nobody who would still do
     /// something about it.
     pub fn end_in_time(&mut self) {
+        if self.waited.is_some() {
+            return;
+        }
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.deadline = None;
             self.is_late = true;
@@ -195,10 +284,8 @@ impl Running {
         let _ = rustix::process::pidfd_send_signal(&self.child.pidfd, Signal::KILL);
     }
 
-    /// Waits for a process that has ended, cleans up after it and answers.
+    /// Cleans up after a step that is over, and answers.
     pub fn finish(mut self, networks: &mut Option<Networks>) {
-        self.read_reports();
-        let waited = sys::wait(self.child.pid).context(|| "cannot wait for a container");
         let mut learned = None;
         if let Some(networks) = networks {
             if let Some(lane) = self.lane.take() {
@@ -216,10 +303,10 @@ impl Running {
         });
         let group = self.prepared.group.as_ref();
         let out_of_memory = group.and_then(Group::out_of_memory);
-        match (self.failure, waited, skeleton) {
+        match (self.failure, self.waited, skeleton) {
             (Some(failure), ..) => answer(&self.reply, &Answer::Failed(failure), None),
-            (None, Err(failure), _) => answer(&self.reply, &Answer::Failed(failure.into()), None),
-            (None, Ok(waited), Some(skeleton)) => {
+            (None, Some(Err(failure)), _) => answer(&self.reply, &Answer::Failed(failure.into()), None),
+            (None, Some(Ok(waited)), Some(skeleton)) => {
                 let usage = Usage {
                     cpu_us: u64::try_from(waited.cpu.as_micros()).unwrap_or(u64::MAX),
                     memory_bytes: waited.peak_bytes,
@@ -236,7 +323,7 @@ impl Running {
                 };
                 answer(&self.reply, &ended, Some(skeleton));
             }
-            (None, Ok(_), None) => {
+            (None, ..) => {
                 let failure = Diagnostic::error("the container was killed before it started");
                 let failure = match out_of_memory {
                     Some(out_of_memory) => failure.caused_by(out_of_memory.to_string()),

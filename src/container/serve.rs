@@ -18,7 +18,7 @@ use rustix::thread::CapabilitiesSecureBits;
 use super::hosts::NameServers;
 use super::network::{self, Found, Kind, Memory, Networks};
 use super::protocol::{self, EXPECT, KILL, REQUEST, TERMINAL};
-use super::running::{self, Asked, Running};
+use super::running::{self, Asked, Event, Running};
 use super::step::Streams;
 use super::template::{self, Template};
 use super::{Container, Expectation};
@@ -51,17 +51,12 @@ struct State {
 
 /// Waits once and does what there is to do; whether there is a builder still.
 fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
-    let (requested, has_news, ready) = wait(requests.as_fd(), state)?;
-    for (step, events) in state.running.iter_mut().zip(ready) {
-        if events.has_report {
-            step.read_reports();
-        }
-        step.has_ended = events.has_ended;
-        if !step.has_ended {
-            step.end_in_time();
-        }
+    let Woken { requested, has_news, events } = wait(requests.as_fd(), state)?;
+    for (index, event) in events {
+        state.running[index].take_in(event, state.template.as_ref());
     }
-    let ended: Vec<_> = state.running.extract_if(.., |step| step.has_ended).collect();
+    state.running.iter_mut().for_each(Running::end_in_time);
+    let ended: Vec<_> = state.running.extract_if(.., |step| step.is_over()).collect();
     if has_news || !ended.is_empty() {
         // What is wrong with a step's network is said before the step can fail because of it.
         read_news(state);
@@ -79,20 +74,30 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
     Ok(true)
 }
 
-struct Events {
-    has_ended: bool,
-    has_report: bool,
+/// What ended a wait.
+struct Woken {
+    requested: bool,
+    /// Of networks.
+    has_news: bool,
+    /// Of steps, by their index among the running ones.
+    events: Vec<(usize, Event)>,
 }
 
-/// Sleeps until something happens: whether there is a request, news of networks, and what of each step.
-fn wait(requests: BorrowedFd<'_>, state: &State) -> Result<(bool, bool, Vec<Events>)> {
+/// Sleeps until something happens.
+fn wait(requests: BorrowedFd<'_>, state: &State) -> Result<Woken> {
     let networks = state.networks.as_ref().map(Networks::socket);
     let interest = if networks.is_some() { PollFlags::IN } else { PollFlags::empty() };
     let mut polled = vec![
         PollFd::from_borrowed_fd(requests, PollFlags::IN),
         PollFd::from_borrowed_fd(networks.unwrap_or(requests), interest),
     ];
-    polled.extend(state.running.iter().flat_map(Running::polled));
+    let mut events = Vec::new();
+    for (index, step) in state.running.iter().enumerate() {
+        for (event, fd) in step.events() {
+            polled.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            events.push((index, event));
+        }
+    }
     // Only to be woken: who of them has ended is looked at later.
     let listeners = state.running.iter().flat_map(Running::listeners);
     polled.extend(listeners.map(|listener| PollFd::new(listener, PollFlags::IN)));
@@ -104,10 +109,17 @@ fn wait(requests: BorrowedFd<'_>, state: &State) -> Result<(bool, bool, Vec<Even
     });
     rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, time_left.as_ref()))
         .context(|| "cannot wait for steps")?;
-    let happened = |polled: &PollFd<'_>| !polled.revents().is_empty();
-    let steps = polled[2..].chunks(2).take(state.running.len());
-    let events = steps.map(|step| Events { has_ended: happened(&step[0]), has_report: happened(&step[1]) });
-    Ok((happened(&polled[0]), networks.is_some() && happened(&polled[1]), events.collect()))
+    let has_happened = |polled: &PollFd<'_>| !polled.revents().is_empty();
+    let happened = events.into_iter().zip(&polled[2..]).filter(|(_, polled)| has_happened(polled));
+    let happened = happened.map(|((index, event), polled)| match event {
+        Event::Question if !polled.revents().contains(PollFlags::IN) => (index, Event::NoMoreQuestions),
+        event => (index, event),
+    });
+    Ok(Woken {
+        requested: has_happened(&polled[0]),
+        has_news: networks.is_some() && has_happened(&polled[1]),
+        events: happened.collect(),
+    })
 }
 
 fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {

@@ -19,7 +19,7 @@ use super::passwd::User;
 use super::protocol::{self, Failure, Report};
 use super::template::{Prepared, Template};
 use super::userns::Mapping;
-use super::{Container, apt, caps, exec, limit, root, terminal};
+use super::{Container, caps, exec, limit, root, terminal};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::Security;
 use crate::sys;
@@ -104,19 +104,18 @@ fn start(
     limit::set(&container.ulimits)?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
 
+    let is_sandboxed = container.security == Security::Sandbox;
     enter_user_namespace(template, container.security)?;
-    if container.security == Security::Sandbox {
-        // While this process has CAP_SYS_ADMIN, which another user than root loses: without it a filter
-        // would take no_new_privs, and sudo would not work.
+    if is_sandboxed {
         caps::bound(caps::DEFAULT)?;
-        sys::install_seccomp_filter(&template.filter).context(|| "cannot install the system call filter")?;
     }
+    filter(&prepared.filter, reports)?;
     take_ids(user, &template.mapping)?;
-    if container.security == Security::Sandbox {
+    if is_sandboxed {
         caps::set(if user.uid == 0 { caps::DEFAULT } else { CapabilitySet::empty() })?;
     }
     sys::close_on_exec_from(3).context(|| "cannot close descriptors")?;
-    Err(exec::exec(&container.argv, &environment(container, &template.mapping)))
+    Err(exec::exec(&container.argv, &environment(container)))
 }
 
 /// Moves into the step's control group, which becomes the topmost that it knows of.
@@ -155,6 +154,15 @@ fn announce(root: root::Root, reports: &OwnedFd) -> Result<()> {
     // `Report` owns its records; the descriptors stay ours.
     let records = root.stubs.iter().map(|stub| stub.record.clone()).collect();
     protocol::send(reports.as_fd(), &protocol::encode(&Report::Mounted { stubs: records }), &fds)
+        .context(|| "cannot report to the spawner")
+}
+
+/// Installs the filter and hands the spawner what it asks on. To be called while this process has
+/// CAP_SYS_ADMIN, which another user than root loses: without it a filter would take no_new_privs, and
+/// sudo would not work.
+fn filter(filter: &[sys::Instruction], reports: &OwnedFd) -> Result<()> {
+    let listener = sys::install_seccomp_filter(filter).context(|| "cannot install the system call filter")?;
+    protocol::send(reports.as_fd(), &protocol::encode(&Report::Filtered), &[listener.as_fd()])
         .context(|| "cannot report to the spawner")
 }
 
@@ -210,14 +218,11 @@ fn take_ids(user: &User, mapping: &Mapping) -> Result<()> {
 }
 
 /// The environment as given, and what it lacks.
-fn environment(container: &Container, mapping: &Mapping) -> Vec<(String, String)> {
+fn environment(container: &Container) -> Vec<(String, String)> {
     let mut environment = container.env.clone();
     if !environment.iter().any(|(name, _)| name == "HOME") {
         let home = if container.user.home.is_empty() { "/" } else { &container.user.home };
         environment.push(("HOME".to_owned(), home.to_owned()));
-    }
-    if mapping.is_single() {
-        apt::add_to_environment(&mut environment);
     }
     environment
 }

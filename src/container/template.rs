@@ -8,15 +8,19 @@ use std::sync::Arc;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use super::binfmt::Handlers;
+use super::call::Watch;
 use super::cgroup::{Group, Groups};
-use super::device::Devices;
+use super::device::{self, Devices, HostDevice};
 use super::mask::{self, Masks};
 use super::network::Lane;
-use super::overlay::Attributes;
-use super::seccomp::Ownership;
+use super::overlay::{self, Attributes};
+use super::passwd::User;
+use super::seccomp::Base;
 use super::userns::Mapping;
 use super::{Container, MountKind, hosts, mount, seccomp, skeleton, source, userns};
 use crate::diag::{Context, Result};
+use crate::layer::Records;
+use crate::plan::Security;
 use crate::sys;
 
 pub struct Template {
@@ -32,10 +36,12 @@ pub struct Template {
     pub copies_detached: bool,
     /// A tmpfs for texts.
     files: OwnedFd,
+    /// What the supervisor opens in place of a step's own nodes.
+    pub host_devices: Vec<HostDevice>,
     pub masks: Masks,
     /// Whether the host has cgroup v2 where everybody looks for it.
     pub has_cgroup2: bool,
-    pub filter: Vec<sys::Instruction>,
+    filters: BTreeMap<(Base, Watch), Arc<Vec<sys::Instruction>>>,
     /// The next step's, made while an earlier one runs.
     spare: Option<Devices>,
     /// Places in it.
@@ -60,6 +66,11 @@ pub struct Prepared {
     pub hosts: OwnedFd,
     pub resolv_conf: OwnedFd,
     pub devices: Devices,
+    /// Who the payload is, or is meant to be.
+    pub user: User,
+    /// What the layer that comes of the step records.
+    pub records: Records,
+    pub filter: Arc<Vec<sys::Instruction>>,
     /// To be joined.
     pub group: Option<Group>,
 }
@@ -77,6 +88,7 @@ impl Template {
         let mapping = Mapping::of_this_process()?;
         let (uid_map, gid_map) = mapping.maps();
         let user_namespace = userns::create(proc.as_fd(), &uid_map, &gid_map)?;
+        let host_devices = device::of_host(&mapping)?;
         let mount_namespace = mount::bare_namespace(proc.as_fd())?;
         let files = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "16m")], mount::NO_SUID | mount::NO_EXEC)?;
         let copies_detached = mount::copies_detached()?;
@@ -88,10 +100,7 @@ impl Template {
             masks: mask::find(proc.as_fd(), sys.as_fd()),
             skeleton: skeleton::make([], &mapping)?,
             has_cgroup2: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC),
-            filter: seccomp::filter(match mapping.is_single() {
-                true => Ownership::Pretended,
-                false => Ownership::Real,
-            }),
+            filters: BTreeMap::new(),
             texts: BTreeMap::new(),
             mapped: BTreeMap::new(),
             swapped: BTreeMap::new(),
@@ -103,6 +112,7 @@ impl Template {
             mount_namespace,
             spare: None,
             copies_detached,
+            host_devices,
             files,
         })
     }
@@ -132,14 +142,29 @@ impl Template {
         let resolv_conf = hosts::resolv_conf(&host_resolv_conf()?, &reach, &container.dns);
         let layers = self.layers(&container.lowers)?;
         let draft = source::mapped(&container.draft, self)?;
+        let (upper, _) = overlay::upper_of(draft.as_fd())?;
+        let records = Records::of(upper.as_fd()).context(|| "cannot read a draft")?;
         Ok(Prepared {
             layers,
             draft,
             devices,
             hosts: self.text(hosts::hosts(&container.hostname, &container.extra_hosts, &reach))?,
             resolv_conf: self.text(resolv_conf)?,
+            user: container.user.clone(),
+            records,
+            filter: self.filter(container.security, records),
             group: self.groups.make(&container.limits)?,
         })
+    }
+
+    fn filter(&mut self, security: Security, records: Records) -> Arc<Vec<sys::Instruction>> {
+        let base = match security {
+            Security::Sandbox => Base::Sandbox,
+            Security::Insecure => Base::Everything,
+        };
+        let watch = Watch::of(records);
+        let filter = self.filters.entry((base, watch)).or_insert_with(|| Arc::new(seccomp::filter(base, watch)));
+        Arc::clone(filter)
     }
 
     /// Makes ahead what the next step is likely to need, and clears away what is in nobody's way. To be

@@ -66,6 +66,15 @@ impl Mapping {
         }
     }
 
+    /// Whether there are ids inside that the builder knows as these.
+    pub fn is_inside(&self, uid: u32, gid: u32) -> bool {
+        let is_shifted = |id: u32| id.checked_sub(BASE).is_some_and(|id| id < COUNT);
+        match self {
+            Self::Shifted => is_shifted(uid) && is_shifted(gid),
+            Self::Same(ids) => ids.users.has(uid) && ids.groups.has(gid),
+        }
+    }
+
     /// Who a payload can be instead of `user`: root, where there is nobody else.
     pub fn user(&self, user: &User) -> User {
         match self.is_single() {

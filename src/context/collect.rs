@@ -1,5 +1,6 @@
 //! Turns what a walk meets into entries.
 
+use std::ffi::CString;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
@@ -10,6 +11,9 @@ use super::index::{FileKey, HashIndex, is_trusted};
 use super::{Entry, EntryKind, Tree, xattr};
 use crate::diag::{Context as _, Result};
 use crate::digest::Digest;
+use crate::layer::Records;
+use crate::layer::node::Node;
+use crate::layer::record::Device;
 
 /// Where an entry is.
 pub struct Place<'a> {
@@ -27,14 +31,20 @@ pub struct Collector<'c, 'scope, 'env> {
     tree: &'c Tree,
     index: Option<&'c HashIndex>,
     hashers: &'c Hashers<'scope, 'env>,
+    /// What counts in a stage or an image; in a context nothing does.
+    records: Records,
     entries: Vec<Entry>,
     /// Devices met, and whether files on them may be remembered.
     devices: Vec<(u64, bool)>,
 }
 
 impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
-    pub fn new(tree: &'c Tree, index: Option<&'c HashIndex>, hashers: &'c Hashers<'scope, 'env>) -> Self {
-        Self { tree, index, hashers, entries: Vec::new(), devices: Vec::new() }
+    pub fn new(tree: &'c Tree, index: Option<&'c HashIndex>, hashers: &'c Hashers<'scope, 'env>) -> Result<Self> {
+        let records = match tree.keeps_owners {
+            true => Records::of(tree.root()).context(|| format!("cannot read {}", tree.described()))?,
+            false => Records::None,
+        };
+        Ok(Self { tree, index, hashers, records, entries: Vec::new(), devices: Vec::new() })
     }
 
     /// How many entries there are.
@@ -54,32 +64,40 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
     pub fn push(&mut self, place: &Place<'_>) -> Result<()> {
         let stat = place.stat;
         let doing = || format!("cannot read `{}` in {}", place.path.escape_ascii(), self.tree.described());
+        let recorded = self.recorded(place).context(doing)?;
         let device = || (stat.stx_rdev_major, stat.stx_rdev_minor);
         let mut xattrs = Vec::new();
         let mut link_group = None;
-        let kind = match FileType::from_raw_mode(u32::from(stat.stx_mode)) {
-            FileType::RegularFile => {
+        let stands_for = recorded.and_then(|node| Device::of(&node));
+        let kind = match (FileType::from_raw_mode(u32::from(stat.stx_mode)), stands_for) {
+            (_, Some(Device { is_block: false, major, minor })) => EntryKind::CharDevice { major, minor },
+            (_, Some(Device { is_block: true, major, minor })) => EntryKind::BlockDevice { major, minor },
+            (FileType::RegularFile, None) => {
                 let key = FileKey::of(stat);
                 if stat.stx_nlink > 1 {
                     link_group = Some((key.device, key.inode));
                 }
                 EntryKind::File { size_bytes: key.size_bytes, digest: self.known_digest(place, key)? }
             }
-            FileType::Directory => {
+            (FileType::Directory, None) => {
                 xattrs = xattr::of_file(place.directory.as_fd()).context(doing)?;
                 EntryKind::Directory
             }
-            FileType::Symlink => {
+            (FileType::Symlink, None) => {
                 let target = rustix::fs::readlinkat(place.directory, place.name, Vec::new()).context(doing)?;
                 EntryKind::Symlink { target: target.into_bytes() }
             }
-            FileType::Fifo => EntryKind::Fifo,
-            FileType::Socket => EntryKind::Socket,
-            FileType::CharacterDevice => EntryKind::CharDevice { major: device().0, minor: device().1 },
-            FileType::BlockDevice => EntryKind::BlockDevice { major: device().0, minor: device().1 },
-            FileType::Unknown => return Err(rustix::io::Errno::INVAL).context(doing),
+            (FileType::Fifo, None) => EntryKind::Fifo,
+            (FileType::Socket, None) => EntryKind::Socket,
+            (FileType::CharacterDevice, None) => EntryKind::CharDevice { major: device().0, minor: device().1 },
+            (FileType::BlockDevice, None) => EntryKind::BlockDevice { major: device().0, minor: device().1 },
+            (FileType::Unknown, None) => return Err(rustix::io::Errno::INVAL).context(doing),
         };
-        let (uid, gid) = if self.tree.keeps_owners { (stat.stx_uid, stat.stx_gid) } else { (0, 0) };
+        let (uid, gid) = match recorded {
+            Some(node) => (node.uid, node.gid),
+            None if self.tree.keeps_owners => (stat.stx_uid, stat.stx_gid),
+            None => (0, 0),
+        };
         self.entries.push(Entry {
             path: place.path.to_vec(),
             land: place.land.to_vec(),
@@ -92,6 +110,15 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             link_group,
         });
         Ok(())
+    }
+
+    /// What a place of a stage or an image is, where that may be recorded.
+    fn recorded(&self, place: &Place<'_>) -> rustix::io::Result<Option<Node>> {
+        if self.records == Records::None {
+            return Ok(None);
+        }
+        let name = CString::new(place.name).map_err(|_| rustix::io::Errno::INVAL)?;
+        self.records.node_at(place.directory, &name)
     }
 
     /// The remembered digest; for a file that must be read, which it has read, a place holder

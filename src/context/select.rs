@@ -77,7 +77,7 @@ pub fn select(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> 
             tree,
             root: Resolver::new(tree).map_err(blame(Blame::Tree))?,
             exclude: (!excludes.is_empty()).then_some(&excludes),
-            out: Collector::new(tree, index, &hashers),
+            out: Collector::new(tree, index, &hashers).map_err(blame(Blame::Tree))?,
             found: Vec::new(),
         };
         for (index, source) in request.sources.iter().enumerate() {

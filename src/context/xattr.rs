@@ -5,6 +5,8 @@ use std::os::fd::BorrowedFd;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
+use crate::layer::xattr::is_kept;
+
 /// Those of an open file or directory, sorted by name; none where there is no such thing.
 pub fn of_file(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
     let names = match grow(|buffer| rustix::fs::flistxattr(file, spare_capacity(buffer)).map(drop)) {
@@ -14,9 +16,8 @@ pub fn of_file(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<(Vec<u8>, Vec<u8>
     };
     let mut xattrs = Vec::new();
     for name in names.split(|byte| *byte == 0) {
-        // What steers an overlay of a user must not come in from outside and steer ours.
-        let counts = name.starts_with(b"user.") && !name.starts_with(b"user.overlay.");
-        if !(counts || name == b"security.capability") {
+        // What steers an overlay of a user, or ourselves, must not come in from outside and do so here.
+        if !is_kept(name) {
             continue;
         }
         match grow(|buffer| rustix::fs::fgetxattr(file, name, spare_capacity(buffer)).map(drop)) {

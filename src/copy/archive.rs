@@ -19,6 +19,7 @@ use super::node::{self, Attributes};
 use super::place::{self, Directory, Follows, Makes, Root, Spot, clamped, components, join, shown};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::layer::archive::{Archive, Chunk, Member};
+use crate::layer::record::Device;
 use crate::layer::{self, xattr};
 
 /// What an archive may grow to; generous, since an image of a system is one too.
@@ -114,24 +115,25 @@ impl Unpacker<'_, '_> {
         self.root.touch(&parent.path);
         let path = parent.join(name);
         let fd = parent.fd.as_fd();
-        let device = (member.major, member.minor);
+        let device = |is_block| Device { is_block, major: member.major, minor: member.minor };
+        let records = self.root.records;
         let made = match member.entry_type {
             EntryType::Regular => {
                 let fd = node::make_file(fd, name).context(|| format!("cannot make `{}`", shown(&path)))?;
                 let file = File::from(fd);
                 self.write(&file, member.size_bytes, archive).context(|| format!("cannot write `{}`", shown(&path)))?;
-                return node::set_attributes(file.as_fd(), &attributes)
+                return node::set_attributes(file.as_fd(), &attributes, records)
                     .and_then(|()| node::set_time(file.as_fd(), member.mtime))
                     .context(|| attributes.refused(&shown(&path)));
             }
             EntryType::Symlink => rustix::fs::symlinkat(member.link.as_slice(), fd, name),
-            EntryType::Fifo => node::make_special(fd, name, FileType::Fifo, (0, 0)),
+            EntryType::Fifo => node::make_fifo(fd, name),
             // Overlays mark a deletion by such a device.
-            EntryType::Char if device == (0, 0) => {
+            EntryType::Char if (member.major, member.minor) == (0, 0) => {
                 return Err(Diagnostic::error("a character device 0:0 is a deletion to the overlay"));
             }
-            EntryType::Char => node::make_special(fd, name, FileType::CharacterDevice, device),
-            EntryType::Block => node::make_special(fd, name, FileType::BlockDevice, device),
+            EntryType::Char => node::make_device(fd, name, device(false), records),
+            EntryType::Block => node::make_device(fd, name, device(true), records),
             other => {
                 let letter = char::from(other.as_byte()).escape_default();
                 return Err(Diagnostic::error(format!("a member of the unknown type `{letter}`")));
@@ -141,7 +143,7 @@ impl Unpacker<'_, '_> {
             // No devices in a user namespace.
             Err(Errno::PERM) if matches!(member.entry_type, EntryType::Char | EntryType::Block) => Ok(()),
             other => other
-                .and_then(|()| node::set_attributes_at(fd, name, &attributes))
+                .and_then(|()| node::set_attributes_at(fd, name, &attributes, records))
                 .context(|| format!("cannot make `{}`", shown(&path))),
         }
     }
@@ -161,7 +163,7 @@ impl Unpacker<'_, '_> {
             return Ok(());
         }
         place::open_below(directory.fd.as_fd(), b"", OFlags::RDONLY | OFlags::DIRECTORY)
-            .and_then(|fd| node::set_attributes(fd.as_fd(), attributes))
+            .and_then(|fd| node::set_attributes(fd.as_fd(), attributes, self.root.records))
             .context(|| attributes.refused(&shown(&directory.path)))?;
         self.times.insert(directory.path, attributes.mtime);
         Ok(())
@@ -189,7 +191,8 @@ impl Unpacker<'_, '_> {
                 .context(|| format!("cannot link `{}` to `{shown_target}`", shown(&path)))?;
             self.root.touch(&parent.path);
         }
-        node::set_attributes_at(parent.fd.as_fd(), name, attributes).context(|| attributes.refused(&shown(&path)))
+        node::set_attributes_at(parent.fd.as_fd(), name, attributes, self.root.records)
+            .context(|| attributes.refused(&shown(&path)))
     }
 
     /// The directory a member is in, made if need be, and its name there.

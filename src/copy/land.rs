@@ -17,6 +17,7 @@ use super::{Blob, Landing, Owner};
 use crate::context::{Entry, EntryKind, Selection};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::digest::{Digest, Hasher, HashingReader};
+use crate::layer::record::Device;
 
 pub(super) struct Lander<'a> {
     source: BorrowedFd<'a>,
@@ -42,7 +43,7 @@ impl<'a> Lander<'a> {
         let written = landing.destination;
         Ok(Self {
             source,
-            root: Root::new(root, landing.now),
+            root: Root::new(root, landing.now)?,
             destination: place::clamped(written.as_bytes()),
             is_directory: landing.has_parents || ["/", "/.", "/.."].iter().any(|end| written.ends_with(end)),
             follows: if landing.is_link { Follows::Nothing } else { Follows::Links },
@@ -196,8 +197,11 @@ impl<'a> Lander<'a> {
             mtime: entry.mtime,
             xattrs: &entry.xattrs,
         };
-        let special =
-            |kind, device| move |parent: BorrowedFd<'_>, name: &[u8]| node::make_special(parent, name, kind, device);
+        let records = self.root.records;
+        let special = |is_block, (major, minor): (&u32, &u32)| {
+            let device = Device { is_block, major: *major, minor: *minor };
+            move |parent: BorrowedFd<'_>, name: &[u8]| node::make_device(parent, name, device, records)
+        };
         match &entry.kind {
             EntryKind::Directory => {
                 place::check_name(name, &path)?;
@@ -205,7 +209,7 @@ impl<'a> Lander<'a> {
                     Err(Errno::NOTDIR | Errno::LOOP) => return Err(onto_a_file(&path)),
                     other => other.context(|| format!("cannot make the directory `{}`", shown(&path)))?,
                 };
-                node::set_attributes(fd.as_fd(), &attributes).context(|| attributes.refused(&shown(&path)))?;
+                node::set_attributes(fd.as_fd(), &attributes, records).context(|| attributes.refused(&shown(&path)))?;
                 return Ok(());
             }
             EntryKind::File { size_bytes, digest } => {
@@ -219,20 +223,21 @@ impl<'a> Lander<'a> {
             EntryKind::Symlink { target } => {
                 self.make(parent, name, |parent, name| rustix::fs::symlinkat(target.as_slice(), parent, name))?;
             }
-            EntryKind::Fifo => self.make(parent, name, special(FileType::Fifo, (0, 0)))?,
+            EntryKind::Fifo => self.make(parent, name, node::make_fifo)?,
             // Overlays mark a deletion by such a device.
             EntryKind::CharDevice { major: 0, minor: 0 } => {
                 let path = shown(&path);
                 return Err(Diagnostic::error(format!("cannot copy `{path}`: a character device 0:0 is a deletion")));
             }
             EntryKind::CharDevice { major, minor } => {
-                self.make(parent, name, special(FileType::CharacterDevice, (*major, *minor)))?;
+                self.make(parent, name, special(false, (major, minor)))?;
             }
             EntryKind::BlockDevice { major, minor } => {
-                self.make(parent, name, special(FileType::BlockDevice, (*major, *minor)))?;
+                self.make(parent, name, special(true, (major, minor)))?;
             }
         }
-        node::set_attributes_at(parent.fd.as_fd(), name, &attributes).context(|| attributes.refused(&shown(&path)))
+        node::set_attributes_at(parent.fd.as_fd(), name, &attributes, records)
+            .context(|| attributes.refused(&shown(&path)))
     }
 
     fn make_or_open_directory(&mut self, parent: &Directory, name: &[u8]) -> rustix::io::Result<OwnedFd> {
@@ -268,7 +273,7 @@ impl<'a> Lander<'a> {
     }
 
     fn dress(&self, fd: BorrowedFd<'_>, path: &[u8], attributes: &Attributes<'_>) -> Result<()> {
-        node::set_attributes(fd, attributes)
+        node::set_attributes(fd, attributes, self.root.records)
             .and_then(|()| node::set_time(fd, attributes.mtime))
             .context(|| attributes.refused(&shown(path)))
     }

@@ -59,8 +59,8 @@ pub struct Landing<'a> {
 /// directory). A file whose content differs from the listing's digest is an error: the context
 /// changed during the build. On failure `root` holds a part of the copy and is to be thrown away.
 ///
-/// Members of an unpacked archive that are devices are left out where the kernel does not let us
-/// make any (in a user namespace); a device named by the listing is an error there.
+/// Where the kernel does not let us make devices, and neither may they be recorded in `root`, members of an
+/// unpacked archive that are devices are left out; a device named by the listing is an error there.
 pub fn land(tree: &Tree, listing: &Listing, root: BorrowedFd<'_>, landing: &Landing<'_>) -> Result<()> {
     let mut lander = land::Lander::new(tree.root(), root, landing)?;
     for selection in &listing.selections {
@@ -102,18 +102,18 @@ pub fn unpack(
     root: BorrowedFd<'_>,
     owner: Owner,
 ) -> Result<()> {
-    let mut root = place::Root::new(root, 0);
+    let mut root = place::Root::new(root, 0)?;
     let top = root.top()?;
     archive::unpack(input, name, &top, &mut root, Some(owner), archive::Limits::of(packed_bytes))?;
     root.finish()
 }
 
 /// Makes the working directory `path` (absolute) and what is missing above it: mode 0755, the
-/// given owner (without one root, and the group of a directory with setgid above), modification time `now`. Symbolic links are resolved in the root, to where they
-/// point if nothing is there yet. Returns whether anything was made; an existing directory is left
-/// as it is.
+/// given owner (without one root, and the group of a directory with setgid above), modification time
+/// `now`. Symbolic links are resolved in the root, to where they point if nothing is there yet.
+/// Returns whether anything was made; an existing directory is left as it is.
 pub fn make_workdir(root: BorrowedFd<'_>, path: &str, owner: Option<Owner>, now: i64) -> Result<bool> {
-    let mut root = place::Root::new(root, now);
+    let mut root = place::Root::new(root, now)?;
     let top = root.top()?;
     let makes = place::Makes { mode: 0o755, owner, inherits_group: true };
     let made = match root.walk(&top, path.as_bytes(), place::Follows::Links, makes)? {

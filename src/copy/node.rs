@@ -7,12 +7,14 @@
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, XattrFlags};
+use rustix::fs::{FileType, Mode, OFlags, XattrFlags};
 use rustix::io::{Errno, Result};
 
 use super::Owner;
 use crate::layer;
+use crate::layer::Records;
 use crate::layer::node::times;
+use crate::layer::record::Device;
 
 /// What an object looks like besides its content.
 #[derive(Clone, Copy, Debug)]
@@ -50,15 +52,18 @@ pub(super) fn make_file(parent: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> 
     rustix::fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
 }
 
-/// Makes a fifo or a device; `device` is major and minor.
-pub(super) fn make_special(parent: BorrowedFd<'_>, name: &[u8], kind: FileType, device: (u32, u32)) -> Result<()> {
-    let number = rustix::fs::makedev(device.0, device.1);
-    rustix::fs::mknodat(parent, name, kind, Mode::RUSR | Mode::WUSR, number)
+pub(super) fn make_fifo(parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    rustix::fs::mknodat(parent, name, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+}
+
+/// Makes a device, or what stands for it in the root.
+pub(super) fn make_device(parent: BorrowedFd<'_>, name: &[u8], device: Device, records: Records) -> Result<()> {
+    records.make_device(parent, &c_string(name)?, device)
 }
 
 /// Dresses an open file or directory, all but its time.
-pub(super) fn set_attributes(fd: BorrowedFd<'_>, attributes: &Attributes<'_>) -> Result<()> {
-    set_owner_and_mode(fd, attributes.owner, attributes.mode)?;
+pub(super) fn set_attributes(fd: BorrowedFd<'_>, attributes: &Attributes<'_>, records: Records) -> Result<()> {
+    set_owner_and_mode(fd, attributes.owner, attributes.mode, records)?;
     attributes.xattrs.iter().try_for_each(|(name, value)| {
         match rustix::fs::fsetxattr(fd, name.as_slice(), value, XattrFlags::empty()) {
             // As far as the file system goes: one without extended attributes, or with too little
@@ -69,23 +74,29 @@ pub(super) fn set_attributes(fd: BorrowedFd<'_>, attributes: &Attributes<'_>) ->
     })
 }
 
-pub(super) fn set_owner_and_mode(fd: BorrowedFd<'_>, owner: Owner, mode: u32) -> Result<()> {
-    layer::node::set_owner_of(fd, owner.uid, owner.gid)?;
+pub(super) fn set_owner_and_mode(fd: BorrowedFd<'_>, owner: Owner, mode: u32, records: Records) -> Result<()> {
+    records.set_owner(fd, owner.uid, owner.gid)?;
     rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))
 }
 
 /// Dresses what cannot be opened: a link, a fifo, a device. A link has no mode.
-pub(super) fn set_attributes_at(parent: BorrowedFd<'_>, name: &[u8], attributes: &Attributes<'_>) -> Result<()> {
+pub(super) fn set_attributes_at(
+    parent: BorrowedFd<'_>,
+    name: &[u8],
+    attributes: &Attributes<'_>,
+    records: Records,
+) -> Result<()> {
+    let name = c_string(name)?;
+    records.set_owner_at(parent, &name, attributes.owner.uid, attributes.owner.gid)?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-    layer::node::set_owner(&fd, c"", attributes.owner.uid, attributes.owner.gid)?;
+    let fd = rustix::fs::openat(parent, &name, flags, Mode::empty())?;
     if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::Symlink {
         // There is no chmod of an O_PATH fd before Linux 6.6, and one by name could be led through
         // a link: the fd's own entry in /proc is the object, whatever has its name by now.
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
         rustix::fs::chmod(path.as_str(), Mode::from_raw_mode(attributes.mode))?;
     }
-    rustix::fs::utimensat(parent, name, &times(attributes.mtime), AtFlags::SYMLINK_NOFOLLOW)
+    records.set_mtime_at(parent, &name, attributes.mtime)
 }
 
 pub(super) fn set_time(fd: BorrowedFd<'_>, mtime: (i64, u32)) -> Result<()> {
@@ -94,5 +105,9 @@ pub(super) fn set_time(fd: BorrowedFd<'_>, mtime: (i64, u32)) -> Result<()> {
 
 /// Removes whatever is called `name`, a directory with all that is in it.
 pub(super) fn remove(parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
-    layer::node::remove(parent, &CString::new(name).map_err(|_| Errno::INVAL)?)
+    layer::node::remove(parent, &c_string(name)?)
+}
+
+fn c_string(name: &[u8]) -> Result<CString> {
+    CString::new(name).map_err(|_| Errno::INVAL)
 }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use super::Owner;
 use super::node;
 use crate::diag::{Context, Diagnostic, Result};
-use crate::layer;
+use crate::layer::{self, Records};
 
 /// As many as the kernel follows in one path.
 const MAX_LINKS: u32 = 40;
@@ -71,6 +71,8 @@ pub(super) struct Makes {
 /// The root everything lands beneath.
 pub(super) struct Root<'a> {
     fd: BorrowedFd<'a>,
+    /// What is recorded in it, as it cannot be done.
+    pub records: Records,
     now: i64,
     has_made: bool,
     /// Modification times to set in the end, by path. The root itself is never among them: no
@@ -80,8 +82,9 @@ pub(super) struct Root<'a> {
 }
 
 impl<'a> Root<'a> {
-    pub const fn new(fd: BorrowedFd<'a>, now: i64) -> Self {
-        Self { fd, now, has_made: false, times: BTreeMap::new(), last_touched: None }
+    pub fn new(fd: BorrowedFd<'a>, now: i64) -> Result<Self> {
+        let records = Records::of(fd).context(|| "cannot read the root")?;
+        Ok(Self { fd, records, now, has_made: false, times: BTreeMap::new(), last_touched: None })
     }
 
     pub fn top(&self) -> Result<Directory> {
@@ -169,14 +172,11 @@ impl<'a> Root<'a> {
         check_name(name, &path)?;
         let fd = node::make_directory(parent.fd.as_fd(), name)
             .and_then(|fd| {
-                let (mut owner, mut mode) = (makes.owner.unwrap_or(Owner::ROOT), makes.mode);
-                let made = rustix::fs::fstat(&fd)?;
-                let setgid = made.st_mode & Mode::SGID.as_raw_mode();
-                if makes.inherits_group && setgid != 0 {
-                    mode |= setgid;
-                    owner.gid = makes.owner.map_or(made.st_gid, |owner| owner.gid);
-                }
-                node::set_owner_and_mode(fd.as_fd(), owner, mode)?;
+                let (owner, mode) = match makes.inherits_group {
+                    true => self.inherited(parent, makes)?,
+                    false => (makes.owner.unwrap_or(Owner::ROOT), makes.mode),
+                };
+                node::set_owner_and_mode(fd.as_fd(), owner, mode, self.records)?;
                 Ok(fd)
             })
             .context(|| format!("cannot make the directory `{}`", shown(&path)))?;
@@ -184,6 +184,14 @@ impl<'a> Root<'a> {
         self.set_time(path.clone(), (self.now, 0));
         self.has_made = true;
         Ok(Directory { fd, path })
+    }
+
+    /// What a directory made in `parent` is, the group of one with setgid taken over.
+    fn inherited(&self, parent: &Directory, makes: Makes) -> rustix::io::Result<(Owner, u32)> {
+        let above = self.records.node_at(&parent.fd, c"")?.ok_or(Errno::NOENT)?;
+        let setgid = above.mode & Mode::SGID.as_raw_mode();
+        let group = if setgid == 0 { 0 } else { above.gid };
+        Ok((makes.owner.unwrap_or(Owner { uid: 0, gid: group }), makes.mode | setgid))
     }
 
     /// Something was made or removed in the directory `path`: the kernel stamped it with the clock.

@@ -26,6 +26,7 @@ use super::node::{
     HELD, Kind, Ladder, Node, join, link_target, names, node_at, node_of, open_directory, open_file, reopen, set_mtime,
     shown,
 };
+use super::record::{Device, Records};
 use super::{Summary, whiteout, xattr};
 use crate::diag::{Context, Diagnostic, Result};
 
@@ -41,6 +42,7 @@ pub fn canonicalize(
         levels: Vec::new(),
         path: Vec::new(),
         lowers,
+        records: Records::of(upper).context(|| "cannot read an upper dir")?,
         summary: Summary::default(),
         linked: BTreeSet::new(),
     };
@@ -73,6 +75,8 @@ struct Walk<'a> {
     /// Of the directory the walk is in.
     path: Vec<u8>,
     lowers: &'a [BorrowedFd<'a>],
+    /// Of the upper.
+    records: Records,
     summary: Summary,
     /// Files with several names that were counted.
     linked: BTreeSet<(u64, u64)>,
@@ -129,7 +133,7 @@ impl Walk<'_> {
         let Some(level) = self.levels.last_mut() else { return Ok(None) };
         let Some(name) = level.names.next() else { return self.leave().map(|()| None) };
         let dir = self.ladder.fd();
-        let Some(node) = node_at(dir, &name)? else { return Ok(None) };
+        let Some(node) = self.records.node_at(dir, &name)? else { return Ok(None) };
         let merged = level.below.clone().unwrap_or_default();
         let below = merged.find(&name)?;
         match node.kind {
@@ -257,9 +261,12 @@ fn is_same(
     if !node.is_directory() && (node.links > 1 || node.mtime != below.mtime) {
         return Ok(false);
     }
-    let attributes_below = xattr::list(found.dir, name)?;
-    if xattr::kept_of(dir, name, attributes)? != xattr::kept_of(found.dir, name, &attributes_below)? {
-        return Ok(false);
+    // A device has none, whatever the file has that stands for it.
+    if Device::of(node).is_none() {
+        let attributes_below = xattr::list(found.dir, name)?;
+        if xattr::kept_of(dir, name, attributes)? != xattr::kept_of(found.dir, name, &attributes_below)? {
+            return Ok(false);
+        }
     }
     match node.kind {
         Kind::Symlink => Ok(link_target(dir, name)? == link_target(found.dir, name)?),

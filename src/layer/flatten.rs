@@ -8,8 +8,8 @@ use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::merged::Merged;
-use super::node::{Ladder, Node, open_directory, reopen, set_mtime, set_owner_of};
-use super::{staging, xattr};
+use super::node::{Ladder, Node, open_directory, reopen};
+use super::{Records, staging, xattr};
 
 /// A directory that is being filled.
 struct Level {
@@ -21,6 +21,8 @@ struct Level {
 
 /// Fills the empty directory `into`, on the filesystem of `layers` (topmost first).
 pub fn flatten(layers: &[BorrowedFd<'_>], into: BorrowedFd<'_>) -> Result<(), Errno> {
+    let records = layers.first().map_or_else(|| Records::of(into), |top| Records::of(*top))?;
+    records.begin(into)?;
     let mut ladder = Ladder::new(reopen(into)?);
     let mut levels = vec![Level::of(Merged::root(layers)?, None)?];
     while let Some(level) = levels.last_mut() {
@@ -30,13 +32,13 @@ pub fn flatten(layers: &[BorrowedFd<'_>], into: BorrowedFd<'_>) -> Result<(), Er
             if let Some((name, node)) = ends_as {
                 ladder.pop()?;
                 rustix::fs::chmodat(ladder.fd(), &name, Mode::from_raw_mode(node.mode), AtFlags::empty())?;
-                set_mtime(ladder.fd(), &name, node.mtime)?;
+                records.set_mtime_at(ladder.fd(), &name, node.mtime)?;
             }
             continue;
         };
         let Some(found) = level.below.find(&name)? else { continue };
         if found.node.is_directory() {
-            let made = make_directory(ladder.fd(), found.dir, &name, &found.node)?;
+            let made = make_directory(records, ladder.fd(), found.dir, &name, &found.node)?;
             let next = Level::of(level.below.enter(&name)?, Some((name, found.node)))?;
             ladder.push(made);
             levels.push(next);
@@ -44,7 +46,7 @@ pub fn flatten(layers: &[BorrowedFd<'_>], into: BorrowedFd<'_>) -> Result<(), Er
         }
         match rustix::fs::linkat(found.dir, &name, ladder.fd(), &name, AtFlags::empty()) {
             // It has as many names as a file can have.
-            Err(Errno::MLINK) => drop(staging::duplicate(&found, ladder.fd(), &name)?),
+            Err(Errno::MLINK) => drop(staging::duplicate(records, &found, ladder.fd(), &name)?),
             linked => linked?,
         }
     }
@@ -57,10 +59,16 @@ impl Level {
     }
 }
 
-fn make_directory(into: BorrowedFd<'_>, from: BorrowedFd<'_>, name: &CStr, node: &Node) -> Result<OwnedFd, Errno> {
+fn make_directory(
+    records: Records,
+    into: BorrowedFd<'_>,
+    from: BorrowedFd<'_>,
+    name: &CStr,
+    node: &Node,
+) -> Result<OwnedFd, Errno> {
     rustix::fs::mkdirat(into, name, Mode::RWXU)?;
     let made = open_directory(into, name)?;
-    set_owner_of(&made, node.uid, node.gid)?;
+    records.set_owner(&made, node.uid, node.gid)?;
     xattr::set(&made, &xattr::kept(open_directory(from, name)?)?)?;
     Ok(made)
 }

@@ -9,13 +9,14 @@ use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::node::{Kind, Node, link_target, names, node_at, open_directory, open_file, reopen};
+use super::record::Records;
 use crate::diag::{Context, Diagnostic, Result};
 
 /// A directory of the merged tree: the directories of the layers that make it up, topmost first.
 /// Without any, it is a directory that is not there.
 #[derive(Debug, Default)]
 pub struct Merged {
-    dirs: Vec<OwnedFd>,
+    dirs: Vec<(OwnedFd, Records)>,
 }
 
 /// An object of the merged tree and the layer's directory that holds it.
@@ -28,7 +29,8 @@ pub struct Found<'a> {
 impl Merged {
     /// The root of `layers`, topmost first.
     pub fn root(layers: &[BorrowedFd<'_>]) -> Result<Self, Errno> {
-        layers.iter().map(|layer| reopen(*layer)).collect::<Result<_, _>>().map(|dirs| Self { dirs })
+        let open = |layer: &BorrowedFd<'_>| Ok((reopen(*layer)?, Records::of(*layer)?));
+        layers.iter().map(open).collect::<Result<_, _>>().map(|dirs| Self { dirs })
     }
 
     pub fn is_nothing(&self) -> bool {
@@ -37,8 +39,8 @@ impl Merged {
 
     /// The child called `name`.
     pub fn find(&self, name: &CStr) -> Result<Option<Found<'_>>, Errno> {
-        for dir in &self.dirs {
-            if let Some(node) = node_at(dir, name)? {
+        for (dir, records) in &self.dirs {
+            if let Some(node) = records.node_at(dir, name)? {
                 return Ok((!node.is_whiteout()).then_some(Found { node, dir: dir.as_fd() }));
             }
         }
@@ -49,9 +51,9 @@ impl Merged {
     /// that name, a whiteout included, hides the directories below it.
     pub fn enter(&self, name: &CStr) -> Result<Self, Errno> {
         let mut dirs = Vec::new();
-        for dir in &self.dirs {
+        for (dir, records) in &self.dirs {
             match open_directory(dir, name) {
-                Ok(child) => dirs.push(child),
+                Ok(child) => dirs.push((child, *records)),
                 Err(Errno::NOENT) => {}
                 Err(Errno::NOTDIR | Errno::LOOP) => break,
                 Err(errno) => return Err(errno),
@@ -68,7 +70,7 @@ impl Merged {
     /// The names of all children, sorted by bytes.
     pub fn children(&self) -> Result<Vec<CString>, Errno> {
         let mut seen: BTreeMap<CString, bool> = BTreeMap::new();
-        for dir in &self.dirs {
+        for (dir, _) in &self.dirs {
             for (name, file_type) in names(dir.as_fd())? {
                 if seen.contains_key(&name) {
                     continue;

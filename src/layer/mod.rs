@@ -7,10 +7,12 @@
 //! ```
 //!
 //! A layer dir is an overlay lower dir: whiteouts are character devices 0:0, there are no opaque
-//! directories and no overlay xattrs, and every parent directory of an entry is there.
+//! directories and no overlay xattrs, and every parent directory of an entry is there. What its maker
+//! could not make is recorded in it (`record`).
 
 pub mod node;
 pub mod xattr;
+pub mod record;
 pub mod whiteout;
 pub mod merged;
 pub mod canonical;
@@ -30,6 +32,7 @@ use crate::diag::{Context as _, Result};
 use crate::digest::TreeDigest;
 
 pub use merged::{lookup, read_file};
+pub use record::Records;
 
 /// What a canonical upper holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

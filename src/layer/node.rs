@@ -57,7 +57,7 @@ impl Node {
     }
 
     #[allow(clippy::unnecessary_cast)] // The fields' types differ between architectures.
-    fn of(stat: &Stat) -> Self {
+    pub(super) fn of(stat: &Stat) -> Self {
         let rdev = stat.st_rdev as u64;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Kind::Directory,

@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use tar::EntryType;
 
 use super::header::{self, BLOCK, Member};
-use super::node::{Kind, Ladder, Node, link_target, names, node_at, open_directory, open_file, reopen, shown};
+use super::node::{Kind, Ladder, Node, link_target, names, open_directory, open_file, reopen, shown};
+use super::record::Records;
 use super::xattr::{self, Xattrs};
 use super::{Packed, whiteout};
 use crate::diag::{Context, Diagnostic, Result};
@@ -21,6 +22,7 @@ use crate::digest::{Hasher, TreeDigest};
 /// See [`super::pack`].
 pub fn pack(dir: BorrowedFd<'_>, out: &mut dyn Write) -> Result<Packed> {
     let root = reopen(dir).context(|| "cannot open a layer dir")?;
+    let records = Records::of(root.as_fd()).context(|| "cannot read a layer dir")?;
     let mut levels = vec![names(root.as_fd()).context(|| "cannot read a layer dir")?.into_iter()];
     let mut ladder = Ladder::new(root);
     let mut stream = Stream::new(out);
@@ -37,7 +39,7 @@ pub fn pack(dir: BorrowedFd<'_>, out: &mut dyn Write) -> Result<Packed> {
         };
         let parent = path.len();
         path.extend_from_slice(name.to_bytes());
-        match entry(ladder.fd(), &name, &mut path, &mut linked, &mut stream) {
+        match entry((ladder.fd(), &name), records, &mut path, &mut linked, &mut stream) {
             Ok(Next::Enter(child)) => {
                 levels.push(names(child.as_fd()).context(|| format!("cannot pack `/{}`", shown(&path)))?.into_iter());
                 ladder.push(child);
@@ -77,13 +79,13 @@ impl From<Diagnostic> for Fault {
 
 /// Writes what `name` in `dir` is; `path` is its path.
 fn entry(
-    dir: BorrowedFd<'_>,
-    name: &CStr,
+    (dir, name): (BorrowedFd<'_>, &CStr),
+    records: Records,
     path: &mut Vec<u8>,
     linked: &mut BTreeMap<(u64, u64), Vec<u8>>,
     stream: &mut Stream<'_>,
 ) -> Result<Next, Fault> {
-    let Some(node) = node_at(dir, name)? else { return Err(Errno::NOENT.into()) };
+    let Some(node) = records.node_at(dir, name)? else { return Err(Errno::NOENT.into()) };
     // Whiteouts are links of each other; that says nothing.
     if node.is_whiteout() {
         let at = path.len() - name.to_bytes().len();

@@ -19,12 +19,15 @@ use rustix::io::Errno;
 use super::canonical::normalize_root;
 use super::merged::{Found, Merged, components};
 use super::node::{
-    self, Kind, Ladder, join, link_target, names, node_at, open_directory, open_file, reopen, set_mtime, set_owner,
+    self, Kind, Ladder, join, link_target, names, node_at, open_directory, open_file, reopen, set_mtime,
 };
+use super::record::{Device, Records};
 use super::{Summary, whiteout, xattr};
 
 pub struct Staging<'a> {
     root: OwnedFd,
+    /// What the layer may record.
+    pub records: Records,
     lowers: &'a [BorrowedFd<'a>],
     dirs: BTreeMap<Vec<u8>, DirState>,
     /// The last parent: members come in the order of directories.
@@ -64,7 +67,7 @@ const MAX_LINKS: usize = 40;
 impl<'a> Staging<'a> {
     pub fn new(into: BorrowedFd<'_>, lowers: &'a [BorrowedFd<'a>]) -> Result<Self, Errno> {
         let below = RefCell::new(None);
-        Ok(Self { root: reopen(into)?, lowers, dirs: BTreeMap::new(), last: None, below })
+        Ok(Self { root: reopen(into)?, records: Records::of(into)?, lowers, dirs: BTreeMap::new(), last: None, below })
     }
 
     /// The directory at `path`, a path as a tar writes it. Directories on the way that this layer
@@ -235,7 +238,7 @@ impl<'a> Staging<'a> {
         let fd = open_directory(&place.fd, name)?;
         let mut state = DirState { is_opaque, ..DirState::default() };
         let (uid, gid, mode) = like.map_or((0, 0, 0o755), |found| (found.node.uid, found.node.gid, found.node.mode));
-        node::set_owner_of(&fd, uid, gid)?;
+        self.records.set_owner(&fd, uid, gid)?;
         fs::fchmod(&fd, Mode::from_raw_mode(mode))?;
         if let Some(found) = like {
             state.mtime = found.node.mtime;
@@ -264,7 +267,7 @@ impl<'a> Staging<'a> {
     pub fn copy_up(&self, place: &Place, name: &CStr) -> Result<bool, Errno> {
         self.find_below(place, name, |found| {
             let Some(found) = found else { return Ok(false) };
-            duplicate(&found, place.fd.as_fd(), name)
+            duplicate(self.records, &found, place.fd.as_fd(), name)
         })
     }
 
@@ -361,8 +364,9 @@ impl Finish {
     }
 }
 
-/// Copies what is no directory, with all its metadata. `false` for what no layer holds as such.
-pub fn duplicate(found: &Found<'_>, into: BorrowedFd<'_>, name: &CStr) -> Result<bool, Errno> {
+/// Copies what is no directory, with all its metadata; `records` are those that count where it goes. `false` for
+/// what no layer holds as such.
+pub fn duplicate(records: Records, found: &Found<'_>, into: BorrowedFd<'_>, name: &CStr) -> Result<bool, Errno> {
     let node = found.node;
     match node.kind {
         Kind::Directory | Kind::Whiteout | Kind::Socket => return Ok(false),
@@ -373,24 +377,22 @@ pub fn duplicate(found: &Found<'_>, into: BorrowedFd<'_>, name: &CStr) -> Result
             let xattrs = xattr::kept(&from)?;
             let (mut from, mut to) = (std::fs::File::from(from), std::fs::File::from(to));
             std::io::copy(&mut from, &mut to).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
-            node::set_owner_of(&to, node.uid, node.gid)?;
+            records.set_owner(&to, node.uid, node.gid)?;
             xattr::set(&to, &xattrs)?;
         }
         Kind::Fifo => fs::mknodat(into, name, fs::FileType::Fifo, Mode::empty(), 0)?,
-        Kind::CharDevice => {
-            fs::mknodat(into, name, fs::FileType::CharacterDevice, Mode::empty(), node.rdev)?;
-        }
-        Kind::BlockDevice => {
-            fs::mknodat(into, name, fs::FileType::BlockDevice, Mode::empty(), node.rdev)?;
+        Kind::CharDevice | Kind::BlockDevice => {
+            let Some(device) = Device::of(&node) else { return Ok(false) };
+            records.make_device(into, name, device)?;
         }
     }
     if node.kind != Kind::File {
-        set_owner(into, name, node.uid, node.gid)?;
+        records.set_owner_at(into, name, node.uid, node.gid)?;
     }
     if node.kind != Kind::Symlink {
         fs::chmodat(into, name, Mode::from_raw_mode(node.mode), AtFlags::empty())?;
     }
-    set_mtime(into, name, node.mtime)?;
+    records.set_mtime_at(into, name, node.mtime)?;
     Ok(true)
 }
 

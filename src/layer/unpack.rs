@@ -13,7 +13,8 @@ use tar::EntryType;
 
 use super::Summary;
 use super::archive::{Archive, Chunk, Member};
-use super::node::{self, node_at, set_mtime, set_owner, shown};
+use super::node::{self, node_at, shown};
+use super::record::Device;
 use super::staging::{Place, Staging, create_file};
 use super::whiteout::{Meaning, meaning};
 use super::xattr::{self, Xattrs};
@@ -99,10 +100,11 @@ fn add(
         ))),
         other => Ok(other?),
     };
+    let records = staging.records;
     let mode = Mode::from_raw_mode(member.mode);
     if member.entry_type == EntryType::Directory {
         let fd = staging.directory(place, name, member.mtime)?;
-        owned(node::set_owner_of(&fd, uid, gid))?;
+        owned(records.set_owner(&fd, uid, gid))?;
         fs::fchmod(&fd, mode)?;
         return Ok(xattr::replace(&fd, &xattrs(member))?);
     }
@@ -129,7 +131,7 @@ fn add(
                 created => created?,
             });
             write_content(archive, &mut file, buffer)?;
-            owned(node::set_owner_of(&file, uid, gid))?;
+            owned(records.set_owner(&file, uid, gid))?;
             fs::fchmod(&file, mode)?;
             xattr::set(&file, &xattrs(member))?;
             return Ok(fs::futimens(&file, &node::times(member.mtime))?);
@@ -145,29 +147,22 @@ fn add(
                 return Err(refused("it is a symbolic link to nothing"));
             }
             fs::symlinkat(&member.link, &place.fd, name)?;
-            owned(set_owner(&place.fd, name, uid, gid))?;
-            return Ok(set_mtime(&place.fd, name, member.mtime)?);
+            owned(records.set_owner_at(&place.fd, name, uid, gid))?;
+            return Ok(records.set_mtime_at(&place.fd, name, member.mtime)?);
         }
         EntryType::Fifo => fs::mknodat(&place.fd, name, FileType::Fifo, Mode::empty(), 0)?,
         EntryType::Char | EntryType::Block => {
-            let file_type =
-                if member.entry_type == EntryType::Char { FileType::CharacterDevice } else { FileType::BlockDevice };
             if member.major >= 1 << 12 || member.minor >= 1 << 20 {
                 return Err(refused("there is no such device"));
             }
-            let device = fs::makedev(member.major, member.minor);
-            match fs::mknodat(&place.fd, name, file_type, Mode::empty(), device) {
-                // No user namespace may make devices. Nothing misses them: no container opens a
-                // device of its image, and the layer keeps its blob.
-                Err(Errno::PERM) => return Ok(()),
-                other => other?,
-            }
+            let is_block = member.entry_type == EntryType::Block;
+            records.make_device(&place.fd, name, Device { is_block, major: member.major, minor: member.minor })?;
         }
         _ => return Err(refused("it is of a kind that no layer has")),
     }
-    owned(set_owner(&place.fd, name, uid, gid))?;
+    owned(records.set_owner_at(&place.fd, name, uid, gid))?;
     fs::chmodat(&place.fd, name, mode, AtFlags::empty())?;
-    Ok(set_mtime(&place.fd, name, member.mtime)?)
+    Ok(records.set_mtime_at(&place.fd, name, member.mtime)?)
 }
 
 /// The file that a hard link is another name of, in this layer if need be by a copy.

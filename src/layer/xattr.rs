@@ -1,12 +1,14 @@
 //! The extended attributes that belong to a layer: `user.*` and `security.capability`. What the
-//! overlay filesystem keeps for itself, what belongs to the host (SELinux labels) and what no layer
-//! tar can say portably (ACLs) does not.
+//! overlay filesystem keeps for itself, what belongs to the host (SELinux labels), what no layer
+//! tar can say portably (ACLs) and our own records do not.
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::fs::{self, XattrFlags};
 use rustix::io::Errno;
+
+use super::record;
 
 /// Name and value, sorted by name.
 pub type Xattrs = Vec<(CString, Vec<u8>)>;
@@ -15,7 +17,8 @@ pub const CAPABILITY: &CStr = c"security.capability";
 
 /// Whether a layer carries the attribute.
 pub fn is_kept(name: &[u8]) -> bool {
-    name == CAPABILITY.to_bytes() || (name.starts_with(b"user.") && !name.starts_with(b"user.overlay."))
+    let is_reserved = name.starts_with(b"user.overlay.") || name.starts_with(record::PREFIX);
+    name == CAPABILITY.to_bytes() || (name.starts_with(b"user.") && !is_reserved)
 }
 
 /// Whether the attribute must not be found in a layer dir. What is neither this nor kept is the
@@ -38,13 +41,34 @@ pub fn list(dir: impl AsFd, name: &CStr) -> Result<Vec<CString>, Errno> {
     }
 }
 
+/// The value of an attribute of `name` in `dir`, itself even if it is a link. With an empty name, here and
+/// below, it is `dir` itself, which may be open as a place only and be no directory.
 pub fn get(dir: impl AsFd, name: &CStr, attribute: &CStr) -> Result<Vec<u8>, Errno> {
+    let is_itself = name.is_empty();
     let path = path(dir, name);
-    sized(|buffer| fs::lgetxattr(path.as_c_str(), attribute, buffer))
+    sized(|buffer| match is_itself {
+        // The last name is then the kernel's for an open file, which does not end at links.
+        true => fs::getxattr(path.as_c_str(), attribute, buffer),
+        false => fs::lgetxattr(path.as_c_str(), attribute, buffer),
+    })
+}
+
+pub fn put(dir: impl AsFd, name: &CStr, attribute: &CStr, value: &[u8]) -> Result<(), Errno> {
+    let is_itself = name.is_empty();
+    let path = path(dir, name);
+    match is_itself {
+        true => fs::setxattr(path.as_c_str(), attribute, value, XattrFlags::empty()),
+        false => fs::lsetxattr(path.as_c_str(), attribute, value, XattrFlags::empty()),
+    }
 }
 
 pub fn remove(dir: impl AsFd, name: &CStr, attribute: &CStr) -> Result<(), Errno> {
-    fs::lremovexattr(path(dir, name).as_c_str(), attribute)
+    let is_itself = name.is_empty();
+    let path = path(dir, name);
+    match is_itself {
+        true => fs::removexattr(path.as_c_str(), attribute),
+        false => fs::lremovexattr(path.as_c_str(), attribute),
+    }
 }
 
 /// The attributes of an open file that a layer carries, as it carries them.
@@ -118,8 +142,11 @@ pub fn portable_capability(value: Vec<u8>) -> Vec<u8> {
 
 /// The kernel has no `llistxattr` relative to a descriptor before 6.13; this path is the same.
 fn path(dir: impl AsFd, name: &CStr) -> CString {
-    let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
-    path.extend_from_slice(name.to_bytes());
+    let mut path = format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()).into_bytes();
+    if !name.is_empty() {
+        path.push(b'/');
+        path.extend_from_slice(name.to_bytes());
+    }
     // `name` is a C string: there is no NUL in it.
     CString::new(path).unwrap_or_default()
 }

@@ -6,6 +6,7 @@ use std::fmt;
 
 use crate::diag::{Context, Result};
 use crate::ids::{self, IdMap, Ids};
+use crate::layer::Records;
 
 /// Makes sure that this process may handle files of every id of the store. It does not come back where
 /// that takes beginning anew in a user namespace.
@@ -45,6 +46,15 @@ pub(super) enum Owners {
 }
 
 impl Owners {
+    /// What layer dirs have to record, as their maker cannot do it.
+    pub fn records(&self) -> Records {
+        match self {
+            Self::Host => Records::None,
+            Self::Namespace(ids) if ids.are_single() => Records::Owners,
+            Self::Namespace(_) => Records::Nodes,
+        }
+    }
+
     /// Whether what was made under `other` means the same now.
     pub fn covers(&self, other: &Self) -> bool {
         match (self, other) {

@@ -177,6 +177,7 @@ impl Store {
             let upper = super::open_dir(dir.as_fd(), "u")?;
             // The mode of `/` in the container; mkdir's would depend on the umask.
             rustix::fs::fchmod(&upper, Mode::from_raw_mode(0o755))?;
+            self.inner.records.begin(upper.as_fd())?;
             Ok(Draft { path: bench.path.join(&name), inner: Arc::clone(&self.inner), bench, name, dir, upper })
         };
         make().map_err(|errno| self.inner.error("make a layer", errno))

@@ -55,6 +55,7 @@ use rustix::fs::{CWD, IFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::diag::{Context, Diagnostic, Result};
+use crate::layer;
 use access::Owners;
 
 pub use access::{Access, Enter};
@@ -99,6 +100,8 @@ struct Inner {
     trash: trash::Trash,
     /// Empty when the kernel does not tell; then every boot is a foreign one.
     boot_id: String,
+    /// What layer dirs are to record.
+    records: layer::Records,
     /// What was put in since that was last asked.
     added_bytes: AtomicU64,
     enter: Option<Enter>,
@@ -134,6 +137,7 @@ impl Store {
             workspace,
             trash,
             boot_id: boot_id(),
+            records: access.owners.records(),
             added_bytes: AtomicU64::new(0),
             enter: access.enter,
             root,

@@ -38,13 +38,12 @@ use super::sandbox::{Sandbox, busybox_layout};
 use super::server::{Reply, Server};
 
 /// Where an image is not BuildKit's on purpose.
-const DIFFERENCES: [(&str, &str); 6] = [
+const DIFFERENCES: [(&str, &str); 5] = [
     ("no-empty-layer", "a step that changes nothing adds no layer"),
     ("unknown-user", "a name of --chown or USER that the image does not know is an error with the line"),
     ("user-xattrs", "`user.*` xattrs are kept"),
     ("long-line", "a line may have any length"),
     ("whiteout-name", "a name that begins with `.wh.` is an error, not a deletion"),
-    ("no-mknod", "a step cannot make device nodes yet"),
 ];
 
 #[test]

@@ -9,6 +9,7 @@ mod lifetime;
 mod limits;
 mod mounts;
 mod network;
+mod nodes;
 mod overlay;
 mod security;
 mod world;

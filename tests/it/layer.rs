@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{FileType, Mode, OFlags};
 use tempfile::TempDir;
-use wythe::layer;
+use wythe::layer::{self, Records};
 
 use crate::overlay;
 use crate::step::{Random, Root, act, delete, open_at, set_mtime, write};
@@ -20,13 +20,15 @@ struct Stack {
     dir: TempDir,
     layers: Vec<PathBuf>,
     skeleton: Option<PathBuf>,
+    /// What its layers record instead of doing it.
+    records: Records,
 }
 
 impl Stack {
     fn new() -> Self {
         let dir = overlay::scratch();
         fs::create_dir(dir.path().join("empty")).unwrap();
-        Self { dir, layers: Vec::new(), skeleton: None }
+        Self { dir, layers: Vec::new(), skeleton: None, records: Records::None }
     }
 
     fn make_dir(&self, name: &str) -> PathBuf {
@@ -54,6 +56,7 @@ impl Stack {
     /// Lets `step` work on an overlay over the layers; returns the upper dir and what was seen.
     fn step(&self, name: &str, step: impl FnOnce(BorrowedFd<'_>)) -> (PathBuf, Tree) {
         let (upper, work) = (self.make_dir(name), self.make_dir(&format!("{name}.work")));
+        self.records.begin(open(&upper).as_fd()).unwrap();
         let empty = self.dir.path().join("empty");
         let mut lowers: Vec<&Path> = self.layers.iter().rev().map(PathBuf::as_path).collect();
         lowers.push(self.skeleton.as_ref().unwrap_or(&empty));
@@ -72,6 +75,7 @@ impl Stack {
 
     fn unpack(&self, tar: &[u8], name: &str) -> wythe::diag::Result<(PathBuf, layer::Summary)> {
         let into = self.make_dir(name);
+        self.records.begin(open(&into).as_fd()).unwrap();
         let lowers = self.lowers();
         let lowers: Vec<_> = lowers.iter().map(AsFd::as_fd).collect();
         let summary = layer::unpack(&mut &tar[..], open(&into).as_fd(), &lowers)?;
@@ -201,30 +205,41 @@ fn a_layer_says_what_the_step_changed() {
         None => (1..=150).collect(),
     };
     for seed in seeds {
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let mut stack = Stack::new();
-        if seed % 3 == 0 {
-            let skeleton = stack.make_dir("skeleton");
-            for name in ["proc", "etc", "a"] {
-                fs::create_dir(skeleton.join(name)).unwrap();
+        // The same steps by root, who may do everything, and by who can only record some of it. Once
+        // in a while, as both take their time.
+        let recording = if seed % 2 == 0 { vec![Records::Owners] } else { vec![] };
+        let mut digests = Vec::new();
+        for records in [vec![Records::None], recording].concat() {
+            let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            let mut stack = Stack::new();
+            stack.records = records;
+            if seed % 3 == 0 {
+                let skeleton = stack.make_dir("skeleton");
+                for name in ["proc", "etc", "a"] {
+                    fs::create_dir(skeleton.join(name)).unwrap();
+                }
+                fs::write(skeleton.join("etc/hosts"), "").unwrap();
+                stack.skeleton = Some(skeleton);
             }
-            fs::write(skeleton.join("etc/hosts"), "").unwrap();
-            stack.skeleton = Some(skeleton);
-        }
-        for number in 0..1 + random.below(4) {
-            let case = std::panic::AssertUnwindSafe(|| {
-                let actions = 1 + random.below(24);
-                stack.commit(&number.to_string(), |root| {
-                    for _ in 0..actions {
-                        let _ = act(root, &mut random);
-                    }
+            let mut made = Vec::new();
+            for number in 0..1 + random.below(4) {
+                let case = std::panic::AssertUnwindSafe(|| {
+                    let actions = 1 + random.below(24);
+                    stack.commit(&number.to_string(), |root| {
+                        for _ in 0..actions {
+                            let _ = act(root, &mut random);
+                        }
+                    });
+                    made.push(layer::pack(open(&stack.layers[number]).as_fd(), &mut std::io::sink()).unwrap().tree);
                 });
-            });
-            if let Err(panic) = std::panic::catch_unwind(case) {
-                eprintln!("seed {seed}, layer {number}");
-                std::panic::resume_unwind(panic);
+                if let Err(panic) = std::panic::catch_unwind(case) {
+                    eprintln!("seed {seed}, layer {number}, {records:?}");
+                    std::panic::resume_unwind(panic);
+                }
             }
+            digests.push(made);
         }
+        assert!(digests.iter().all(|made| *made == digests[0]), "seed {seed}: who only records makes other layers");
     }
 }
 

@@ -1,11 +1,15 @@
 //! What steps do to a root: by name where a test says it, at random where it must not matter.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
 use rustix::io::Errno;
+
+use wythe::layer::Records;
+use wythe::layer::record::{Device, make_marker};
 
 use crate::tree;
 
@@ -88,8 +92,10 @@ pub const NAMES: &[&[u8]] = &[
     b"proc",
 ];
 
-/// Does something random below `root`. What the kernel refuses is not done.
+/// Does something random below `root`. What the kernel refuses is not done. Devices and owners are
+/// recorded where the root says so.
 pub fn act(root: BorrowedFd<'_>, random: &mut Random) -> Result<(), Errno> {
+    let records = Records::of(root)?;
     let seen = tree::read(root);
     let directories: Vec<Vec<u8>> =
         [Vec::new()].into_iter().chain(seen.iter().filter(|o| o.1.is_directory()).map(|o| o.0.clone())).collect();
@@ -172,8 +178,15 @@ pub fn act(root: BorrowedFd<'_>, random: &mut Random) -> Result<(), Errno> {
         }
         24 => {
             let id = *random.pick(&[0, 1000, 70000, 3_000_000]);
-            let (uid, gid) = (Some(Uid::from_raw(id)), Some(Gid::from_raw(id / 2)));
-            rustix::fs::chownat(root, choose(random, &paths)?, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+            let path = choose(random, &paths)?;
+            if records == Records::None {
+                let (uid, gid) = (Some(Uid::from_raw(id)), Some(Gid::from_raw(id / 2)));
+                rustix::fs::chownat(root, path, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
+            } else {
+                // With it goes what goes with a change of owner.
+                rustix::fs::chownat(root, &path, Some(Uid::ROOT), Some(Gid::ROOT), AtFlags::SYMLINK_NOFOLLOW)?;
+                records.set_owner_at(root, &CString::new(path).unwrap(), id, id / 2)?;
+            }
         }
         25 => {
             let capability = [&0x0200_0001_u32.to_le_bytes()[..], &[0, 4, 0, 0], &[0; 12]].concat();
@@ -200,9 +213,15 @@ pub fn act(root: BorrowedFd<'_>, random: &mut Random) -> Result<(), Errno> {
         }
         29 => rustix::fs::mknodat(root, fresh(random), FileType::Fifo, Mode::from_raw_mode(0o640), 0)?,
         30 => {
-            let device = rustix::fs::makedev(random.below(200) as u32, 1 + random.below(70000) as u32);
+            let (major, minor) = (random.below(200) as u32, 1 + random.below(70000) as u32);
             let file_type = *random.pick(&[FileType::CharacterDevice, FileType::BlockDevice]);
-            rustix::fs::mknodat(root, fresh(random), file_type, Mode::from_raw_mode(0o660), device)?;
+            let (path, mode) = (fresh(random), Mode::from_raw_mode(0o660));
+            if records == Records::None {
+                rustix::fs::mknodat(root, path, file_type, mode, rustix::fs::makedev(major, minor))?;
+            } else {
+                let device = Device { is_block: file_type == FileType::BlockDevice, major, minor };
+                make_marker(root, &CString::new(path).unwrap(), device, mode)?;
+            }
         }
         31 => rustix::fs::mknodat(root, fresh(random), FileType::Socket, Mode::from_raw_mode(0o755), 0)?,
         32 => {
@@ -260,9 +279,12 @@ pub fn write(root: BorrowedFd<'_>, path: &[u8], flags: OFlags, content: &[u8]) -
     file.write_all(content).map_err(|error| Errno::from_io_error(&error).unwrap())
 }
 
+/// As the kernel or whoever answers in its place does it: a recorded owner stays.
 pub fn set_mtime(root: BorrowedFd<'_>, path: &[u8], mtime: (i64, u32)) -> Result<(), Errno> {
     let time = Timespec { tv_sec: mtime.0, tv_nsec: mtime.1.into() };
-    let times = Timestamps { last_access: time, last_modification: time };
+    let unchanged = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let is_recorded = Records::of(root)? != Records::None;
+    let times = Timestamps { last_access: if is_recorded { unchanged } else { time }, last_modification: time };
     rustix::fs::utimensat(root, path, &times, AtFlags::SYMLINK_NOFOLLOW)
 }
 

@@ -40,15 +40,16 @@ impl Object {
     }
 }
 
-/// Reads all below `root`.
+/// Reads all below `root`, records of what could not be done as if it had been.
 pub fn read(root: BorrowedFd<'_>) -> Tree {
     let mut tree = Tree::new();
-    read_directory(root, &mut Vec::new(), &mut tree);
+    let is_recorded = xattrs(root, c".").contains_key(&b"user.wythe.records"[..]);
+    read_directory(root, is_recorded, &mut Vec::new(), &mut tree);
     name_files(&mut tree);
     tree
 }
 
-fn read_directory(dir: BorrowedFd<'_>, path: &mut Vec<u8>, tree: &mut Tree) {
+fn read_directory(dir: BorrowedFd<'_>, is_recorded: bool, path: &mut Vec<u8>, tree: &mut Tree) {
     let names: Vec<CString> = Dir::read_from(dir).unwrap().map(|entry| entry.unwrap().file_name().to_owned()).collect();
     for name in names {
         if name.as_c_str() == c"." || name.as_c_str() == c".." {
@@ -75,7 +76,7 @@ fn read_directory(dir: BorrowedFd<'_>, path: &mut Vec<u8>, tree: &mut Tree) {
             'l' => readlinkat(dir, &name, Vec::new()).unwrap().into_bytes(),
             _ => Vec::new(),
         };
-        let object = Object {
+        let mut object = Object {
             kind,
             mode: if kind == 'w' { 0 } else { stat.st_mode & 0o7777 },
             uid: if kind == 'w' { 0 } else { stat.st_uid },
@@ -86,12 +87,37 @@ fn read_directory(dir: BorrowedFd<'_>, path: &mut Vec<u8>, tree: &mut Tree) {
             content,
             file: if matches!(kind, 'd' | 'w') { path.clone() } else { format!("#{}", stat.st_ino).into_bytes() },
         };
+        if is_recorded {
+            believe(&mut object, (stat.st_atime, stat.st_atime_nsec as u32));
+        }
         tree.insert(path.clone(), object);
         if kind == 'd' {
             path.push(b'/');
-            read_directory(open(OFlags::RDONLY | OFlags::DIRECTORY).as_fd(), path, tree);
+            read_directory(open(OFlags::RDONLY | OFlags::DIRECTORY).as_fd(), is_recorded, path, tree);
         }
         path.truncate(length);
+    }
+}
+
+/// Makes an object what the records in it say.
+fn believe(object: &mut Object, (seconds, nanoseconds): (i64, u32)) {
+    let text = |value: Vec<u8>| String::from_utf8(value).unwrap();
+    let pair = |text: &str| -> (u32, u32) {
+        let (first, second) = text.split_once(':').unwrap();
+        (first.parse().unwrap(), second.parse().unwrap())
+    };
+    if let Some(owner) = object.xattrs.remove(&b"user.wythe.owner"[..]) {
+        (object.uid, object.gid) = pair(&text(owner));
+    }
+    if let Some(node) = object.xattrs.remove(&b"user.wythe.node"[..]) {
+        let node = text(node);
+        object.kind = node.chars().next().unwrap();
+        object.device = pair(&node[2..]);
+        (object.content, object.xattrs) = Default::default();
+    }
+    if matches!(object.kind, 'l' | 'p') && seconds >= 8_589_934_592 {
+        let owner = i128::from(seconds - 8_589_934_592) * 1_000_000_000 + i128::from(nanoseconds);
+        (object.uid, object.gid) = ((owner / 2_147_483_648) as u32, (owner % 2_147_483_648) as u32);
     }
 }
 

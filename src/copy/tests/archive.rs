@@ -298,7 +298,7 @@ fn bombs_are_refused() {
     let unpack = |members, size_bytes| {
         let image = TempDir::new().unwrap();
         let image = open(image.path());
-        let mut root = place::Root::new(image.as_fd(), NOW);
+        let mut root = place::Root::new(image.as_fd(), NOW).unwrap();
         let into = root.top().unwrap();
         let limits = super::super::archive::Limits { members, size_bytes };
         super::super::archive::unpack(&*bytes, "x", &into, &mut root, None, limits)

@@ -171,8 +171,6 @@ fn devices_are_the_harmless_ones() {
     for line in bench.output(owners).lines() {
         assert!(line.starts_with("0:0 "), "{line}");
     }
-    let refused = bench.run(&bench.script("mknod /disk b 259 0; mknod /null c 1 3; ls /disk /null"));
-    assert_eq!(refused.output.matches("Operation not permitted").count(), 2, "{}", refused.output);
     // A pipe is no device.
     assert_eq!(bench.output("mknod /pipe p; stat -c %F /pipe"), "fifo\n");
 }
@@ -230,7 +228,7 @@ fn insecure_steps_have_every_capability_and_may_mount() {
     let output = bench.succeed(&container).output;
     let full = fs::read_to_string("/proc/sys/kernel/cap_last_cap").unwrap();
     let full = (1u64 << (full.trim().parse::<u32>().unwrap() + 1)) - 1;
-    assert_eq!(output, format!("f\nCapEff:\t{full:016x}\nSeccomp:\t0\n"));
+    assert_eq!(output, format!("f\nCapEff:\t{full:016x}\nSeccomp:\t2\n"));
     // Still nobody outside.
     container = bench.renewed(container);
     container.argv[2] = "cat /proc/self/uid_map | tr -s ' '".to_owned();
