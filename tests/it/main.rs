@@ -17,6 +17,7 @@ mod explain;
 mod foreign;
 mod git;
 mod image;
+mod insecure;
 mod journal;
 mod layer;
 mod lifecycle;
