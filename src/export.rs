@@ -370,9 +370,7 @@ fn contents<'a>(
 }
 
 fn rootfs(image: &Built, layers: &Layers<'_>) -> Result<Tree> {
-    let lowers = layers.lowers(&image.stack)?;
-    let paths: Vec<_> = lowers.iter().map(|layer| layer.path.clone()).collect();
-    Ok(Tree::of_root(crate::container::overlay_detached(&paths, None)?, "the image"))
+    Ok(Tree::of_root(layers.view(&image.stack)?, "the image"))
 }
 
 /// The rootfs as files of `directory`, over what is there. They are the user's who builds, as docker's

@@ -17,7 +17,7 @@ use super::{Failure, has_color, limits, output, print, stdin, usage, values};
 use rustix::process::Signal;
 
 use crate::build::{self, Request};
-use crate::container::{Container, Dns, Spawner};
+use crate::container::{Container, Dns, Rung, Spawner};
 use crate::diag::Diagnostic;
 use crate::export::{Destination, Output};
 use crate::host::{Host, Opened, Pulls};
@@ -427,6 +427,7 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
         limits: limits::limits(&arguments.limits)?,
         timeout: arguments.limits.timeout.as_deref().map(limits::timeout).transpose()?,
         cache_mount_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
+        footing: footing()?,
         explains: arguments.explain,
     };
     if settings.jobs == 0 {
@@ -523,4 +524,11 @@ fn now() -> i64 {
 /// The clock that stamps files.
 fn files_now() -> i64 {
     rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse).tv_sec
+}
+
+/// `WYTHE_FOOTING`, by which tests have steps stand on what this machine need not take.
+fn footing() -> Result<Option<Rung>, Failure> {
+    let Some(name) = std::env::var_os("WYTHE_FOOTING").filter(|name| !name.is_empty()) else { return Ok(None) };
+    let found = Rung::ALL.into_iter().find(|rung| name == rung.name());
+    found.map(Some).ok_or_else(|| usage(format!("`WYTHE_FOOTING={}` is none of the footings", name.display())))
 }

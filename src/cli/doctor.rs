@@ -43,7 +43,14 @@ fn trials(root: &Path) -> Result<Vec<Finding>, Diagnostic> {
     // Before the store has a thread that empties its trash.
     let spawner = Spawner::fork()?;
     let store = Store::open_with(root, Access::of_this_process()?)?;
-    Ok(doctor::examine(&store, &Trials { store: &store, spawner: &spawner }))
+    Ok(doctor::examine(
+        &store,
+        &Trials {
+            store: &store,
+            run: &|container, output| spawner.run_into(container, output),
+            footing: Default::default(),
+        },
+    ))
 }
 
 fn table(findings: &[Finding]) -> String {

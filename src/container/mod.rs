@@ -16,6 +16,7 @@ mod cgroup;
 mod device;
 pub mod entry;
 mod exec;
+mod footing;
 mod holder;
 mod host_node;
 mod hosts;
@@ -57,6 +58,7 @@ use crate::plan::{Network, Security};
 use crate::progress::Usage;
 
 pub use cgroup::{Limits, OutOfMemory, describe as describe_cgroups};
+pub use footing::{Footing, Given, Ground, Rung, Worker, room_size_bytes, shift_of_steps};
 pub use hosts::{Dns, HostAddress};
 pub use limit::{raise_open_files, restore_open_files};
 pub use network::host as network_of_host;
@@ -89,6 +91,9 @@ pub struct Container {
     /// Holds `u` and `w` (see [`crate::store::Draft`]).
     #[serde(with = "protocol::path")]
     pub draft: PathBuf,
+    /// What it gets besides or in the place of these.
+    #[serde(skip)]
+    pub ground: Given,
     pub mounts: Vec<Mount>,
     pub shm_size_bytes: u64,
     /// `(resource name as in --ulimit, soft, hard)`; `u64::MAX` is unlimited.

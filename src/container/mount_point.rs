@@ -56,8 +56,8 @@ fn mtime(stat: &Stat) -> (i64, i64) {
 }
 
 impl Stub {
-    /// Removes the entry if nothing was done to it, and gives its parent the time it had if nothing
-    /// else was done there. To be called in the reverse order of making. What cannot be removed
+    /// Removes the entry if nothing was done to it, and gives its parent the time it had before, or that of
+    /// what else was done there. To be called in the reverse order of making. What cannot be removed
     /// stays: then it is no stub any more.
     pub fn remove(self) {
         let name = OsStr::from_bytes(&self.record.name);
@@ -75,13 +75,11 @@ impl Stub {
             let parent = rustix::fs::fstat(&self.parent)?;
             let flags = if is_directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
             rustix::fs::unlinkat(&self.parent, name, flags)?;
-            if mtime(&parent) == self.record.parent_after {
-                let (tv_sec, tv_nsec) = self.record.parent_before;
-                let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-                let times = Timestamps { last_access, last_modification: Timespec { tv_sec, tv_nsec } };
-                rustix::fs::utimensat(&self.parent, "", &times, AtFlags::EMPTY_PATH)?;
-            }
-            Ok::<(), Errno>(())
+            let is_quiet = mtime(&parent) == self.record.parent_after;
+            let (tv_sec, tv_nsec) = if is_quiet { self.record.parent_before } else { mtime(&parent) };
+            let last_access = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+            let times = Timestamps { last_access, last_modification: Timespec { tv_sec, tv_nsec } };
+            rustix::fs::utimensat(&self.parent, "", &times, AtFlags::EMPTY_PATH)
         })();
     }
 }

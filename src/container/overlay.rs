@@ -182,7 +182,6 @@ pub fn overlay_detached(lowers: &[PathBuf], draft: Option<&Path>) -> Result<Owne
         |path: &Path| mount::host_directory(path).context(|| format!("cannot open the layer `{}`", path.display()));
     let dirs: Vec<OwnedFd> = lowers.iter().map(|path| open(path)).collect::<Result<_>>()?;
     let lowers: Vec<BorrowedFd<'_>> = dirs.iter().map(AsFd::as_fd).collect();
-    let attributes = if ids::are_the_hosts() { Attributes::Trusted } else { Attributes::User };
     match (lowers.as_slice(), draft) {
         ([], None) => mount::filesystem("tmpfs", &[("size", "4096"), ("mode", "755")], mount::READ_ONLY),
         // On nothing, an upper dir alone is the merged view.
@@ -194,14 +193,28 @@ pub fn overlay_detached(lowers: &[PathBuf], draft: Option<&Path>) -> Result<Owne
             });
             readonly.context(|| "cannot mount a layer")
         }
-        (lowers, None) => mount(lowers, None, Span::OneFileSystem, attributes),
-        (lowers, Some(draft)) => {
-            let draft = open(draft)?;
-            let (upper, work) = upper_of(draft.as_fd())?;
-            let upper = Upper { upper: upper.as_fd(), work: work.as_fd() };
-            mount(lowers, Some(&upper), Span::OneFileSystem, attributes)
-        }
+        (lowers, None) => mount(lowers, None, Span::OneFileSystem, attributes()),
+        (lowers, Some(draft)) => writable(lowers, open(draft)?.as_fd(), Span::OneFileSystem),
     }
+}
+
+/// The same with writes going to `room`, which holds `u` and `w`, wherever that is. There must be a layer.
+pub fn overlay_over(lowers: &[PathBuf], room: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let open =
+        |path: &PathBuf| mount::host_directory(path).context(|| format!("cannot open the layer `{}`", path.display()));
+    let dirs: Vec<OwnedFd> = lowers.iter().map(open).collect::<Result<_>>()?;
+    let lowers: Vec<BorrowedFd<'_>> = dirs.iter().map(AsFd::as_fd).collect();
+    writable(&lowers, room, Span::SeveralFileSystems)
+}
+
+fn writable(lowers: &[BorrowedFd<'_>], draft: BorrowedFd<'_>, span: Span) -> Result<OwnedFd> {
+    let (upper, work) = upper_of(draft)?;
+    let upper = Upper { upper: upper.as_fd(), work: work.as_fd() };
+    mount(lowers, Some(&upper), span, attributes())
+}
+
+fn attributes() -> Attributes {
+    if ids::are_the_hosts() { Attributes::Trusted } else { Attributes::User }
 }
 
 /// The upper and the work directory of a draft.

@@ -1,7 +1,8 @@
 //! What builder, spawner and step say to each other: packets over SOCK_SEQPACKET sockets.
 //!
 //! ```text
-//! builder → spawner   [REQUEST] + fds: memfd of the Container as JSON, output, reply socket
+//! builder → spawner   [REQUEST] + fds: memfd of the Container as JSON, output, reply socket;
+//!                     [REQUEST, ROOM or ROOT] + the same and that part of its ground, [REQUEST, TREE] without
 //!                     [TERMINAL] + the same, with a socket in the place of the output
 //!                     [EXPECT] + Expectation as JSON
 //!                     [KILL, signal]
@@ -34,6 +35,11 @@ use crate::progress::Usage;
 
 /// First byte of a request to run a container.
 pub const REQUEST: u8 = b'R';
+/// Second byte of a request: the last descriptor is such a [`super::Given`].
+pub const ROOM: u8 = b'm';
+pub const ROOT: u8 = b'r';
+/// And so nothing comes, but what its draft is called is its root.
+pub const TREE: u8 = b't';
 /// First byte of a request to run a container with a terminal of its own.
 pub const TERMINAL: u8 = b'T';
 /// First byte of a packet that sends the signal of its second byte to every payload.

@@ -12,7 +12,7 @@ use super::mount::{self, BENEATH, DATA_ONLY, READ_ONLY};
 use super::mount_point::{Shape, Stub, find_or_make};
 use super::overlay::{self, Span, Upper};
 use super::template::{Prepared, Template};
-use super::{Container, device, mask, skeleton, source};
+use super::{Container, Given, device, mask, skeleton, source};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::Security;
 use crate::sys;
@@ -117,12 +117,18 @@ fn overlay(
     skeleton: BorrowedFd<'_>,
     template: &Template,
 ) -> Result<OwnedFd> {
+    if let Given::Root(_) | Given::Tree = &container.ground {
+        return prepared.draft.try_clone().context(|| "cannot take another descriptor");
+    }
     if !template.copies_detached {
         // What has to be found by name has to be attached, here.
         let anchor = |mount: BorrowedFd<'_>| mount::anchor(mount).context(|| "cannot attach a layer");
         let layers = source::mapped_layers(&container.lowers, template)?;
         layers.iter().map(AsFd::as_fd).chain([skeleton]).try_for_each(anchor)?;
-        let draft = source::mapped(&container.draft, template)?;
+        let draft = match &container.ground {
+            Given::Room(room) => source::mapped_copy(room.as_fd(), template)?,
+            _ => source::mapped(&container.draft, template)?,
+        };
         anchor(draft.as_fd())?;
         let lowers: Vec<_> = layers.iter().map(AsFd::as_fd).chain([skeleton]).collect();
         return overlay_on(&lowers, draft.as_fd(), template);

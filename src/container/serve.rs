@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -17,11 +18,11 @@ use rustix::thread::CapabilitiesSecureBits;
 
 use super::hosts::NameServers;
 use super::network::{self, Found, Kind, Memory, Networks};
-use super::protocol::{self, EXPECT, KILL, REQUEST, TERMINAL};
+use super::protocol::{self, EXPECT, KILL, REQUEST, ROOM, ROOT, TERMINAL, TREE};
 use super::running::{self, Asked, Event, Running};
 use super::step::Streams;
 use super::template::{self, Template};
-use super::{Container, Expectation};
+use super::{Container, Expectation, Given};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::plan::Network;
 use crate::sys;
@@ -122,11 +123,19 @@ fn wait(requests: BorrowedFd<'_>, state: &State) -> Result<Woken> {
     })
 }
 
-fn handle(packet: &[u8], fds: Vec<OwnedFd>, state: &mut State) {
+fn handle(packet: &[u8], mut fds: Vec<OwnedFd>, state: &mut State) {
+    let given = fds.drain(fds.len().min(3)..).next().map(Arc::new);
     match (packet, <[OwnedFd; 3]>::try_from(fds)) {
-        ([kind @ (REQUEST | TERMINAL)], Ok([container, output, reply])) => {
-            match protocol::decode_from_memory(&container) {
+        ([kind @ (REQUEST | TERMINAL), ground @ ..], Ok([container, output, reply])) => {
+            match protocol::decode_from_memory::<Container>(&container) {
                 Ok(container) => {
+                    let ground = match (ground, given) {
+                        ([ROOM], Some(room)) => Given::Room(room),
+                        ([ROOT], Some(root)) => Given::Root(root),
+                        ([TREE], None) => Given::Tree,
+                        _ => Given::Nothing,
+                    };
+                    let container = Container { ground, ..container };
                     let streams = if *kind == TERMINAL { Streams::Terminal(output) } else { Streams::Output(output) };
                     state.waiting.push_back(Asked { container, streams, reply });
                 }

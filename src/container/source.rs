@@ -151,9 +151,28 @@ pub fn mapped(path: &Path, template: &Template) -> Result<OwnedFd> {
     Ok(copy)
 }
 
+/// A mount that the builder made, as it looks inside; it is left as it was.
+pub fn mapped_copy(given: BorrowedFd<'_>, template: &Template) -> Result<OwnedFd> {
+    let doing = || "cannot take over a mount";
+    if !template.mapping.is_shifted() {
+        return given.try_clone_to_owned().context(doing);
+    }
+    if !template.copies_detached {
+        mount::anchor(given).context(doing)?;
+    }
+    let copy = mount::copy_of(given).context(doing)?;
+    map(copy.as_fd(), Path::new("tmpfs"), template)?;
+    Ok(copy)
+}
+
 /// Shows what the store has at `path` as steps see it.
 fn map(mount: BorrowedFd<'_>, path: &Path, template: &Template) -> Result<()> {
     if !template.mapping.is_shifted() {
+        return Ok(());
+    }
+    // Made for steps alone, where ids cannot be mapped.
+    let stat = rustix::fs::fstat(mount).context(|| format!("cannot look at `{}`", path.display()))?;
+    if template.mapping.is_inside(stat.st_uid, stat.st_gid) {
         return Ok(());
     }
     mount::map_ids(mount, template.user_namespace.as_fd()).map_err(|errno| unmappable(path, errno))

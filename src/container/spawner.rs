@@ -10,7 +10,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 
 use super::protocol::{self, Answer};
-use super::{Container, Exit, Expectation, serve};
+use super::{Container, Exit, Expectation, Given, serve};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::ids;
 use crate::sys::{self, Child};
@@ -116,8 +116,14 @@ impl Spawner {
     pub(super) fn start(&self, kind: u8, container: &Container, output: OwnedFd) -> Result<OwnedFd> {
         let description = protocol::encode_to_memory(container)?;
         let (reply, replying) = protocol::pair()?;
-        let fds = [description.as_fd(), output.as_fd(), replying.as_fd()];
-        protocol::send(self.requests()?, &[kind], &fds)
+        let (packet, given) = match &container.ground {
+            Given::Nothing => (vec![kind], None),
+            Given::Room(room) => (vec![kind, protocol::ROOM], Some(room.as_fd())),
+            Given::Tree => (vec![kind, protocol::TREE], None),
+            Given::Root(root) => (vec![kind, protocol::ROOT], Some(root.as_fd())),
+        };
+        let fds: Vec<_> = [description.as_fd(), output.as_fd(), replying.as_fd()].into_iter().chain(given).collect();
+        protocol::send(self.requests()?, &packet, &fds)
             .map_err(|errno| gone().caused_by(std::io::Error::from(errno)))?;
         // Our copies of the others end here: they would keep the reader of `output` and the wait for
         // the answer from ending.

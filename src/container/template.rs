@@ -17,7 +17,7 @@ use super::overlay::{self, Attributes};
 use super::passwd::User;
 use super::seccomp::Base;
 use super::userns::Mapping;
-use super::{Container, MountKind, hosts, mount, seccomp, skeleton, source, userns};
+use super::{Container, Given, MountKind, hosts, mount, seccomp, skeleton, source, userns};
 use crate::diag::{Context, Result};
 use crate::layer::Records;
 use crate::plan::Security;
@@ -61,7 +61,7 @@ const CGROUP2_SUPER_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 pub struct Prepared {
     /// Layer dirs as they look inside, topmost first.
     pub layers: Vec<Arc<OwnedFd>>,
-    /// Holds the upper and the work dir, as they look inside.
+    /// Holds the upper and the work dir, as they look inside; or the root itself, which the builder made.
     pub draft: OwnedFd,
     pub hosts: OwnedFd,
     pub resolv_conf: OwnedFd,
@@ -140,10 +140,17 @@ impl Template {
             Some(lane) => hosts::Reach::Lane { name_server: lane.traits.name_server, host: lane.traits.host },
         };
         let resolv_conf = hosts::resolv_conf(&host_resolv_conf()?, &reach, &container.dns);
-        let layers = self.layers(&container.lowers)?;
-        let draft = source::mapped(&container.draft, self)?;
-        let (upper, _) = overlay::upper_of(draft.as_fd())?;
-        let records = Records::of(upper.as_fd()).context(|| "cannot read a draft")?;
+        let (layers, draft) = match &container.ground {
+            Given::Nothing => (self.layers(&container.lowers)?, source::mapped(&container.draft, self)?),
+            Given::Room(room) => (self.layers(&container.lowers)?, self.room(room.as_fd())?),
+            Given::Root(root) => (Vec::new(), self.root(root.as_fd())?),
+            Given::Tree => (Vec::new(), tree(&container.draft)?),
+        };
+        let records = match &container.ground {
+            Given::Root(_) | Given::Tree => Records::of(draft.as_fd()),
+            _ => Records::of(overlay::upper_of(draft.as_fd())?.0.as_fd()),
+        };
+        let records = records.context(|| "cannot read a draft")?;
         Ok(Prepared {
             layers,
             draft,
@@ -165,6 +172,25 @@ impl Template {
         let watch = Watch::of(records);
         let filter = self.filters.entry((base, watch)).or_insert_with(|| Arc::new(seccomp::filter(base, watch)));
         Arc::clone(filter)
+    }
+
+    /// What the builder gave in the place of a draft, as it looks inside. An older kernel maps it where it can be
+    /// attached: in the step's own mount namespace.
+    fn room(&self, room: BorrowedFd<'_>) -> Result<OwnedFd> {
+        match self.copies_detached {
+            true => source::mapped_copy(room, self),
+            false => room.try_clone_to_owned().context(|| "cannot take another descriptor"),
+        }
+    }
+
+    /// A root that the builder made. It is attached in one place only; an older kernel copies no such mount, and
+    /// then no second container has it.
+    fn root(&self, root: BorrowedFd<'_>) -> Result<OwnedFd> {
+        let doing = || "cannot take over a root";
+        match self.copies_detached {
+            true => mount::copy_of(root).context(doing),
+            false => root.try_clone_to_owned().context(doing),
+        }
     }
 
     /// Makes ahead what the next step is likely to need, and clears away what is in nobody's way. To be
@@ -229,6 +255,14 @@ impl Template {
         // Another owner since then shows as it is on disk.
         Ok(self.swapped.get(&owner(root)?).unwrap_or(&self.user_namespace).as_fd())
     }
+}
+
+/// A root that is a directory of the store, with owners as inside.
+fn tree(path: &Path) -> Result<OwnedFd> {
+    let doing = || format!("cannot open `{}`", path.display());
+    let mount = mount::copy_of_path(path).context(doing)?;
+    mount::set(mount.as_fd(), mount::NO_DEV).context(doing)?;
+    Ok(mount)
 }
 
 fn owner(root: &Path) -> Result<(u32, u32)> {

@@ -20,9 +20,9 @@ use crate::ids::{self, Extent, IdMap, Ids};
 
 /// The host's id for root inside: the upper half of all ids. Distributions hand out nothing there,
 /// and everything an image may name up to 2³¹ can be represented.
-const BASE: u32 = 1 << 31;
+pub const BASE: u32 = 1 << 31;
 /// How many ids there are inside; the last two of the host's are no ids.
-const COUNT: u32 = u32::MAX - BASE - 1;
+pub const COUNT: u32 = u32::MAX - BASE - 1;
 
 /// How the ids of steps lie among the builder's.
 #[derive(Clone, Debug)]

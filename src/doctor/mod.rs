@@ -2,6 +2,7 @@
 //! build, so that what is said here is what a build will meet.
 
 mod disk;
+mod footing;
 mod program;
 mod trial;
 
@@ -10,6 +11,7 @@ use crate::image::platform::Platform;
 use crate::store::Store;
 
 pub use disk::{reflinks, room, slow_creation};
+pub use footing::{footings, lesser};
 pub use trial::Trials;
 
 /// One thing that was looked at.

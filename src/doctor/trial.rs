@@ -1,13 +1,14 @@
 //! Trials of what RUN and COPY take: real containers, and drafts that nobody keeps.
 
-use std::fs::File;
-use std::io::{Read as _, Seek as _};
+use std::cell::Cell;
 use std::path::PathBuf;
 
 use super::{Finding, Verdict, program};
 use crate::container::entry::sysctl;
-use crate::container::{self, Container, Dns, Limits, Mount, MountKind, Spawner, Status, passwd};
-use crate::diag::{Context as _, Diagnostic, Result};
+use crate::container::{
+    self, Container, Dns, Exit, Footing, Given, Ground, Limits, Mount, MountKind, Status, Worker, passwd,
+};
+use crate::diag::{Diagnostic, Result};
 use crate::ids;
 use crate::image::platform::Platform;
 use crate::plan::{Network, Security};
@@ -18,22 +19,15 @@ const PROGRAM: &str = "/program";
 
 pub struct Trials<'a> {
     pub store: &'a Store,
-    pub spawner: &'a Spawner,
+    /// Runs a container; what it writes goes to the other.
+    pub run: &'a Run<'a>,
+    /// What containers stand on.
+    pub footing: Cell<Footing>,
 }
 
-impl Trials<'_> {
-    /// An overlay of the store's layers as COPY writes into it.
-    pub fn layers(&self) -> Finding {
-        let mount = || {
-            let (lower, upper) = (self.store.draft()?, self.store.draft()?);
-            container::overlay_detached(&[lower.path.join("u")], Some(&upper.path))
-        };
-        match mount() {
-            Ok(_) => Finding::good("layers", format!("overlays, on {}", super::disk::name(self.store))),
-            Err(error) => Finding::told("layers", Verdict::Fatal, &error),
-        }
-    }
+pub type Run<'a> = dyn Fn(&Container, &mut Vec<u8>) -> Result<Exit> + 'a;
 
+impl Trials<'_> {
     /// A RUN with everything that is on by default.
     pub fn container(&self) -> Finding {
         match self.run(&self.sample()) {
@@ -131,7 +125,7 @@ impl Trials<'_> {
         Finding { cures, ..Finding::of("platforms", Verdict::Note, format!("{what}; not for {}", lacks.join(", "))) }
     }
 
-    fn sample(&self) -> Container {
+    pub(super) fn sample(&self) -> Container {
         self.sample_for(&Platform::host().architecture)
     }
 
@@ -151,6 +145,7 @@ impl Trials<'_> {
             security: Security::default(),
             lowers: Vec::new(),
             draft: PathBuf::new(),
+            ground: Given::default(),
             mounts: vec![Mount { target: PROGRAM.into(), kind: file }],
             shm_size_bytes: 64 << 20,
             ulimits: Vec::new(),
@@ -162,18 +157,18 @@ impl Trials<'_> {
     /// What a build would be warned of.
     fn run(&self, container: &Container) -> Result<Option<Diagnostic>> {
         let draft = self.store.draft()?;
-        let container = Container { draft: draft.path.clone(), ..container.clone() };
-        let scratch = self.store.scratch()?;
-        let path = scratch.path.join("output");
-        let open = || File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let doing = || "cannot keep the output of a trial";
-        let (mut output, given) = (open().context(doing)?, open().context(doing)?);
-        let exit = self.spawner.run(&container, given.into())?;
+        let ground = Ground::new(self.footing.get().rung, Worker::Step, &[], &draft, self.store)?;
+        self.run_there(&Container { draft: ground.path(&draft), ground: ground.given(), ..container.clone() })
+    }
+
+    /// The same in a draft that it has already.
+    pub(super) fn run_there(&self, container: &Container) -> Result<Option<Diagnostic>> {
+        let mut output = Vec::new();
+        let exit = (self.run)(container, &mut output)?;
         if exit.status == Status::Exited(0) {
             return Ok(exit.warning);
         }
-        let mut said = String::new();
-        let _ = output.rewind().and_then(|()| output.read_to_string(&mut said));
+        let said = String::from_utf8_lossy(&output);
         let error = Diagnostic::error("a program in a container did not end well");
         Err(match (exit.status, said.trim()) {
             (Status::Signaled(signal), _) => error.caused_by(format!("signal {signal}")),

@@ -107,7 +107,11 @@ impl Walk<'_> {
         let dir = self.ladder.fd();
         let attributes = xattr::list(dir, c".")?;
         level.is_opaque |= is_marked_opaque(dir, &attributes)?;
+        let may_be_files = whiteout::may_be_files(dir)?;
         strip(dir, c".", &attributes)?;
+        if may_be_files {
+            whiteout::announce_files(dir)?;
+        }
         let mut present: Vec<CString> = names(dir)?.into_iter().map(|(name, _)| name).collect();
         if level.is_opaque {
             for name in level.below.as_ref().map_or_else(|| Ok(Vec::new()), |below| below.children())? {

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 
 use super::node::{Kind, Node, link_target, names, node_at, open_directory, open_file, reopen};
 use super::record::Records;
+use super::whiteout;
 use crate::diag::{Context, Diagnostic, Result};
 
 /// A directory of the merged tree: the directories of the layers that make it up, topmost first.
@@ -71,11 +72,15 @@ impl Merged {
     pub fn children(&self) -> Result<Vec<CString>, Errno> {
         let mut seen: BTreeMap<CString, bool> = BTreeMap::new();
         for (dir, _) in &self.dirs {
+            let may_be_files = whiteout::may_be_files(dir)?;
             for (name, file_type) in names(dir.as_fd())? {
                 if seen.contains_key(&name) {
                     continue;
                 }
                 let is_there = match file_type {
+                    FileType::RegularFile if may_be_files => {
+                        node_at(dir, &name)?.is_some_and(|node| !node.is_whiteout())
+                    }
                     FileType::CharacterDevice | FileType::Unknown => {
                         node_at(dir, &name)?.is_some_and(|node| !node.is_whiteout())
                     }

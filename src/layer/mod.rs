@@ -24,6 +24,9 @@ pub mod unpack;
 pub mod compress;
 pub mod decompress;
 mod flatten;
+mod transfer;
+mod difference;
+mod fuse_overlay;
 
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
@@ -31,8 +34,10 @@ use std::os::fd::BorrowedFd;
 use crate::diag::{Context as _, Result};
 use crate::digest::TreeDigest;
 
+pub use difference::Snapshot;
 pub use merged::{lookup, read_file};
 pub use record::Records;
+pub use transfer::{Links, Shift};
 
 /// What a canonical upper holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,6 +64,29 @@ pub fn canonicalize(
 /// together; files become links to theirs. With nothing below, it is a layer dir.
 pub fn flatten(layers: &[BorrowedFd<'_>], into: BorrowedFd<'_>) -> Result<()> {
     flatten::flatten(layers, into).context(|| "cannot make one directory of many layers")
+}
+
+/// Fills the empty directory `into` with what is in `from`, a layer dir or another tree: whiteouts and attributes
+/// too, not sockets.
+pub fn transfer(from: BorrowedFd<'_>, into: BorrowedFd<'_>, links: Links, shift: Shift) -> Result<()> {
+    transfer::transfer(from, into, links, shift).context(|| "cannot copy a tree of files")
+}
+
+/// Looks at a tree before it is worked on; `beside` is a directory on its filesystem.
+pub fn snapshot(tree: BorrowedFd<'_>, beside: BorrowedFd<'_>) -> Result<Snapshot> {
+    difference::snapshot(tree, beside).context(|| "cannot look at a tree of files")
+}
+
+/// Fills the upper dir `into` with what was changed in `tree` since it was `before`; it is to be made canonical
+/// then.
+pub fn difference(tree: BorrowedFd<'_>, before: Snapshot, into: BorrowedFd<'_>, shift: Shift) -> Result<()> {
+    difference::difference(tree, before, into, shift).context(|| "cannot find what a step changed")
+}
+
+/// Turns what `fuse-overlayfs` has left in an upper dir over `lowers` since a time into what the kernel's overlay
+/// would have left.
+pub fn translate_fuse_overlay(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>], since: (i64, u32)) -> Result<()> {
+    fuse_overlay::translate(upper, lowers, since).context(|| "cannot read what fuse-overlayfs left")
 }
 
 /// What [`pack`] learned on its way.

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
+use super::whiteout;
 use crate::ids;
 
 /// What a name in a layer dir stands for.
@@ -20,7 +21,8 @@ pub enum Kind {
     CharDevice,
     BlockDevice,
     Socket,
-    /// The character device 0:0: the name is gone from the layers below.
+    /// The character device 0:0, or what [`super::whiteout`] takes for it: the name is gone from the layers
+    /// below.
     Whiteout,
 }
 
@@ -56,6 +58,14 @@ impl Node {
         self.kind == Kind::Whiteout
     }
 
+    /// What the object `name` in `dir` that looks so stands for.
+    pub(super) fn or_whiteout(self, dir: impl AsFd, name: &CStr) -> Result<Self, Errno> {
+        match whiteout::is_file(dir, name, &self)? {
+            true => Ok(Self { kind: Kind::Whiteout, ..self }),
+            false => Ok(self),
+        }
+    }
+
     #[allow(clippy::unnecessary_cast)] // The fields' types differ between architectures.
     pub(super) fn of(stat: &Stat) -> Self {
         let rdev = stat.st_rdev as u64;
@@ -86,8 +96,8 @@ impl Node {
 
 /// The object called `name` in `dir`; `None` if there is none.
 pub fn node_at(dir: impl AsFd, name: &CStr) -> Result<Option<Node>, Errno> {
-    match fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) => Ok(Some(Node::of(&stat))),
+    match fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Node::of(&stat).or_whiteout(dir, name).map(Some),
         Err(Errno::NOENT) => Ok(None),
         Err(errno) => Err(errno),
     }

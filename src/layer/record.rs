@@ -71,7 +71,7 @@ impl Records {
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(errno),
         };
-        let node = Node::of(&stat);
+        let node = Node::of(&stat).or_whiteout(&dir, name)?;
         let owner = match node.kind {
             _ if self == Self::None => return Ok(Some(node)),
             Kind::File | Kind::Directory if self == Self::Owners => {

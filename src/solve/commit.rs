@@ -1,7 +1,6 @@
-//! From an upper dir to a layer in the store, and from layers in the store to lower dirs.
+//! From an upper dir to a layer in the store.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,11 +13,6 @@ use crate::progress::Outcome;
 use crate::store::{Draft, Layer, LayerMeta};
 
 impl Solver<'_> {
-    /// The directories of a stack, topmost first.
-    pub(super) fn lowers(&self, stack: &Stack) -> Result<Vec<PathBuf>> {
-        Ok(self.layers.lowers(stack)?.iter().map(|layer| layer.path.clone()).collect())
-    }
-
     /// Makes a draft canonical, gives it its identity and records it.
     pub(super) fn commit(
         &self,

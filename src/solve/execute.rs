@@ -1,7 +1,6 @@
 //! Doing what the cache does not know: run a container, copy files, make a directory.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,16 +9,17 @@ use super::held::Held;
 use super::input::Read;
 use super::wreck::Wreck;
 use super::{Keyed, Solved, Solver, Stack, Standing};
-use crate::container::{self, Container, Exit, Mount, MountKind, Status, passwd};
+use crate::container::{self, Container, Exit, Footing, Given, Ground, Mount, MountKind, Status, Worker, passwd};
 use crate::context::{EntryKind, Form, Listing, lines};
 use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
+use crate::layer::{self, Links, Shift};
 use crate::location;
 use crate::plan::{
     Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Sharing, StepId, Workdir,
 };
 use crate::progress::{self, Event, Number, Usage, units};
-use crate::store::{Draft, MountLock};
+use crate::store::{Draft, Layer, MountLock};
 
 /// What a container left besides its draft.
 pub(super) struct Ran {
@@ -33,6 +33,13 @@ const SECRET_LIMIT_BYTES: u64 = 500 * 1024;
 
 /// Where ssh looks for its agent.
 const AGENT_VARIABLE: &str = "SSH_AUTH_SOCK";
+
+/// How running a step ended.
+enum Attempt {
+    Ran(Draft, Ran),
+    /// Before it began: to be tried again on this.
+    Unfit(Footing),
+}
 
 impl Solver<'_> {
     pub(super) fn execute(&self, id: StepId, number: Number, key: Keyed) -> Result<Solved> {
@@ -78,7 +85,36 @@ impl Solver<'_> {
         draft: Draft,
         key: &Keyed,
     ) -> Result<(Draft, Ran)> {
-        let lowers = self.lowers(below)?;
+        let (mut draft, mut footing) = (draft, self.footing());
+        loop {
+            match self.run_on(footing, id, number, run, below, draft, key)? {
+                Attempt::Ran(draft, ran) => return Ok((draft, ran)),
+                Attempt::Unfit(next) => (draft, footing) = (self.host.store.draft()?, next),
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)] // One more than `run`, which calls it.
+    fn run_on(
+        &self,
+        footing: Footing,
+        id: StepId,
+        number: Number,
+        run: &Run,
+        below: &Stack,
+        draft: Draft,
+        key: &Keyed,
+    ) -> Result<Attempt> {
+        let layers = self.layers_on(footing, below)?;
+        let layer_paths: Vec<_> = layers.iter().map(|layer| layer.path.clone()).collect();
+        let ground = match Ground::new(footing.rung, Worker::Step, &layer_paths, &draft, self.host.store) {
+            Ok(ground) => ground,
+            Err(failure) => return self.descend(footing, Worker::Step, failure).map(Attempt::Unfit),
+        };
+        let lowers = match ground.given() {
+            Given::Root(_) | Given::Tree => Vec::new(),
+            _ => self.step_lowers(footing, below)?,
+        };
         let mut user = self.user(below, run.user.as_ref())?;
         let mut held = Held::default();
         let mut env = environment(run);
@@ -95,7 +131,7 @@ impl Solver<'_> {
                     continue;
                 }
             }
-            if let Some(kind) = self.mount(place, mount, key, &mut held)? {
+            if let Some(kind) = self.mount(footing, place, mount, key, &mut held)? {
                 if matches!(kind, MountKind::Socket { .. }) && !env.iter().any(|(name, _)| name == AGENT_VARIABLE) {
                     env.push((AGENT_VARIABLE.into(), mount.target.clone()));
                 }
@@ -123,7 +159,8 @@ impl Solver<'_> {
             network: run.network,
             security: run.security,
             lowers,
-            draft: draft.path.clone(),
+            draft: ground.path(&draft),
+            ground: ground.given(),
             mounts,
             shm_size_bytes: self.settings.shm_size_bytes,
             ulimits: self.settings.ulimits.clone(),
@@ -132,18 +169,21 @@ impl Solver<'_> {
         };
         let step = self.plan.step(id);
         let mut output = progress::Output::new(self.host.reporter, number);
-        let failed = |failure: Diagnostic, held, draft| {
+        let failed = |failure: Diagnostic, held, draft, ground| {
             // Whoever looks at it has all the time.
             let container = Container { timeout: None, ..container.clone() };
-            self.keep_wreck(Wreck { failure: failure.clone(), container, draft, mounts: held });
+            self.keep_wreck(Wreck { failure: failure.clone(), container, draft, ground, mounts: held });
             failure
         };
         let exit = match self.host.executor.execute(&container, &mut output) {
             Ok(exit) => exit,
-            Err(error) if error.labels.is_empty() => {
-                return Err(failed(error.at(&step.source, step.span, ""), held, draft));
-            }
-            Err(error) => return Err(failed(error, held, draft)),
+            Err(error) => match self.descend(footing, Worker::Step, error) {
+                Ok(next) => return Ok(Attempt::Unfit(next)),
+                Err(error) if error.labels.is_empty() => {
+                    return Err(failed(error.at(&step.source, step.span, ""), held, draft, ground));
+                }
+                Err(error) => return Err(failed(error, held, draft, ground)),
+            },
         };
         self.note_network(&exit);
         let (code, signal) = match exit.status {
@@ -157,7 +197,11 @@ impl Solver<'_> {
             return Err(Diagnostic::error("the step was canceled").at(&step.source, step.span, ""));
         }
         if exit.status != Status::Exited(0) {
-            return Err(failed(self.run_failed(id, run, &exit, &output.tail().lines()), held, draft));
+            let mut failure = self.run_failed(id, run, &exit, &output.tail().lines());
+            if ground.is_full() {
+                failure = failure.hint("what it wrote did not fit into memory: keep the store where steps can write to it, with `--root DIR`");
+            }
+            return Err(failed(failure, held, draft, ground));
         }
         if let Some(out_of_memory) = exit.out_of_memory {
             let count = out_of_memory.kills;
@@ -168,7 +212,9 @@ impl Solver<'_> {
                 "",
             )));
         }
-        Ok((draft, Ran { skeleton: exit.skeleton, usage: exit.usage }))
+        let below: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
+        ground.settle(&draft, &below, Some(exit.skeleton.as_fd()))?;
+        Ok(Attempt::Ran(draft, Ran { skeleton: exit.skeleton, usage: exit.usage }))
     }
 
     fn run_failed(&self, id: StepId, run: &Run, exit: &Exit, tail: &[String]) -> Diagnostic {
@@ -209,19 +255,30 @@ impl Solver<'_> {
 
     /// The container's mount for one `--mount`; `None` where there is nothing to mount (an absent
     /// optional secret). What lasts as long as the step goes to `held`.
-    fn mount(&self, place: usize, mount: &RunMount, key: &Keyed, held: &mut Held) -> Result<Option<MountKind>> {
+    fn mount(
+        &self,
+        footing: Footing,
+        place: usize,
+        mount: &RunMount,
+        key: &Keyed,
+        held: &mut Held,
+    ) -> Result<Option<MountKind>> {
         Ok(Some(match &mount.kind {
             RunMountKind::Bind { from, source, is_writable } => {
-                self.bind(from, source, !is_writable, key.reads.mounts.get(&place))?
+                self.bind(footing, from, source, !is_writable, key.reads.mounts.get(&place))?
             }
             RunMountKind::Cache { id, sharing, is_readonly, .. } => {
-                let name = format!("{}/{id}", self.settings.cache_mount_namespace);
+                let mut name = format!("{}/{id}", self.settings.cache_mount_namespace);
+                if footing.has_shifted_layers {
+                    // Its files belong to others.
+                    name.push_str(" (shifted)");
+                }
                 let lock = match sharing {
                     Sharing::Shared => MountLock::Shared,
                     Sharing::Locked => MountLock::Exclusive,
                     Sharing::Private => MountLock::Private,
                 };
-                let cache = self.host.store.cache_mount(&name, lock, |dir| self.seed(mount, dir))?;
+                let cache = self.host.store.cache_mount(&name, lock, |dir| self.seed(footing, mount, dir))?;
                 let root = cache.path.clone();
                 held.caches.push(cache);
                 MountKind::Bind { root, path: "/".into(), is_readonly: *is_readonly }
@@ -248,31 +305,50 @@ impl Solver<'_> {
         }))
     }
 
-    fn bind(&self, from: &Input, source: &str, is_readonly: bool, read: Option<&Read>) -> Result<MountKind> {
+    fn bind(
+        &self,
+        footing: Footing,
+        from: &Input,
+        source: &str,
+        is_readonly: bool,
+        read: Option<&Read>,
+    ) -> Result<MountKind> {
         if let Some(Read::Listed { opened, listing }) = read {
             // What the key was made from is what the step sees: a copy, made once for each content.
-            let (lowers, path) = self.listed_layer(&opened.tree, listing)?;
+            let (layer, path) = self.listed_layer(&opened.tree, listing)?;
+            let lowers = layer.iter().map(|layer| self.step_lower(footing, layer)).collect::<Result<_>>()?;
             return Ok(MountKind::Layers { lowers, path, is_readonly });
         }
         let stack = self.stack_of(from).unwrap_or_default();
-        Ok(MountKind::Layers { lowers: self.lowers(&stack)?, path: source.to_owned(), is_readonly })
+        Ok(MountKind::Layers { lowers: self.step_lowers(footing, &stack)?, path: source.to_owned(), is_readonly })
     }
 
     /// What a new cache mount starts with.
-    fn seed(&self, mount: &RunMount, dir: &OwnedFd) -> Result<()> {
+    fn seed(&self, footing: Footing, mount: &RunMount, dir: &OwnedFd) -> Result<()> {
         let RunMountKind::Cache { from, source, mode, uid, gid, .. } = &mount.kind else { return Ok(()) };
         let mut looks = (0, 0, 0o755);
         if let Some(stack) = self.stack_of(from).filter(|stack| !stack.is_empty()) {
             let tree = self.rootfs_tree(from, &stack)?;
             let at = Located { text: source.to_owned(), source: Arc::clone(&mount.source), span: mount.span };
             let listing = self.select(&tree, &at, Form::Literal, &[], None)?;
-            copy::land(&tree, &listing, dir.as_fd(), &landing("/", self.host.now()))?;
+            match footing.has_shifted_layers {
+                false => copy::land(&tree, &listing, dir.as_fd(), &landing("/", self.host.now()))?,
+                true => {
+                    let draft = self.host.store.draft()?;
+                    copy::land(&tree, &listing, draft.upper(), &landing("/", self.host.now()))?;
+                    layer::transfer(draft.upper(), dir.as_fd(), Links::Kept, container::shift_of_steps())?;
+                }
+            }
             let first = listing.selections.first().and_then(|selection| selection.entries.first());
             if let Some(directory) = first.filter(|entry| entry.kind == EntryKind::Directory) {
                 looks = (directory.uid, directory.gid, directory.mode);
             }
         }
-        crate::layer::node::set_owner_of(dir, uid.unwrap_or(looks.0), gid.unwrap_or(looks.1))
+        let shift = if footing.has_shifted_layers { container::shift_of_steps() } else { Shift::None };
+        let (uid, gid) = (uid.unwrap_or(looks.0), gid.unwrap_or(looks.1));
+        shift
+            .id(uid)
+            .and_then(|uid| layer::node::set_owner_of(dir, uid, shift.id(gid)?))
             .and_then(|()| rustix::fs::fchmod(dir, rustix::fs::Mode::from_raw_mode(mode.unwrap_or(looks.2))))
             .context(|| "cannot set the owner and mode of a new cache mount")
     }
@@ -321,8 +397,13 @@ impl Solver<'_> {
         if let Some(chmod) = &copy.chmod {
             copy::chmod::Mode::parse(&chmod.text).map_err(|error| locate(error, Some(chmod)))?;
         }
-        let lowers = if copy.is_link { Vec::new() } else { self.lowers(below)? };
-        let root = container::overlay_detached(&lowers, Some(&draft.path))?;
+        let nothing = Stack::default();
+        let below = if copy.is_link { &nothing } else { below };
+        self.write_over(below, draft, |root| self.copy_into(copy, root, owner, key))?;
+        self.remember_listing(key)
+    }
+
+    fn copy_into(&self, copy: &Copy, root: &OwnedFd, owner: Option<Owner>, key: &Keyed) -> Result<()> {
         let landing = Landing {
             destination: &copy.destination,
             owner,
@@ -378,7 +459,7 @@ impl Solver<'_> {
                 (CopySource::Url(_) | CopySource::Git(_), _) => unreachable!("it has no key"),
             }
         }
-        self.remember_listing(key)
+        Ok(())
     }
 
     /// Keeps what a copy read, for `cache explain` to compare with.
@@ -394,7 +475,6 @@ impl Solver<'_> {
     }
 
     fn workdir(&self, workdir: &Workdir, below: &Stack, draft: &Draft) -> Result<()> {
-        let lowers = self.lowers(below)?;
         let owner = match &workdir.user {
             // A number alone is the group too, whatever passwd says (BuildKit).
             Some(user) => {
@@ -403,9 +483,9 @@ impl Solver<'_> {
             }
             None => None,
         };
-        let root = container::overlay_detached(&lowers, Some(&draft.path))?;
-        copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now())?;
-        Ok(())
+        self.write_over(below, draft, |root| {
+            copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now()).map(drop)
+        })
     }
 
     /// A named context as the root of a stage.
@@ -418,9 +498,13 @@ impl Solver<'_> {
         Ok(())
     }
 
-    /// Layers (none for nothing) that hold what a listing says, made once for each content, and the
+    /// The layer (none for nothing) that holds what a listing says, made once for each content, and the
     /// path of the source in them.
-    fn listed_layer(&self, tree: &crate::context::Tree, listing: &Arc<Listing>) -> Result<(Vec<PathBuf>, String)> {
+    fn listed_layer(
+        &self,
+        tree: &crate::context::Tree,
+        listing: &Arc<Listing>,
+    ) -> Result<(Option<Arc<Layer>>, String)> {
         let begun = Instant::now();
         let mut facts = crate::cache::Facts::new("scratch", "bind");
         facts.add("files", listing.digest().to_string());
@@ -435,14 +519,11 @@ impl Solver<'_> {
             && let Some(result) = record.layer
             && let Some(layer) = self.layers.get(&Stack::default().id_above(&result.diff_id, Standing::Alone))?
         {
-            return Ok((vec![layer.path.clone()], path));
+            return Ok((Some(layer), path));
         }
         let draft = self.host.store.draft()?;
         copy::land(tree, listing, draft.upper(), &landing("/", self.host.now()))?;
-        let Some(layer) = self.commit_alone(draft, facts, "files of a bind mount", begun)? else {
-            return Ok((Vec::new(), path));
-        };
-        Ok((vec![layer.path.clone()], path))
+        Ok((self.commit_alone(draft, facts, "files of a bind mount", begun)?, path))
     }
 }
 

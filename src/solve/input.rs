@@ -152,7 +152,7 @@ impl Solver<'_> {
     /// The merged view of a stack, read-only and detached.
     pub(super) fn rootfs(&self, stack: &Stack) -> Result<OwnedFd> {
         self.host.store.enter()?;
-        crate::container::overlay_detached(&self.lowers(stack)?, None)
+        self.layers.view(stack)
     }
 
     /// The digest of what a COPY or ADD reads, source by source; `None` while the stage it reads from

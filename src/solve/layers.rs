@@ -2,14 +2,15 @@
 //! no prune takes it. Those of a base are fetched and unpacked when a step needs files.
 
 use std::collections::BTreeMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Stack, StackLayer, Standing};
+use crate::container;
 use crate::diag::Result;
-use crate::digest::{ChainId, DiffId};
+use crate::digest::{ChainId, DiffId, Digest};
 use crate::host::Host;
-use crate::layer;
+use crate::layer::{self, Links};
 use crate::registry::{Incoming, Remote};
 use crate::store::{Layer, Store};
 
@@ -127,6 +128,40 @@ impl<'a> Layers<'a> {
         }
         layers.reverse();
         Ok(layers)
+    }
+
+    /// A stack as one directory.
+    pub fn as_one(&self, stack: &Stack) -> Result<Vec<Arc<Layer>>> {
+        let layers = self.lowers(stack)?;
+        if layers.len() < 2 {
+            return Ok(layers);
+        }
+        Ok(vec![match self.get(&stack.flat_id())? {
+            Some(flat) => flat,
+            None => self.flatten(&stack.flat_id(), &layers)?,
+        }])
+    }
+
+    /// A stack as a readable tree, mounted nowhere.
+    pub fn view(&self, stack: &Stack) -> Result<OwnedFd> {
+        let paths = |layers: Vec<Arc<Layer>>| layers.iter().map(|layer| layer.path.clone()).collect::<Vec<_>>();
+        let lowers = paths(self.lowers(stack)?);
+        container::overlay_detached(&lowers, None).or_else(|refused| match lowers.len() {
+            0 | 1 => Err(refused),
+            // Where there are no overlays at all.
+            _ => container::overlay_detached(&paths(self.as_one(stack)?), None),
+        })
+    }
+
+    /// The same layer with the owners that steps have outside.
+    pub fn shifted(&self, layer: &Layer) -> Result<Arc<Layer>> {
+        let id = ChainId::new(Digest::of(format!("shifted {}", layer.id).as_bytes()));
+        if let Some(shifted) = self.get(&id)? {
+            return Ok(shifted);
+        }
+        let draft = self.store.draft()?;
+        layer::transfer(layer.dir.as_fd(), draft.upper(), Links::Kept, container::shift_of_steps())?;
+        Ok(self.hold(draft.commit_flat(&id)?))
     }
 
     /// Makes one directory of `layers`, topmost first.

@@ -12,6 +12,7 @@ mod download;
 mod execute;
 mod explain;
 mod facts;
+mod footing;
 mod held;
 mod input;
 mod layers;
@@ -27,7 +28,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::cache::{Facts, Record, Records};
-use crate::container::{Dns, HostAddress, Limits};
+use crate::container::{Dns, HostAddress, Limits, Rung};
 use crate::diag::Result;
 use crate::host::{self, Host};
 use crate::plan::{BaseKey, Op, Plan, Root, StepId};
@@ -67,6 +68,8 @@ pub struct Settings {
     pub device_directories: Vec<PathBuf>,
     /// The devices or kinds that `--allow device=` names; an empty name is all.
     pub allowed_devices: Vec<String>,
+    /// What steps are to stand on, where the best there is will not do: for tests.
+    pub footing: Option<Rung>,
     /// `--explain`: whether to say of each step that runs what changed.
     pub explains: bool,
 }
@@ -108,6 +111,7 @@ pub struct Solver<'a> {
     /// Set once the user was told what is wrong with the network of steps.
     is_network_told: AtomicBool,
     wreck: Mutex<Option<wreck::Wreck>>,
+    footing: Mutex<footing::Found>,
     /// Not so while looking: what must be fetched is fetched by the threads that run steps.
     may_fetch: AtomicBool,
 }
@@ -184,6 +188,7 @@ impl<'a> Solver<'a> {
             inputs: input::Inputs::default(),
             is_network_told: AtomicBool::new(false),
             wreck: Mutex::default(),
+            footing: footing::Found::new(settings.footing),
             may_fetch: AtomicBool::new(false),
         }
     }

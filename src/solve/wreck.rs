@@ -4,7 +4,7 @@ use std::sync::PoisonError;
 
 use super::Solver;
 use super::held::Held;
-use crate::container::Container;
+use crate::container::{Container, Ground};
 use crate::diag::{Diagnostic, Result};
 use crate::store::Draft;
 
@@ -14,6 +14,7 @@ pub(super) struct Wreck {
     pub container: Container,
     /// Holds what it wrote.
     pub draft: Draft,
+    pub ground: Ground,
     /// Its cache mounts, still locked, and the sockets of its agents.
     pub mounts: Held,
 }
@@ -30,7 +31,7 @@ impl Solver<'_> {
     pub(super) fn show_wreck(&self, failure: &Diagnostic) {
         let wreck = self.wreck.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let (Some(inspect), Some(wreck)) = (self.host.on_failure, wreck.filter(|wreck| wreck.failure == *failure)) {
-            let ready: Result<_> = wreck.draft.renew_work_dir().map(|()| &wreck.container);
+            let ready: Result<_> = wreck.ground.renew(&wreck.draft).map(|()| &wreck.container);
             inspect(failure, ready);
             drop(wreck.mounts);
         }

@@ -89,18 +89,20 @@ fn what_forbids_namespaces_is_named() {
     assert!(why.contains("`user.max_user_namespaces` is 0\n`sudo sysctl -w user.max_user_namespaces="), "{why}");
 }
 
-/// A store on an overlay, as in a container without a volume, can hold no layer in the making: doctor and
-/// build say the same, with what to do.
+/// On an overlay, as in a container without a volume, steps stand on something less: doctor and build say the same,
+/// with what would be better.
 #[test]
-fn a_store_on_an_overlay_is_refused_with_a_cure() {
+fn a_store_on_an_overlay_is_second_best() {
     let sandbox = Sandbox::new();
     sandbox.write("Dockerfile", "FROM scratch\nCOPY Dockerfile /a\nCOPY Dockerfile /b\n");
     let line = "mkdir -p l u w m && exec unshare -m sh -euc 'mount -t overlay -o lowerdir=l,upperdir=u,workdir=w overlay m; \
-                export WYTHE_ROOT=$PWD/m/store; \"$0\" build -q context >&2 || true; exec \"$0\" doctor --format json' \"$0\"";
+                export WYTHE_ROOT=$PWD/m/store; \"$0\" build --progress plain context >&2; exec \"$0\" doctor --format json' \"$0\"";
     let ended = with_shell(&sandbox, line);
-    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert_eq!(ended.code, Some(0), "{ended:?}");
     let (verdict, why) = &found(&ended, "layers")[0];
-    assert_eq!(verdict, "fatal", "{why}");
-    assert!(why.contains("cannot mount an overlay of the layers") && why.contains("`--root DIR`"), "{why}");
-    assert!(ended.stderr.contains("`--root DIR`"), "{}", ended.stderr);
+    assert_eq!(verdict, "note", "{why}");
+    for text in [why, &ended.stderr] {
+        assert!(text.contains("steps write to memory") && text.contains("`--root DIR`"), "{text}");
+    }
+    assert_eq!(found(&ended, "containers")[0].0, "ok", "{ended:?}");
 }

@@ -14,6 +14,7 @@ mod devices;
 mod dockerfile;
 mod doctor;
 mod explain;
+mod footing;
 mod foreign;
 mod git;
 mod image;

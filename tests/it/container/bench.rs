@@ -87,6 +87,7 @@ impl Bench {
             security: Security::Sandbox,
             lowers: vec![self.path("base")],
             draft: self.draft(),
+            ground: wythe::container::Given::default(),
             mounts: Vec::new(),
             shm_size_bytes: 64 << 20,
             ulimits: Vec::new(),

@@ -1,0 +1,186 @@
+//! What the roots of steps stand on: on every footing a build gives the same layers, as root and as an ordinary
+//! user; and where the store lies on an overlay the right one is found.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::ordinary::Ordinary;
+use super::sandbox::{Ended, Sandbox};
+
+/// All kinds of changes, at fixed times, in several layers.
+fn write_context(context: &Path) {
+    super::sandbox::copy(&super::testdata("footing"), context);
+    let line = "touch -d @900 tool extra . && setfattr -n user.note -v kept tool";
+    let status = Command::new("sh").args(["-euc", line]).current_dir(context).status().unwrap();
+    assert!(status.success(), "{line}: needs `attr`: run `make deps`");
+}
+
+/// The diff IDs of the image in an OCI layout.
+fn diff_ids(layout: &Path) -> Vec<String> {
+    let read = |path: &Path| serde_json::from_slice::<Value>(&fs::read(path).unwrap()).unwrap();
+    let blob =
+        |digest: &Value| layout.join("blobs/sha256").join(digest.as_str().unwrap().strip_prefix("sha256:").unwrap());
+    let manifest = read(&blob(&read(&layout.join("index.json"))["manifests"][0]["digest"]));
+    let config = read(&blob(&manifest["config"]["digest"]));
+    let ids = config["rootfs"]["diff_ids"].as_array().unwrap();
+    ids.iter().map(|id| id.as_str().unwrap().to_owned()).collect()
+}
+
+/// What is said when a footing is taken.
+const SAID: [(&str, &str); 3] = [
+    ("memory", "warning: steps write to memory, "),
+    ("fuse", "warning: steps write by way of `fuse-overlayfs`"),
+    ("copy", "warning: every step works on a copy of its whole root"),
+];
+
+/// It must have been built and said so of this footing alone, once.
+fn check_said(ended: &Ended, footing: &str) {
+    assert_eq!(ended.code, Some(0), "{footing}: {}", ended.stderr);
+    for (name, said) in SAID {
+        let times = ended.stderr.matches(said).count();
+        assert_eq!(times, usize::from(name == footing), "{footing}: `{said}`: {}", ended.stderr);
+    }
+}
+
+/// No process, no mount, and no work in progress in the store; its trash is emptied when there is time.
+fn check_nothing_left(store: &Path) {
+    let left: Vec<_> = fs::read_dir(store.join("tmp")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains("fuse-overlayfs"), "{mounts}");
+    let store = store.to_str().unwrap().as_bytes();
+    for process in fs::read_dir("/proc").unwrap() {
+        let path = process.unwrap().path();
+        // It may have ended meanwhile.
+        let words = fs::read(path.join("cmdline")).unwrap_or_default();
+        let is_ours = fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd.as_os_str().as_encoded_bytes() == store);
+        assert!(!(words.starts_with(b"fuse-overlayfs") && is_ours), "{}", path.display());
+    }
+}
+
+#[test]
+fn every_footing_gives_root_the_same_layers() {
+    let sandbox = Sandbox::new();
+    write_context(&sandbox.context);
+    let mut expected = None;
+    for footing in ["overlay", "memory", "fuse", "copy"] {
+        let store = sandbox.path(&format!("store-{footing}"));
+        let output = format!("type=oci,tar=false,dest={}", sandbox.path(footing).display());
+        let busybox = format!("busybox=oci-layout://{}", super::sandbox::busybox_layout().display());
+        let arguments = ["build", "--progress", "plain", "--pull=never", "--build-context", &busybox, "-o", &output];
+        let mut command =
+            sandbox.command(&[&arguments[..], &["--build-arg", "SOURCE_DATE_EPOCH=4", "context"]].concat());
+        let ended = command.env("WYTHE_FOOTING", footing).env("WYTHE_ROOT", &store).output().unwrap();
+        let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();
+        check_said(&Ended { code: ended.status.code(), stdout: ended.stdout, stderr }, footing);
+        let found = diff_ids(&sandbox.path(footing));
+        assert_eq!(expected.get_or_insert_with(|| found.clone()), &found, "{footing}");
+        check_nothing_left(&store);
+    }
+}
+
+/// The fuse device is every user's on most machines.
+const FUSE_FOR_ALL: &str =
+    "mknod /mnt/home/fuse c 10 229; chmod 666 /mnt/home/fuse; mount --bind /mnt/home/fuse /dev/fuse";
+
+fn check_ordinary(new: impl Fn() -> Ordinary) {
+    let mut expected = None;
+    for footing in ["overlay", "memory", "fuse", "copy"] {
+        let mut ordinary = new();
+        ordinary.setup = FUSE_FOR_ALL.to_owned();
+        write_context(&ordinary.sandbox.context);
+        let variable = format!("WYTHE_FOOTING={footing}");
+        let arguments = ["-o", "type=oci,tar=false,dest=/mnt/home/out", "--build-arg", "SOURCE_DATE_EPOCH=4"];
+        let build = super::ordinary::build_args(&arguments);
+        let ended = ordinary.run(&[&["env", &variable, "/mnt/bin/wythe"][..], &build].concat());
+        check_said(&ended, footing);
+        let found = diff_ids(&ordinary.sandbox.path("home/out"));
+        assert_eq!(expected.get_or_insert_with(|| found.clone()), &found, "{footing}");
+        check_nothing_left(&ordinary.store());
+    }
+}
+
+#[test]
+fn every_footing_gives_a_user_the_same_layers() {
+    check_ordinary(Ordinary::new);
+}
+
+#[test]
+fn every_footing_gives_a_user_of_one_id_the_same_layers() {
+    check_ordinary(|| Ordinary::with_ranges("", ""));
+}
+
+/// A store on an overlay, as in a container without a volume: neither upper dirs nor whiteouts nor maps of ids can
+/// be had there.
+#[test]
+fn on_an_overlay_the_next_best_is_found() {
+    let sandbox = Sandbox::new();
+    write_context(&sandbox.context);
+    let build = |name: &str, setup: &str| {
+        let output = format!("type=oci,tar=false,dest={}", sandbox.path(name).display());
+        let busybox = format!("busybox=oci-layout://{}", super::sandbox::busybox_layout().display());
+        let line = format!(
+            "{setup}; \"$0\" build --progress plain --pull=never --build-context {busybox} -o {output} \
+             --build-arg SOURCE_DATE_EPOCH=4 context"
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-euc", &line, env!("CARGO_BIN_EXE_wythe")]).current_dir(sandbox.path("."));
+        let ended = command.output().unwrap();
+        let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();
+        Ended { code: ended.status.code(), stdout: ended.stdout, stderr }
+    };
+    check_said(&build("plain", "export WYTHE_ROOT=$PWD/store"), "overlay");
+    let expected = diff_ids(&sandbox.path("plain"));
+    let overlay =
+        "mkdir l u w m; mount -t overlay -o lowerdir=l,upperdir=u,workdir=w overlay m; export WYTHE_ROOT=$PWD/m/store";
+    let ended = build("nested", overlay);
+    check_said(&ended, "memory");
+    assert!(ended.stderr.contains("the store is on overlay"), "{}", ended.stderr);
+    assert_eq!(diff_ids(&sandbox.path("nested")), expected);
+    // And again from its cache, which knows it all; nothing is said then.
+    let again = overlay.replace("mkdir l u w m; ", "");
+    let ended = build("again", &again);
+    assert_eq!(ended.ran(), Vec::<String>::new(), "{}", ended.stderr);
+    check_said(&ended, "overlay");
+    for footing in ["fuse", "copy"] {
+        let fresh = format!("{} && rm -rf m/store && export WYTHE_FOOTING={footing}", again.replace(';', " &&"));
+        check_said(&build(footing, &fresh), footing);
+        assert_eq!(diff_ids(&sandbox.path(footing)), expected, "{footing}");
+    }
+}
+
+/// The same for a user, whose overlays lie in a user namespace.
+#[test]
+fn on_an_overlay_the_next_best_is_found_for_a_user() {
+    let mut ordinary = Ordinary::new();
+    write_context(&ordinary.sandbox.context);
+    ordinary.setup = "mkdir -p l u/store w /mnt/home/m; chown 4000:4000 u u/store /mnt/home/m; \
+                      mount -t overlay -o lowerdir=l,upperdir=u,workdir=w overlay /mnt/home/m"
+        .into();
+    let arguments = ["-o", "type=oci,tar=false,dest=/mnt/home/out", "--build-arg", "SOURCE_DATE_EPOCH=4"];
+    let build = super::ordinary::build_args(&arguments);
+    let ended = ordinary.run(&[&["/mnt/bin/wythe", "--root", "/mnt/home/m/store"][..], &build].concat());
+    check_said(&ended, "memory");
+    let expected = {
+        let plain = Ordinary::new();
+        write_context(&plain.sandbox.context);
+        plain.built(&arguments);
+        diff_ids(&plain.sandbox.path("home/out"))
+    };
+    assert_eq!(diff_ids(&ordinary.sandbox.path("home/out")), expected);
+}
+
+/// A footing that cannot be had says why, and what would help.
+#[test]
+fn without_the_program_there_is_no_fuse() {
+    let sandbox = Sandbox::new();
+    sandbox.write("Dockerfile", "FROM busybox\nRUN : > /made\n");
+    let arguments = sandbox.build_args("out.tar", &[]);
+    let ended = sandbox.command(&arguments).env("WYTHE_FOOTING", "fuse").env("PATH", "/nowhere").output().unwrap();
+    let stderr = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("it is not installed") && stderr.contains("apt-get install fuse-overlayfs"), "{stderr}");
+}
