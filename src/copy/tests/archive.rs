@@ -352,10 +352,7 @@ fn pax_records_go_before_the_header() {
         ("comment", b"nothing"),
     ]);
     let directory = "d".repeat(120);
-    check(
-        &bytes,
-        &format!("d 0755 0:0 now /o\nd 0755 0:0 now /o/{directory}\nf 0644 3000000000:7 1.25 /o/{long} x\n"),
-    );
+    check(&bytes, &format!("d 0755 0:0 now /o\nd 0755 0:0 now /o/{directory}\nf 0644 3000000000:7 1.25 /o/{long} x\n"));
     for mtime in [b"-1.25".as_slice(), b"9223372037"] {
         let bytes = with_records(&[("path", b"f"), ("mtime", mtime)]);
         check(&bytes, "d 0755 0:0 now /o\nf 0644 0:0 0 /o/f x\n");
