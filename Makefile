@@ -66,6 +66,7 @@ lint:
 deps:
 	@.ci/deps
 
+# Nothing unwinds there: a panic aborts.
 release:
 	@rustc --print target-libdir --target $(musl) | xargs test -d || { \
 	    echo "adding the Rust target $(musl)"; \
@@ -74,7 +75,7 @@ release:
 	    echo "there is no standard library for $(musl): install rustup, then run \`rustup target add $(musl)\`" >&2; \
 	    exit 1; \
 	}
-	$(CARGO) build --release --bin wythe --target $(musl)
+	RUSTFLAGS="$(RUSTFLAGS) -C force-unwind-tables=no" $(CARGO) build --release --bin wythe --target $(musl)
 	@mkdir -p target/release-static
 	@cp target/$(musl)/release/wythe target/release-static/wythe
 	@ldd target/release-static/wythe 2>&1 | grep -q -e 'statically linked' -e 'not a dynamic executable' || { \

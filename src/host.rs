@@ -164,8 +164,8 @@ impl Host<'_> {
 /// Runs containers.
 pub trait Executor: Send + Sync {
     /// Runs one to its end; what it writes goes to `output` as it comes. Returns when its upper is
-    /// quiescent.
-    fn execute(&self, container: &Container, output: &mut dyn Write) -> Result<Exit>;
+    /// quiescent. What can be done while it runs, `meanwhile` does once.
+    fn execute(&self, container: &Container, output: &mut dyn Write, meanwhile: &dyn Fn()) -> Result<Exit>;
 
     /// Says what is about to be executed, so that what it needs is made meanwhile.
     fn expect(&self, expectation: &Expectation);
@@ -175,8 +175,8 @@ pub trait Executor: Send + Sync {
 }
 
 impl Executor for Spawner {
-    fn execute(&self, container: &Container, output: &mut dyn Write) -> Result<Exit> {
-        self.run_into(container, output)
+    fn execute(&self, container: &Container, output: &mut dyn Write, meanwhile: &dyn Fn()) -> Result<Exit> {
+        self.run_into(container, output, meanwhile)
     }
 
     fn expect(&self, expectation: &Expectation) {

@@ -2,7 +2,7 @@
 //! with the sentence that says why it is sound.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_void};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
@@ -66,6 +66,70 @@ pub fn clone(flags: c_int) -> io::Result<Option<Child>> {
     // SAFETY: the kernel has just made this descriptor for us.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Some(Child { pid: pid_from(cloned)?, pidfd }))
+}
+
+/// Memory for the stack of a child that shares its parent's memory, above a page that nobody may touch.
+#[derive(Debug)]
+pub struct Stack {
+    base: *mut c_void,
+}
+
+impl Stack {
+    const SIZE_BYTES: usize = 1 << 20;
+    /// Of the largest pages that a processor has.
+    const GUARD_BYTES: usize = 64 << 10;
+
+    pub fn new() -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_STACK | libc::MAP_NORESERVE;
+        // SAFETY: new memory, nowhere in particular.
+        let base =
+            unsafe { libc::mmap(ptr::null_mut(), Self::SIZE_BYTES, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let stack = Self { base };
+        // SAFETY: the first pages of what was just mapped.
+        checked(unsafe { libc::mprotect(base, Self::GUARD_BYTES, libc::PROT_NONE) }.into())?;
+        Ok(stack)
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this size, and nobody runs on it: its one user is waited for.
+        unsafe { libc::munmap(self.base, Self::SIZE_BYTES) };
+    }
+}
+
+/// Makes a child in the new namespaces `flags` (`CLONE_NEW*`) that runs `life` on `stack` in this process's
+/// memory, and waits until it executes a program or ends, as it does at the end of its life: no page is copied, and
+/// none given up. For processes with a single thread only.
+///
+/// The child's descriptors, ids and directories are its own. What it allocates and has not freed by then
+/// stays allocated.
+pub fn clone_sharing_memory(flags: c_int, stack: &mut Stack, life: &dyn Fn()) -> io::Result<Child> {
+    extern "C" fn begin(life: *mut c_void) -> c_int {
+        // SAFETY: the pointer below, to what lives until the child no longer uses this memory.
+        let life = unsafe { *life.cast::<&dyn Fn()>() };
+        life();
+        exit(0)
+    }
+    // SAFETY: asks only. A child that changes its ids takes this from the memory, so from this process, too; what it
+    // makes would then not belong to it in /proc.
+    let is_dumpable = checked(unsafe { libc::prctl(libc::PR_GET_DUMPABLE) }.into())?;
+    let mut pidfd: c_int = -1;
+    let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
+    let life = (&raw const life).cast_mut().cast();
+    // SAFETY: the end of the stack, a multiple of 16 as every ABI wants it.
+    let top = unsafe { stack.base.byte_add(Stack::SIZE_BYTES) };
+    // SAFETY: CLONE_VFORK stops this thread, the only one, while the child uses its memory; `life`, the stack and
+    // `pidfd` live across the call.
+    let cloned = unsafe { libc::clone(begin, top, flags, life, &raw mut pidfd) };
+    let cloned = checked(cloned.into());
+    // SAFETY: gives back what was taken.
+    checked(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, is_dumpable) }.into())?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(Child { pid: pid_from(cloned?)?, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
 }
 
 /// Ends the process at once: no destructors, no exit handlers, which belong to the parent.

@@ -244,7 +244,12 @@ pub fn explain(root: &Path, entrance: &Entrance, arguments: Build) -> Result<Exi
 struct NothingRuns;
 
 impl crate::host::Executor for NothingRuns {
-    fn execute(&self, _: &Container, _: &mut dyn std::io::Write) -> crate::diag::Result<crate::container::Exit> {
+    fn execute(
+        &self,
+        _: &Container,
+        _: &mut dyn std::io::Write,
+        _: &dyn Fn(),
+    ) -> crate::diag::Result<crate::container::Exit> {
         Err(Diagnostic::error("nothing is executed here"))
     }
 

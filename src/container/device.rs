@@ -25,12 +25,15 @@ const SIZE_BYTES: &str = "64m";
 /// The group `tty`, as every distribution numbers it.
 const TTY_GID: u32 = 5;
 
-/// The file systems of a /dev, but for the message queues: those come with an ipc namespace.
+/// The file systems of a /dev, but for the message queues, which come with an ipc namespace; and what hides a
+/// directory.
 pub struct Devices {
     pub dev: OwnedFd,
     pub pts: OwnedFd,
     pub shm: OwnedFd,
     pub shm_size_bytes: u64,
+    /// A directory with nothing in it, read-only.
+    pub empty: OwnedFd,
 }
 
 impl Devices {
@@ -38,7 +41,9 @@ impl Devices {
         let (root, size) = (mapping.root().to_string(), shm_size_bytes.to_string());
         let options = [("mode", "1777"), ("size", &size), ("uid", &root), ("gid", &root)];
         let shm = mount::filesystem("tmpfs", &options, mount::DATA_ONLY)?;
-        Ok(Self { dev: devices(mapping)?, pts: terminals(mapping)?, shm, shm_size_bytes })
+        let options = [("mode", "555"), ("size", "4096"), ("uid", &root), ("gid", &root)];
+        let empty = mount::filesystem("tmpfs", &options, mount::READ_ONLY | mount::DATA_ONLY)?;
+        Ok(Self { dev: devices(mapping)?, pts: terminals(mapping)?, shm, shm_size_bytes, empty })
     }
 }
 

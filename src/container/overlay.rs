@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -105,16 +106,29 @@ enum Naming {
     List,
 }
 
-/// The best that the kernel has, found out with the topmost layer, on a context of its own: a refused
-/// option stays in the log.
+/// Tries with `dir` what the kernel takes, so that processes forked from now on know it.
+pub fn learn(dir: BorrowedFd<'_>) -> Result<()> {
+    naming(&[dir]).map(|_| ()).context(|| "cannot mount an overlay")
+}
+
+/// The best that the kernel has. To give up a trial takes as long as a mount: it is made once.
 fn naming(lowers: &[BorrowedFd<'_>]) -> Result<Naming, Errno> {
+    static LEARNED: OnceLock<Naming> = OnceLock::new();
     let Some(first) = lowers.first() else { return Ok(Naming::Descriptors) };
+    match LEARNED.get() {
+        Some(learned) => Ok(*learned),
+        None => tried_naming(*first).map(|learned| *LEARNED.get_or_init(|| learned)),
+    }
+}
+
+/// Found out with a layer, on a context of its own: a refused option stays in the log.
+fn tried_naming(layer: BorrowedFd<'_>) -> Result<Naming, Errno> {
     let trial = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    match fsconfig_set_fd(&trial, "lowerdir+", *first) {
+    match fsconfig_set_fd(&trial, "lowerdir+", layer) {
         Ok(()) => Ok(Naming::Descriptors),
         // A file system of the old kind takes any string, and nothing else.
         Err(Errno::OPNOTSUPP) => Ok(Naming::List),
-        Err(Errno::INVAL) => match fsconfig_set_string(&trial, "lowerdir+", path_of(*first)) {
+        Err(Errno::INVAL) => match fsconfig_set_string(&trial, "lowerdir+", path_of(layer)) {
             Ok(()) => Ok(Naming::Paths),
             Err(Errno::INVAL) => Ok(Naming::List),
             Err(errno) => Err(errno),

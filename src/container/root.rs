@@ -21,6 +21,8 @@ use crate::sys;
 pub struct Root {
     pub overlay: OwnedFd,
     pub skeleton: OwnedFd,
+    /// The mount namespace.
+    pub namespace: OwnedFd,
     /// Made in the upper dir or in a mount, because the image hides the skeleton there.
     pub stubs: Vec<Stub>,
 }
@@ -53,9 +55,6 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
     };
     let queues = device::message_queues(&template.mapping)?;
     let devices = device::of_host(&template.mapping)?;
-    let owner = template.mapping.root().to_string();
-    let options = [("mode", "555"), ("size", "4096"), ("uid", owner.as_str()), ("gid", owner.as_str())];
-    let empty = mount::filesystem("tmpfs", &options, READ_ONLY | DATA_ONLY)?;
     // All that is the host's has been opened.
     move_in(&overlay, template.mount_namespace.as_fd()).context(|| "cannot enter the container's root")?;
     let mut stubs = Vec::new();
@@ -66,7 +65,7 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
     if let Some(groups) = groups {
         put_fixed(root, "sys/fs/cgroup", &groups, &mut stubs)?;
     }
-    let Devices { dev, pts, shm, .. } = &prepared.devices;
+    let Devices { dev, pts, shm, empty, .. } = &prepared.devices;
     for (place, mount) in [("dev", dev), ("dev/pts", pts), ("dev/shm", shm), ("dev/mqueue", &queues)] {
         put_fixed(root, place, mount, &mut stubs)?;
     }
@@ -77,7 +76,7 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
         // Not the image's, which could be something else: this /dev is ours.
         let doing = || "cannot open the container's `/dev/null`";
         let null = mount::place(root, "dev/null", OFlags::NOFOLLOW, BENEATH).context(doing)?;
-        mask::apply(&template.masks, root, &null, &empty)?;
+        mask::apply(&template.masks, root, &null, empty)?;
     }
     for (file, place) in [(&prepared.hosts, skeleton::HOSTS), (&prepared.resolv_conf, skeleton::RESOLV_CONF)] {
         put(root, place, file.as_fd(), Shape::File, &mut stubs)?;
@@ -88,7 +87,10 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
         }
         put(root, &mount.target, source.mount.as_fd(), source.shape, &mut stubs)?;
     }
-    Ok(Root { overlay, skeleton, stubs })
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let namespace = rustix::fs::openat(&proc, "self/ns/mnt", flags, Mode::empty())
+        .context(|| "cannot open the mount namespace of a container")?;
+    Ok(Root { overlay, skeleton, namespace, stubs })
 }
 
 /// What /sys is to be: one of this process's network namespace, or, where that belongs to another user

@@ -23,6 +23,7 @@ use super::stop;
 use super::supervisor::{self, Credentials, Home, Supervisor, Table};
 use super::template::{Prepared, Template};
 use crate::diag::{Context, Diagnostic, Result};
+use crate::layer::Records;
 use crate::plan::Security;
 use crate::progress::Usage;
 use crate::sys::{self, Child, Waited};
@@ -77,24 +78,34 @@ struct Mounted {
     /// Held beyond the step's end, so that neither it nor its answer waits for the unmount.
     overlay: OwnedFd,
     skeleton: OwnedFd,
+    /// As long as it is open the end of the last process does not wait for the kernel to undo its mounts.
+    namespace: Option<OwnedFd>,
     stubs: Vec<Stub>,
 }
 
 impl Asked {
-    /// Forks the step's process. `lane` is its network, the host's if `None`.
+    /// Makes the step's process. `lane` is its network, the host's if `None`.
     pub fn fork(&self, template: &mut Template, lane: Option<&Lane>) -> Result<(Child, OwnedFd, Prepared)> {
         let prepared = template.prepare(&self.container, lane)?;
         let (reports, reporting) = protocol::pair()?;
-        match sys::clone(step::NAMESPACES).context(|| "cannot make the namespaces of a container")? {
-            Some(child) => {
-                template.stock(self.container.shm_size_bytes);
-                Ok((child, reports, prepared))
+        let doing = || "cannot make the namespaces of a container";
+        // What a filter asks before exec the spawner answers, and an older kernel takes a thread to name the layers,
+        // which nobody may make in another's memory.
+        let shares_memory = template.copies_detached && prepared.records != Records::Owners;
+        let child = if shares_memory {
+            let mut stack = template.take_stack()?;
+            let life = || step::run(&self.container, template, &prepared, lane, &self.streams, &reporting);
+            let child = sys::clone_sharing_memory(step::NAMESPACES, &mut stack, &life).context(doing)?;
+            template.give_back(stack);
+            child
+        } else {
+            match sys::clone(step::NAMESPACES).context(doing)? {
+                Some(child) => child,
+                None => step::run(&self.container, template, &prepared, lane, &self.streams, &reporting),
             }
-            None => {
-                drop(reports);
-                step::run(&self.container, template, &prepared, lane, &self.streams, &reporting)
-            }
-        }
+        };
+        template.stock(self.container.shm_size_bytes);
+        Ok((child, reports, prepared))
     }
 
     /// Says that it does not run.
@@ -173,13 +184,16 @@ impl Running {
                 Ok(Some((packet, fds))) => match protocol::decode(&packet) {
                     Ok(Report::Mounted { stubs }) => {
                         let mut fds = fds.into_iter();
-                        let (Some(overlay), Some(skeleton)) = (fds.next(), fds.next()) else { continue };
+                        let [Some(overlay), Some(skeleton), Some(namespace)] = [fds.next(), fds.next(), fds.next()]
+                        else {
+                            continue;
+                        };
                         let mut made = Vec::new();
                         for record in stubs {
                             let (Some(parent), Some(entry)) = (fds.next(), fds.next()) else { break };
                             made.push(Stub { parent, entry, record });
                         }
-                        self.mounted = Some(Mounted { overlay, skeleton, stubs: made });
+                        self.mounted = Some(Mounted { overlay, skeleton, namespace: Some(namespace), stubs: made });
                     }
                     Ok(Report::Filtered) => self.questions = fds.into_iter().next(),
                     Ok(Report::Failed { failure, machine }) => {
@@ -296,6 +310,10 @@ impl Running {
         }
         let mounted = self.mounted.as_mut();
         let skeleton = mounted.map(|mounted| {
+            if !mounted.stubs.is_empty() {
+                // What is mounted on them would be taken for somebody else's.
+                mounted.namespace = None;
+            }
             for stub in mounted.stubs.drain(..).rev() {
                 stub.remove();
             }

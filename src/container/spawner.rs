@@ -73,12 +73,13 @@ impl Spawner {
     }
 
     /// The same, with what the payload writes going to `sink` piece by piece, on this thread. What
-    /// `sink` does not take is lost.
-    pub fn run_into(&self, container: &Container, sink: &mut dyn Write) -> Result<Exit> {
+    /// `sink` does not take is lost. `meanwhile` is called once, after the step was asked for.
+    pub fn run_into(&self, container: &Container, sink: &mut dyn Write, meanwhile: &dyn Fn()) -> Result<Exit> {
         let doing = || "cannot make a pipe for the output of a step";
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(doing)?;
         rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK).context(doing)?;
         let reply = self.start(protocol::REQUEST, container, writer)?;
+        meanwhile();
         let mut buffer = vec![0; 16 << 10];
         let mut is_open = true;
         loop {

@@ -1,8 +1,9 @@
-//! The process that becomes a payload: a fork of the spawner in new pid, uts, ipc and cgroup
+//! The process that becomes a payload: a child of the spawner in new pid, uts, ipc and cgroup
 //! namespaces, still the host's root. It builds its root, moves in, and gives up one privilege
 //! after the other; the last thing it does is exec.
 //!
-//! The spawner has one thread, so between fork and exec all of Rust may be used here.
+//! Until then it runs in the spawner's memory, whose one thread waits for it, or in a copy: all of Rust may be used
+//! here, and what is not freed before exec may be lost. It changes nothing that the spawner has.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
@@ -147,7 +148,7 @@ fn ids_outside(user: &User, mapping: &Mapping) -> Result<(u32, u32)> {
 
 /// Hands what outlives this process to the spawner.
 fn announce(root: root::Root, reports: &OwnedFd) -> Result<()> {
-    let mut fds = vec![root.overlay.as_fd(), root.skeleton.as_fd()];
+    let mut fds = vec![root.overlay.as_fd(), root.skeleton.as_fd(), root.namespace.as_fd()];
     for stub in &root.stubs {
         fds.extend([stub.parent.as_fd(), stub.entry.as_fd()]);
     }

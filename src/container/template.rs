@@ -21,7 +21,7 @@ use super::{Container, Given, MountKind, hosts, mount, seccomp, skeleton, source
 use crate::diag::{Context, Result};
 use crate::layer::Records;
 use crate::plan::Security;
-use crate::sys;
+use crate::sys::{self, Stack};
 
 pub struct Template {
     /// A procfs of the spawner's pid namespace; the host's knows its children by other numbers.
@@ -44,6 +44,8 @@ pub struct Template {
     filters: BTreeMap<(Base, Watch), Arc<Vec<sys::Instruction>>>,
     /// The next step's, made while an earlier one runs.
     spare: Option<Devices>,
+    /// Nobody's at the moment.
+    stack: Option<Stack>,
     /// Places in it.
     texts: BTreeMap<String, OwnedFd>,
     mapped: BTreeMap<PathBuf, Arc<OwnedFd>>,
@@ -96,9 +98,11 @@ impl Template {
             mount::anchor(files.as_fd()).context(doing)?;
         }
         let sys = mount::host_directory(Path::new("/sys")).context(|| "cannot open `/sys`")?;
+        let skeleton = skeleton::make([], &mapping)?;
+        overlay::learn(skeleton.as_fd())?;
         Ok(Self {
             masks: mask::find(proc.as_fd(), sys.as_fd()),
-            skeleton: skeleton::make([], &mapping)?,
+            skeleton,
             has_cgroup2: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC),
             filters: BTreeMap::new(),
             texts: BTreeMap::new(),
@@ -111,6 +115,7 @@ impl Template {
             user_namespace,
             mount_namespace,
             spare: None,
+            stack: None,
             copies_detached,
             host_devices,
             files,
@@ -172,6 +177,18 @@ impl Template {
         let watch = Watch::of(records);
         let filter = self.filters.entry((base, watch)).or_insert_with(|| Arc::new(seccomp::filter(base, watch)));
         Arc::clone(filter)
+    }
+
+    /// The stack for a step's beginning.
+    pub fn take_stack(&mut self) -> Result<Stack> {
+        match self.stack.take() {
+            Some(stack) => Ok(stack),
+            None => Stack::new().context(|| "cannot prepare for containers"),
+        }
+    }
+
+    pub fn give_back(&mut self, stack: Stack) {
+        self.stack = Some(stack);
     }
 
     /// What the builder gave in the place of a draft, as it looks inside. An older kernel maps it where it can be

@@ -175,7 +175,13 @@ impl Solver<'_> {
             self.keep_wreck(Wreck { failure: failure.clone(), container, draft, ground, mounts: held });
             failure
         };
-        let exit = match self.host.executor.execute(&container, &mut output) {
+        // Room for the next layer, unless there is none to come.
+        let meanwhile = || {
+            if self.plan.steps[id.0 + 1..].iter().any(|later| !matches!(later.op, Op::From(_) | Op::Configure)) {
+                self.host.store.stock();
+            }
+        };
+        let exit = match self.host.executor.execute(&container, &mut output, &meanwhile) {
             Ok(exit) => exit,
             Err(error) => match self.descend(footing, Worker::Step, error) {
                 Ok(next) => return Ok(Attempt::Unfit(next)),

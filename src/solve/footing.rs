@@ -49,7 +49,7 @@ impl Solver<'_> {
         }
         let trials = Trials {
             store: self.host.store,
-            run: &|container, output| self.host.executor.execute(container, output),
+            run: &|container, output| self.host.executor.execute(container, output, &|| {}),
             footing: Default::default(),
         };
         let is_asked = |footing: &Footing| self.settings.footing.is_none_or(|rung| footing.rung == rung);

@@ -13,8 +13,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use rustix::fs::{AtFlags, FlockOperation, Mode};
 use rustix::io::Errno;
@@ -62,6 +62,29 @@ pub struct Draft {
     name: String,
     dir: OwnedFd,
     upper: OwnedFd,
+}
+
+/// The directories of a draft that nobody has asked for yet. They go with the workspace.
+pub(super) struct Blank {
+    bench: Arc<Bench>,
+    name: String,
+    dir: OwnedFd,
+    upper: OwnedFd,
+}
+
+impl Blank {
+    fn make(inner: &Inner) -> rustix::io::Result<Self> {
+        let (bench, name) = inner.workspace.fresh()?;
+        rustix::fs::mkdirat(bench.fd(), &name, Mode::RWXU)?;
+        let dir = super::open_dir(bench.fd(), &name)?;
+        rustix::fs::mkdirat(&dir, "u", Mode::RWXU)?;
+        rustix::fs::mkdirat(&dir, "w", Mode::RWXU)?;
+        let upper = super::open_dir(dir.as_fd(), "u")?;
+        // The mode of `/` in the container; mkdir's would depend on the umask.
+        rustix::fs::fchmod(&upper, Mode::from_raw_mode(0o755))?;
+        inner.records.begin(upper.as_fd())?;
+        Ok(Self { bench, name, dir, upper })
+    }
 }
 
 impl Draft {
@@ -168,19 +191,19 @@ impl Store {
     /// An empty upper dir beside an empty work dir.
     pub fn draft(&self) -> Result<Draft> {
         self.enter()?;
-        let make = || -> rustix::io::Result<Draft> {
-            let (bench, name) = self.inner.workspace.fresh()?;
-            rustix::fs::mkdirat(bench.fd(), &name, Mode::RWXU)?;
-            let dir = super::open_dir(bench.fd(), &name)?;
-            rustix::fs::mkdirat(&dir, "u", Mode::RWXU)?;
-            rustix::fs::mkdirat(&dir, "w", Mode::RWXU)?;
-            let upper = super::open_dir(dir.as_fd(), "u")?;
-            // The mode of `/` in the container; mkdir's would depend on the umask.
-            rustix::fs::fchmod(&upper, Mode::from_raw_mode(0o755))?;
-            self.inner.records.begin(upper.as_fd())?;
-            Ok(Draft { path: bench.path.join(&name), inner: Arc::clone(&self.inner), bench, name, dir, upper })
-        };
-        make().map_err(|errno| self.inner.error("make a layer", errno))
+        let stocked = self.inner.blank.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let blank = stocked.map_or_else(|| Blank::make(&self.inner), Ok);
+        let Blank { bench, name, dir, upper } = blank.map_err(|errno| self.inner.error("make a layer", errno))?;
+        Ok(Draft { path: bench.path.join(&name), inner: Arc::clone(&self.inner), bench, name, dir, upper })
+    }
+
+    /// Makes ahead what the next draft takes. To be called once a draft is in use, when there is time.
+    pub fn stock(&self) {
+        let mut blank = self.inner.blank.lock().unwrap_or_else(PoisonError::into_inner);
+        if blank.is_none() {
+            // If this fails the next draft will say why.
+            *blank = Blank::make(&self.inner).ok();
+        }
     }
 
     /// The layer, if it is there and whole. One made in another boot and never synced is packed

@@ -48,8 +48,8 @@ use std::fs::{self, DirBuilder};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{CWD, IFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -98,6 +98,8 @@ struct Inner {
     locks: OwnedFd,
     workspace: workspace::Workspace,
     trash: trash::Trash,
+    /// For the next draft.
+    blank: Mutex<Option<layers::Blank>>,
     /// Empty when the kernel does not tell; then every boot is a foreign one.
     boot_id: String,
     /// What layer dirs are to record.
@@ -136,6 +138,7 @@ impl Store {
             locks: dir("locks")?,
             workspace,
             trash,
+            blank: Mutex::new(None),
             boot_id: boot_id(),
             records: access.owners.records(),
             added_bytes: AtomicU64::new(0),

@@ -83,7 +83,7 @@ pub(super) fn write(inner: &Inner, dir: BorrowedFd<'_>, name: &str, bytes: &[u8]
     let cannot_write = |errno| inner.error(format_args!("write `{name}`"), errno);
     let (bench, beside) = inner.workspace.fresh().map_err(cannot_write)?;
     create(bench.fd(), &beside, bytes)
-        .and_then(|()| publish(bench.fd(), &beside, dir, name).map_err(Into::into))
+        .and_then(|()| publish(inner, bench.fd(), &beside, dir, name).map_err(Into::into))
         .map_err(|error| {
             let _ = rustix::fs::unlinkat(bench.fd(), &beside, AtFlags::empty());
             inner.error(format_args!("write `{name}`"), error)
@@ -93,7 +93,13 @@ pub(super) fn write(inner: &Inner, dir: BorrowedFd<'_>, name: &str, bytes: &[u8]
 /// Renames `beside` to `name`, in place of what is there. Not by a plain rename over it: to that ext4
 /// (`auto_da_alloc`) adds a write to the disk, which costs more than all else here, and of which a file
 /// that tells whether it is whole has no use.
-fn publish(from: BorrowedFd<'_>, beside: &str, dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<()> {
+fn publish(
+    inner: &Inner,
+    from: BorrowedFd<'_>,
+    beside: &str,
+    dir: BorrowedFd<'_>,
+    name: &str,
+) -> rustix::io::Result<()> {
     loop {
         match rustix::fs::renameat_with(from, beside, dir, name, RenameFlags::NOREPLACE) {
             Err(Errno::EXIST) => {}
@@ -102,7 +108,8 @@ fn publish(from: BorrowedFd<'_>, beside: &str, dir: BorrowedFd<'_>, name: &str) 
             result => return result,
         }
         match rustix::fs::renameat_with(from, beside, dir, name, RenameFlags::EXCHANGE) {
-            Ok(()) => return rustix::fs::unlinkat(from, beside, AtFlags::empty()),
+            // To delete it here may take longer than all else.
+            Ok(()) => return inner.trash.take(from, beside),
             // Gone in between.
             Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno),

@@ -294,7 +294,7 @@ fn a_key_is_locked_by_one_at_a_time() {
     let held = fixture.store.lock_key(&key, || panic!("nobody holds it")).unwrap();
     let another = CacheKey::new(Digest::of(b"other"));
     drop(other.lock_key(&another, || panic!("nobody holds it")).unwrap());
-    let held = std::sync::Mutex::new(Some(held));
+    let held = Mutex::new(Some(held));
     drop(other.lock_key(&key, || drop(held.lock().unwrap().take())).unwrap());
     assert!(held.into_inner().unwrap().is_none(), "the second was not told to wait");
     // What a killed process leaves is swept.
