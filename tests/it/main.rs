@@ -20,6 +20,7 @@ mod footing;
 mod foreign;
 mod git;
 mod image;
+mod insecure;
 mod journal;
 mod layer;
 mod lifecycle;
