@@ -211,9 +211,7 @@ fn take_ids(user: &User, mapping: &Mapping) -> Result<()> {
         return Ok(());
     }
     let doing = || "cannot become the step's user";
-    // The primary group too: else a set-group-id program could get rid of what that group is denied.
-    let supplementary = user.groups.iter().filter(|group| **group != user.gid);
-    let groups: Vec<Gid> = [user.gid].iter().chain(supplementary).map(|group| Gid::from_raw(*group)).collect();
+    let groups: Vec<Gid> = user.groups.iter().map(|group| Gid::from_raw(*group)).collect();
     let (uid, gid) = (Uid::from_raw(user.uid), Gid::from_raw(user.gid));
     rustix::thread::set_thread_groups(&groups).context(doing)?;
     rustix::thread::set_thread_res_gid(gid, gid, gid).context(doing)?;
