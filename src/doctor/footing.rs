@@ -12,7 +12,7 @@ use super::{Finding, Verdict, disk};
 use crate::container::{Container, Footing, Ground, Mount, MountKind, Rung, Worker, room_size_bytes, shift_of_steps};
 use crate::diag::{Context, Diagnostic, Result, Severity};
 use crate::ids;
-use crate::layer::{self, Links, whiteout};
+use crate::layer::{self, Links, node, whiteout};
 use crate::plan::Network;
 use crate::progress::units;
 use crate::store::{Draft, Store};
@@ -137,7 +137,10 @@ impl Trials<'_> {
         let ground = Ground::new(footing.rung, Worker::Builder, lowers, &draft, self.store)?;
         let root = ground.root(lowers, &draft)?;
         rustix::fs::statat(&root, "seen", AtFlags::empty()).context(doing)?;
-        if rustix::fs::statat(&root, "hidden", AtFlags::empty()).err() != Some(Errno::NOENT) {
+        // Some still list what they do not find.
+        let listed = node::reopen(root.as_fd()).and_then(|root| node::names(root.as_fd())).context(doing)?;
+        let is_found = rustix::fs::statat(&root, "hidden", AtFlags::empty()).err() != Some(Errno::NOENT);
+        if is_found || listed.iter().any(|(name, _)| name.as_c_str() == c"hidden") {
             return Err(Diagnostic::error(doing()).caused_by("what one hides is still seen"));
         }
         make_file(root.as_fd(), "made").context(doing)?;

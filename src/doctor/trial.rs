@@ -32,9 +32,10 @@ impl Trials<'_> {
     pub fn container(&self) -> Finding {
         match self.run(&self.sample()) {
             Ok(_) => {
-                let ids = match ids::are_the_hosts() {
-                    true => "; layers are mounted through a map of ids",
-                    false => "",
+                let ids = match (ids::are_the_hosts(), self.footing.get().has_shifted_layers) {
+                    (true, false) => "; layers are mounted through a map of ids",
+                    (true, true) => "; layers are copied for the ids of steps",
+                    (false, _) => "",
                 };
                 Finding::good("containers", format!("a program has run as in a RUN{ids}"))
             }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Stack, StackLayer, Standing};
-use crate::container;
+use crate::container::{self, Rung};
 use crate::diag::Result;
 use crate::digest::{ChainId, DiffId, Digest};
 use crate::host::Host;
@@ -146,11 +146,14 @@ impl<'a> Layers<'a> {
     pub fn view(&self, stack: &Stack) -> Result<OwnedFd> {
         let paths = |layers: Vec<Arc<Layer>>| layers.iter().map(|layer| layer.path.clone()).collect::<Vec<_>>();
         let lowers = paths(self.lowers(stack)?);
-        container::overlay_detached(&lowers, None).or_else(|refused| match lowers.len() {
-            0 | 1 => Err(refused),
-            // Where there are no overlays at all.
-            _ => container::overlay_detached(&paths(self.as_one(stack)?), None),
-        })
+        let overlay = || container::overlay_detached(&lowers, None);
+        // Where there are no overlays at all, or old ones that do not know these whiteouts.
+        let as_one = || container::overlay_detached(&paths(self.as_one(stack)?), None);
+        match lowers.len() {
+            0 | 1 => overlay(),
+            _ if Rung::Fuse.takes_one_layer(self.store)? => as_one(),
+            _ => overlay().or_else(|_| as_one()),
+        }
     }
 
     /// The same layer with the owners that steps have outside.

@@ -119,19 +119,7 @@ fn every_footing_gives_a_user_of_one_id_the_same_layers() {
 fn on_an_overlay_the_next_best_is_found() {
     let sandbox = Sandbox::new();
     write_context(&sandbox.context);
-    let build = |name: &str, setup: &str| {
-        let output = format!("type=oci,tar=false,dest={}", sandbox.path(name).display());
-        let busybox = format!("busybox=oci-layout://{}", super::sandbox::busybox_layout().display());
-        let line = format!(
-            "{setup}; \"$0\" build --progress plain --pull=never --build-context {busybox} -o {output} \
-             --build-arg SOURCE_DATE_EPOCH=4 context"
-        );
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-euc", &line, env!("CARGO_BIN_EXE_wythe")]).current_dir(sandbox.path("."));
-        let ended = command.output().unwrap();
-        let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();
-        Ended { code: ended.status.code(), stdout: ended.stdout, stderr }
-    };
+    let build = |name: &str, setup: &str| build_after(&sandbox, setup, name);
     check_said(&build("plain", "export WYTHE_ROOT=$PWD/store"), "overlay");
     let expected = diff_ids(&sandbox.path("plain"));
     let overlay =
@@ -150,6 +138,126 @@ fn on_an_overlay_the_next_best_is_found() {
         check_said(&build(footing, &fresh), footing);
         assert_eq!(diff_ids(&sandbox.path(footing)), expected, "{footing}");
     }
+}
+
+/// Runs the program as root in a mount namespace of its own, after some shell lines.
+fn build_after(sandbox: &Sandbox, setup: &str, name: &str) -> Ended {
+    let output = format!("type=oci,tar=false,dest={}", sandbox.path(name).display());
+    let busybox = format!("busybox=oci-layout://{}", super::sandbox::busybox_layout().display());
+    let line = format!(
+        "{setup}; \"$0\" build --progress plain --pull=never --build-context {busybox} -o {output} \
+         --build-arg SOURCE_DATE_EPOCH=4 context"
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-euc", &line, env!("CARGO_BIN_EXE_wythe")]).current_dir(sandbox.path("."));
+    let ended = command.output().unwrap();
+    let stderr = String::from_utf8_lossy(&ended.stderr).into_owned();
+    Ended { code: ended.status.code(), stdout: ended.stdout, stderr }
+}
+
+/// The kernel stacks no overlay on an overlay on an overlay: there even reading layers takes something else.
+#[test]
+fn where_there_are_no_overlays_at_all_builds_work() {
+    let sandbox = Sandbox::new();
+    write_context(&sandbox.context);
+    check_said(&build_after(&sandbox, "export WYTHE_ROOT=$PWD/store", "plain"), "overlay");
+    let expected = diff_ids(&sandbox.path("plain"));
+    let nested = "mkdir -p l u w m v x n; mount -t overlay -o lowerdir=l,upperdir=u,workdir=w overlay m; \
+                  mount -t overlay -o lowerdir=m,upperdir=v,workdir=x overlay n; rm -rf n/store; export WYTHE_ROOT=$PWD/n/store";
+    check_said(&build_after(&sandbox, nested, "with"), "fuse");
+    assert_eq!(diff_ids(&sandbox.path("with")), expected);
+    let without = format!("{nested}; export PATH=/nowhere");
+    let ended = build_after(&sandbox, &without, "without");
+    check_said(&ended, "copy");
+    assert!(ended.stderr.contains("apt-get install fuse-overlayfs"), "{}", ended.stderr);
+    assert_eq!(diff_ids(&sandbox.path("without")), expected);
+}
+
+/// Directories of old filesystems do not say what is in them. The kernel makes overlays of them that show what
+/// was deleted.
+#[test]
+fn a_filesystem_without_types_in_directories_is_told_apart() {
+    let sandbox = Sandbox::new();
+    write_context(&sandbox.context);
+    check_said(&build_after(&sandbox, "export WYTHE_ROOT=$PWD/store", "plain"), "overlay");
+    let mount = "truncate -s 200m disk; mkfs.ext4 -q -O ^filetype disk; mkdir -p m; mount -o loop disk m || exit 77; \
+                 export WYTHE_ROOT=$PWD/m/store";
+    let ended = build_after(&sandbox, mount, "old");
+    #[allow(clippy::print_stderr)] // Says its name.
+    if ended.code == Some(77) {
+        eprintln!("a_filesystem_without_types_in_directories_is_told_apart: no loop device: {}", ended.stderr);
+        return;
+    }
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.stderr.contains("does not tell the types of files"), "{}", ended.stderr);
+    assert_eq!(diff_ids(&sandbox.path("old")), diff_ids(&sandbox.path("plain")));
+}
+
+/// Several names of a file below, of which one is written to: an overlay parts them. To `fuse-overlayfs` they stay
+/// one file, which makes of a moved fifo a file besides.
+#[test]
+fn names_of_one_file_part_as_on_an_overlay() {
+    let sandbox = Sandbox::new();
+    sandbox.write(
+        "Dockerfile",
+        "FROM busybox\nRUN echo a > /a && ln /a /b && ln /a /c && mkfifo /fifo && touch -hd @1 /a /fifo\n\
+         RUN echo more >> /a && ln /b /d && mv /fifo /moved && chown 5:5 /c && touch -hd @2 /a /b /c /moved\n\
+         RUN test \"$(cat /a /b /c /d)\" = \"$(printf 'a\\nmore\\na\\na\\na')\" && test -p /moved\n",
+    );
+    let mut expected = None;
+    for footing in ["overlay", "memory", "copy"] {
+        let setup = format!("export WYTHE_ROOT=$PWD/{footing}-store WYTHE_FOOTING={footing}");
+        check_said(&build_after(&sandbox, &setup, footing), footing);
+        let found = diff_ids(&sandbox.path(footing));
+        assert_eq!(expected.get_or_insert_with(|| found.clone()), &found, "{footing}");
+    }
+}
+
+/// A capability of a file outlives a change of the file's mode, on every footing.
+#[test]
+fn capabilities_of_files_are_kept() {
+    let sandbox = Sandbox::new();
+    sandbox.write(
+        "Dockerfile",
+        "FROM busybox\nCOPY tool /tool\nRUN chmod 711 /tool && touch -d @7 /tool\nRUN rm /etc/group\n",
+    );
+    fs::copy("/bin/busybox", sandbox.context.join("tool")).unwrap();
+    let line = "PATH=$PATH:/sbin:/usr/sbin; setcap cap_net_raw,cap_chown+ep tool; touch -d @6 tool .";
+    sandbox.shell(line);
+    let mut expected = None;
+    for footing in ["overlay", "memory", "fuse", "copy"] {
+        let setup = format!("export WYTHE_ROOT=$PWD/{footing}-store WYTHE_FOOTING={footing}");
+        let ended = build_after(&sandbox, &setup, footing);
+        check_said(&ended, footing);
+        let found = diff_ids(&sandbox.path(footing));
+        // The last step's directory has the present time.
+        let found = found[..3].to_vec();
+        assert_eq!(expected.get_or_insert_with(|| found.clone()), &found, "{footing}");
+        let out = build_after(
+            &sandbox,
+            &format!(
+                "{setup}; \"$0\" build -q --build-context busybox=oci-layout://{} -o type=tar,dest={footing}.tar context",
+                super::sandbox::busybox_layout().display()
+            ),
+            "again",
+        );
+        assert_eq!(out.code, Some(0), "{}", out.stderr);
+        let tar = fs::read(sandbox.path(&format!("{footing}.tar"))).unwrap();
+        let capability = b"SCHILY.xattr.security.capability=";
+        assert!(tar.windows(capability.len()).any(|window| window == capability), "{footing}");
+    }
+}
+
+/// What does not fit into memory says so.
+#[test]
+fn a_step_that_outgrows_memory_is_told_of_it() {
+    let sandbox = Sandbox::new();
+    sandbox.write("Dockerfile", "FROM busybox\nRUN dd if=/dev/zero of=/big bs=1M count=90\n");
+    let setup =
+        "mkdir small; mount -t tmpfs -o size=70m tmpfs small; export WYTHE_ROOT=$PWD/small/store WYTHE_FOOTING=memory";
+    let ended = build_after(&sandbox, setup, "out");
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("what it wrote did not fit into memory"), "{}", ended.stderr);
 }
 
 /// The same for a user, whose overlays lie in a user namespace.

@@ -25,13 +25,16 @@ struct Terminal {
 
 impl Terminal {
     fn start(sandbox: &Sandbox, args: &[String]) -> Self {
+        Self::of(&sandbox.command(args))
+    }
+
+    fn of(program: &Command) -> Self {
         let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         rustix::pty::grantpt(&master).unwrap();
         rustix::pty::unlockpt(&master).unwrap();
         let name = rustix::pty::ptsname(&master, Vec::new()).unwrap();
         let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
         let slave = rustix::fs::open(&name, flags, Mode::empty()).unwrap();
-        let program = sandbox.command(args);
         // In a session of its own whose terminal this is.
         let mut command = Command::new("setsid");
         command.args(["--ctty", "--wait"]).arg(program.get_program()).args(program.get_args());
@@ -170,6 +173,28 @@ fn the_failed_step_can_be_looked_at() {
     // Nothing that was done there is a result.
     let again = sandbox.build("image.tar", &["--secret".into(), "id=s,src=context/secret".into()]);
     assert_eq!((again.code, again.ran().len()), (Some(1), 0), "{}", again.stderr);
+}
+
+/// What the step wrote is there, whatever its root was made of.
+#[test]
+fn the_failed_step_can_be_looked_at_on_every_footing() {
+    for footing in ["memory", "fuse", "copy"] {
+        let sandbox = Sandbox::new();
+        sandbox.write("Dockerfile", "FROM busybox\nRUN echo left > /left; rm /etc/group; false\n");
+        let mut program = sandbox.command(&build_args(&sandbox, &["--on-failure", "shell"]));
+        program.env("WYTHE_FOOTING", footing);
+        let mut terminal = Terminal::of(&program);
+        terminal.expect("`exit` ends the build");
+        terminal.expect("# ");
+        assert_eq!(
+            terminal.run("cat /left; ls /etc/group"),
+            "left\nls: /etc/group: No such file or directory\n",
+            "{footing}"
+        );
+        terminal.write("exit\r");
+        assert_eq!(terminal.end().0, Some(1), "{footing}");
+        assert!(is_clean(&sandbox), "{footing}");
+    }
 }
 
 /// Another shell, and one that is not there.

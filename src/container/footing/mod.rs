@@ -17,10 +17,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use rustix::fs::{FileType, Mode, OFlags};
+
 use super::{mount, overlay, userns};
-use crate::diag::{Context, Result};
+use crate::diag::{Context, Diagnostic, Result};
 use crate::ids;
-use crate::layer::{self, Links, Records, Shift, whiteout};
+use crate::layer::{self, Links, Records, Shift, node, whiteout};
 use crate::store::{Draft, Store};
 
 pub use room::size_bytes as room_size_bytes;
@@ -122,7 +124,10 @@ impl Ground {
         }
         let records = Records::of(draft.upper()).context(|| "cannot read a draft")?;
         Ok(Self(match rung {
-            Rung::Overlay => Kind::Draft,
+            Rung::Overlay => {
+                check_types(draft)?;
+                Kind::Draft
+            }
             Rung::Memory => Kind::Room(Arc::new(room::make(records, store)?)),
             Rung::Fuse => Kind::Fuse(fuse::Session::begin(lowers, draft, shift, store)?),
             Rung::Copy => Kind::Tree(tree::Tree::make(lowers, records, shift, store)?),
@@ -188,6 +193,20 @@ impl Ground {
             }
             Kind::Tree(tree) => tree.difference(draft.upper()),
         }
+    }
+}
+
+/// The kernel makes an overlay on a filesystem whose directories do not say what is in them, warns in its log, and
+/// then shows what was deleted.
+fn check_types(draft: &Draft) -> Result<()> {
+    let doing = || "cannot read a draft";
+    let dir = rustix::fs::open(&draft.path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .context(doing)?;
+    let names = node::names(dir.as_fd()).context(doing)?;
+    match names.iter().any(|(_, kind)| *kind == FileType::Unknown) {
+        true => Err(Diagnostic::error("cannot mount an overlay of the layers")
+            .caused_by("the store's filesystem does not tell the types of files in directories")),
+        false => Ok(()),
     }
 }
 
