@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 
 use crate::context::IgnoreRules;
-use crate::diag::{Diagnostic, Result, Severity};
+use crate::diag::{Diagnostic, Result, Severity, nearest};
 use crate::dockerfile::check::Check;
-use crate::dockerfile::{self, Dockerfile};
+use crate::dockerfile::{self, Dockerfile, Stage};
 use crate::export::{self, Built, Exported, Output};
 use crate::host::{Host, Origin, rfc3339};
 use crate::image::{History, ImageConfig, Platform, Reference};
@@ -17,7 +17,7 @@ use crate::parallel;
 use crate::plan::{self, Base, BaseKey, Bases, Plan};
 use crate::progress::Event;
 use crate::resolve;
-use crate::solve::{self, Explained, Layers, Settings, Solution};
+use crate::solve::{self, Explained, Layers, NoCache, Settings, Solution};
 use crate::source::{self, DockerfileAt};
 use crate::store::ImageRecord;
 
@@ -140,6 +140,8 @@ type Planned = Result<(Plan, BTreeMap<BaseKey, ImageRecord>), Vec<Diagnostic>>;
 struct Warnings<'a> {
     dockerfile: &'a Dockerfile,
     check: Check,
+    /// Of options that name nothing in the file.
+    options: Vec<Diagnostic>,
     told: Vec<Diagnostic>,
 }
 
@@ -149,7 +151,7 @@ impl<'a> Warnings<'a> {
         let given = request.options.build_args.get("BUILDKIT_DOCKERFILE_CHECK");
         let directive = dockerfile.check.as_ref().map(|word| &word.raw);
         let check = Check::parse(given.or(directive).map_or("", String::as_str));
-        Self { dockerfile, check, told: Vec::new() }
+        Self { dockerfile, check, options: unknown_stages(dockerfile, request), told: Vec::new() }
     }
 
     /// Tells what has not been told; with `error=true` it ends the build.
@@ -174,6 +176,7 @@ impl<'a> Warnings<'a> {
     /// Adds what is new to `told`, in the order of the text.
     fn new_ones(&mut self, planned: &Planned, host: &Host<'_>) -> Result<(), Vec<Diagnostic>> {
         let mut found = self.dockerfile.warnings.clone();
+        found.extend(self.options.iter().cloned());
         match planned {
             Ok((plan, _)) => {
                 found.extend(plan.warnings.iter().cloned());
@@ -193,6 +196,21 @@ impl<'a> Warnings<'a> {
         }
         Ok(())
     }
+}
+
+/// A warning for each stage of `--no-cache-filter` that there is not.
+fn unknown_stages(dockerfile: &Dockerfile, request: &Request) -> Vec<Diagnostic> {
+    let NoCache::Stages(asked) = &request.settings.no_cache else { return Vec::new() };
+    let named = |(index, stage): (usize, &Stage)| stage.name().map_or_else(|| format!("stage-{index}"), String::from);
+    let names: Vec<String> = dockerfile.stages.iter().enumerate().map(named).collect();
+    let unknown = asked.iter().filter(|name| !names.contains(*name)).map(|name| {
+        let warning = Diagnostic::warning("UnknownStage", format!("`--no-cache-filter`: there is no stage `{name}`"));
+        match nearest(name, names.iter().map(String::as_str)) {
+            Some(near) => warning.hint(format!("did you mean `{near}`?")),
+            None => warning,
+        }
+    });
+    unknown.collect()
 }
 
 /// What hides files of the build context.

@@ -476,6 +476,12 @@ pub fn enter_new_network_namespace() -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?)
 }
 
+/// Moves this process into a namespace of host names that its user namespace owns; they stay what they are.
+pub fn enter_new_host_name_namespace() -> io::Result<()> {
+    // SAFETY: changes nothing about memory or file descriptors.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWUTS) }?)
+}
+
 /// Makes the control group that this process is in the root of what it sees of them.
 pub fn enter_new_cgroup_namespace() -> io::Result<()> {
     // SAFETY: changes nothing about memory or file descriptors.

@@ -198,8 +198,8 @@ fn enter_user_namespace(template: &Template, security: Security) -> Result<()> {
     let doing = || "cannot enter the step's user namespace";
     move_into_link_name_space(template.user_namespace.as_fd(), Some(LinkNameSpaceType::User)).context(doing)?;
     if security == Security::Insecure {
-        // Mounting takes a mount namespace of the user namespace's.
-        sys::enter_new_mount_namespace().context(doing)?;
+        // Mounting takes a mount namespace of the user namespace's, and so does a host name one of its own.
+        sys::enter_new_mount_namespace().and_then(|()| sys::enter_new_host_name_namespace()).context(doing)?;
     }
     Ok(())
 }

@@ -73,6 +73,12 @@ pub(super) fn unpack(
     Ok(())
 }
 
+/// A time before 1970, or after what 64 bits of nanoseconds hold, is taken for 1970, as in BuildKit.
+fn bounded((seconds, nanoseconds): (i64, u32)) -> (i64, u32) {
+    const LAST: i64 = i64::MAX / 1_000_000_000;
+    if (0..=LAST).contains(&seconds) { (seconds, nanoseconds) } else { (0, 0) }
+}
+
 struct Unpacker<'a, 'r> {
     into: &'a Directory,
     root: &'a mut Root<'r>,
@@ -86,7 +92,7 @@ struct Unpacker<'a, 'r> {
 
 impl Unpacker<'_, '_> {
     /// Implied parents are root's whatever `--chown` says.
-    const MAKES: Makes = Makes { mode: 0o755, owner: Owner::ROOT };
+    const MAKES: Makes = Makes { mode: 0o755, owner: Some(Owner::ROOT), inherits_group: false };
 
     fn member<R: Read>(&mut self, member: &Member, archive: &mut Archive<R>) -> Result<()> {
         self.count(member)?;
@@ -101,8 +107,8 @@ impl Unpacker<'_, '_> {
         }
         let xattrs = member.xattrs.iter().map(|(name, value)| (name.to_bytes().to_vec(), value.clone()));
         let xattrs: Vec<_> = xattrs.filter(|(name, _)| xattr::is_kept(name)).collect();
-        let attributes =
-            Attributes { owner: self.owner_of(member)?, mode: member.mode, mtime: member.mtime, xattrs: &xattrs };
+        let mtime = bounded(member.mtime);
+        let attributes = Attributes { owner: self.owner_of(member)?, mode: member.mode, mtime, xattrs: &xattrs };
         // GNU tar has directories of its own, with a list of the names in them.
         if member.entry_type == EntryType::Directory || member.entry_type.as_byte() == b'D' {
             return self.directory(&path, &attributes);
@@ -123,7 +129,7 @@ impl Unpacker<'_, '_> {
                 let file = File::from(fd);
                 self.write(&file, member.size_bytes, archive).context(|| format!("cannot write `{}`", shown(&path)))?;
                 return node::set_attributes(file.as_fd(), &attributes, records)
-                    .and_then(|()| node::set_time(file.as_fd(), member.mtime))
+                    .and_then(|()| node::set_time(file.as_fd(), mtime))
                     .context(|| attributes.refused(&shown(&path)));
             }
             EntryType::Symlink => rustix::fs::symlinkat(member.link.as_slice(), fd, name),

@@ -143,7 +143,8 @@ impl<'a> Lander<'a> {
     fn makes(&self) -> Makes {
         Makes {
             mode: self.chmod.as_ref().map_or(0o755, Mode::of_made_directories),
-            owner: self.owner.unwrap_or(Owner::ROOT),
+            owner: self.owner,
+            inherits_group: true,
         }
     }
 

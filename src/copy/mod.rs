@@ -109,13 +109,13 @@ pub fn unpack(
 }
 
 /// Makes the working directory `path` (absolute) and what is missing above it: mode 0755, the
-/// given owner, modification time `now`. Symbolic links are resolved in the root, to where they
-/// point if nothing is there yet. Returns whether anything was made; an existing directory is left
-/// as it is.
-pub fn make_workdir(root: BorrowedFd<'_>, path: &str, owner: Owner, now: i64) -> Result<bool> {
+/// given owner (without one root, and the group of a directory with setgid above), modification time
+/// `now`. Symbolic links are resolved in the root, to where they point if nothing is there yet.
+/// Returns whether anything was made; an existing directory is left as it is.
+pub fn make_workdir(root: BorrowedFd<'_>, path: &str, owner: Option<Owner>, now: i64) -> Result<bool> {
     let mut root = place::Root::new(root, now)?;
     let top = root.top()?;
-    let makes = place::Makes { mode: 0o755, owner };
+    let makes = place::Makes { mode: 0o755, owner, inherits_group: true };
     let made = match root.walk(&top, path.as_bytes(), place::Follows::Links, makes)? {
         place::Spot::Directory(_) => root.has_made(),
         place::Spot::Name { parent, name, is_free: true } => {

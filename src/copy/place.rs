@@ -61,7 +61,11 @@ pub(super) enum Follows {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Makes {
     pub mode: u32,
-    pub owner: Owner,
+    /// Root, where nobody is named.
+    pub owner: Option<Owner>,
+    /// Below a directory with setgid a new one gets that bit and, where nobody is named, the group. The kernel does so,
+    /// and BuildKit leaves it.
+    pub inherits_group: bool,
 }
 
 /// The root everything lands beneath.
@@ -168,7 +172,11 @@ impl<'a> Root<'a> {
         check_name(name, &path)?;
         let fd = node::make_directory(parent.fd.as_fd(), name)
             .and_then(|fd| {
-                node::set_owner_and_mode(fd.as_fd(), makes.owner, makes.mode, self.records)?;
+                let (owner, mode) = match makes.inherits_group {
+                    true => self.inherited(parent, makes)?,
+                    false => (makes.owner.unwrap_or(Owner::ROOT), makes.mode),
+                };
+                node::set_owner_and_mode(fd.as_fd(), owner, mode, self.records)?;
                 Ok(fd)
             })
             .context(|| format!("cannot make the directory `{}`", shown(&path)))?;
@@ -176,6 +184,14 @@ impl<'a> Root<'a> {
         self.set_time(path.clone(), (self.now, 0));
         self.has_made = true;
         Ok(Directory { fd, path })
+    }
+
+    /// What a directory made in `parent` is, the group of one with setgid taken over.
+    fn inherited(&self, parent: &Directory, makes: Makes) -> rustix::io::Result<(Owner, u32)> {
+        let above = self.records.node_at(&parent.fd, c"")?.ok_or(Errno::NOENT)?;
+        let setgid = above.mode & Mode::SGID.as_raw_mode();
+        let group = if setgid == 0 { 0 } else { above.gid };
+        Ok((makes.owner.unwrap_or(Owner { uid: 0, gid: group }), makes.mode | setgid))
     }
 
     /// Something was made or removed in the directory `path`: the kernel stamped it with the clock.

@@ -1,5 +1,7 @@
 //! JSON form: arguments that are an array of strings.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use crate::diag::Span;
@@ -22,12 +24,38 @@ pub fn form(args: Slice<'_>) -> Form {
     if !text.starts_with('[') {
         return Form::Shell;
     }
-    let Ok(values) = serde_json::from_str::<Vec<Value>>(text) else { return Form::Shell };
+    let Ok(values) = serde_json::from_str::<Vec<Value>>(&whole(text)) else { return Form::Shell };
     let elements = elements(args);
     match values.iter().position(|value| !value.is_string()) {
         Some(index) => Form::NotString(elements.get(index).map_or(args.span(), |element| element.span())),
         None => Form::Json(elements.into_iter().map(decode).collect()),
     }
+}
+
+/// The text with `\u` escapes of half a pair made those of the replacement character, which is what Go reads them as;
+/// `serde_json` refuses them.
+fn whole(text: &str) -> Cow<'_, str> {
+    let mut whole = Cow::Borrowed(text);
+    let mut at = 0;
+    while let Some(found) = text[at..].find('\\') {
+        let start = at + found;
+        at = match unit(&text[start..]) {
+            Some(0xd800..0xdc00) if matches!(unit(&text[start + 6..]), Some(0xdc00..0xe000)) => start + 12,
+            Some(0xd800..0xe000) => {
+                whole.to_mut().replace_range(start + 2..start + 6, "fffd");
+                start + 6
+            }
+            Some(_) => start + 6,
+            None => start + 1 + text[start + 1..].chars().next().map_or(0, char::len_utf8),
+        };
+    }
+    whole
+}
+
+/// The number of the `\uXXXX` that the text begins with.
+fn unit(text: &str) -> Option<u32> {
+    let digits = text.strip_prefix("\\u")?.get(..4)?;
+    digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u32::from_str_radix(digits, 16).ok())?
 }
 
 /// The elements of a valid JSON array, as written.
@@ -83,19 +111,15 @@ fn decode(string: Slice<'_>) -> Word {
                 Some((_, 'r')) => '\r',
                 Some((_, 't')) => '\t',
                 Some((_, 'u')) => {
-                    let mut unit =
-                        || (0..4).filter_map(|_| chars.next()?.1.to_digit(16)).fold(0, |sum, hex| sum * 16 + hex);
-                    let first = unit();
-                    // The pair is whole: a lone surrogate is not valid for serde_json.
-                    let code = if (0xd800..0xdc00).contains(&first) {
-                        chars.next();
-                        chars.next();
-                        let mut unit =
-                            || (0..4).filter_map(|_| chars.next()?.1.to_digit(16)).fold(0, |sum, hex| sum * 16 + hex);
-                        0x10000 + ((first - 0xd800) << 10) + unit().saturating_sub(0xdc00)
-                    } else {
-                        first
+                    let first = unit(&text[at..]).unwrap_or_default();
+                    let second = unit(text.get(at + 6..).unwrap_or_default());
+                    let (code, length) = match (first, second) {
+                        (0xd800..0xdc00, Some(low @ 0xdc00..0xe000)) => {
+                            (0x10000 + ((first - 0xd800) << 10) + (low - 0xdc00), 12)
+                        }
+                        _ => (first, 6),
                     };
+                    while chars.next_if(|(next, _)| *next < at + length).is_some() {}
                     char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER)
                 }
                 Some((_, c)) => c,

@@ -176,9 +176,10 @@ pub enum RunMountKind {
         from: Input,
         source: String,
         is_readonly: bool,
-        mode: u32,
-        uid: u32,
-        gid: u32,
+        /// Those of what it starts with, where nothing is said; else 0755 and root.
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
     },
     Tmpfs {
         size_bytes: Option<u64>,

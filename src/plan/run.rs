@@ -236,9 +236,9 @@ impl Walk<'_> {
                 from: from.map_or(Input::Scratch, |provider| self.input(&provider)),
                 source,
                 is_readonly: mount.is_readonly == Some(true),
-                mode: mount.mode.unwrap_or(0o755),
-                uid,
-                gid,
+                mode: mount.mode,
+                uid: mount.uid,
+                gid: mount.gid,
             },
             Type::Tmpfs => RunMountKind::Tmpfs { size_bytes: mount.size_bytes.filter(|size| *size != 0) },
             Type::Secret => {

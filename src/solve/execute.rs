@@ -332,6 +332,7 @@ impl Solver<'_> {
     /// What a new cache mount starts with.
     fn seed(&self, footing: Footing, mount: &RunMount, dir: &OwnedFd) -> Result<()> {
         let RunMountKind::Cache { from, source, mode, uid, gid, .. } = &mount.kind else { return Ok(()) };
+        let mut looks = (0, 0, 0o755);
         if let Some(stack) = self.stack_of(from).filter(|stack| !stack.is_empty()) {
             let tree = self.rootfs_tree(from, &stack)?;
             let at = Located { text: source.to_owned(), source: Arc::clone(&mount.source), span: mount.span };
@@ -344,12 +345,17 @@ impl Solver<'_> {
                     layer::transfer(draft.upper(), dir.as_fd(), Links::Kept, container::shift_of_steps())?;
                 }
             }
+            let first = listing.selections.first().and_then(|selection| selection.entries.first());
+            if let Some(directory) = first.filter(|entry| entry.kind == EntryKind::Directory) {
+                looks = (directory.uid, directory.gid, directory.mode);
+            }
         }
         let shift = if footing.has_shifted_layers { container::shift_of_steps() } else { Shift::None };
+        let (uid, gid) = (uid.unwrap_or(looks.0), gid.unwrap_or(looks.1));
         shift
-            .id(*uid)
-            .and_then(|uid| layer::node::set_owner_of(dir, uid, shift.id(*gid)?))
-            .and_then(|()| rustix::fs::fchmod(dir, rustix::fs::Mode::from_raw_mode(*mode)))
+            .id(uid)
+            .and_then(|uid| layer::node::set_owner_of(dir, uid, shift.id(gid)?))
+            .and_then(|()| rustix::fs::fchmod(dir, rustix::fs::Mode::from_raw_mode(mode.unwrap_or(looks.2))))
             .context(|| "cannot set the owner and mode of a new cache mount")
     }
 
@@ -477,10 +483,12 @@ impl Solver<'_> {
     fn workdir(&self, workdir: &Workdir, below: &Stack, draft: &Draft) -> Result<()> {
         let owner = match &workdir.user {
             // A number alone is the group too, whatever passwd says (BuildKit).
-            Some(user) => self.owner(below, user)?,
-            None => (0, 0),
+            Some(user) => {
+                let (uid, gid) = self.owner(below, user)?;
+                Some(Owner { uid, gid })
+            }
+            None => None,
         };
-        let owner = Owner { uid: owner.0, gid: owner.1 };
         self.write_over(below, draft, |root| {
             copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now()).map(drop)
         })

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use super::ordinary::Ordinary;
 use super::sandbox::{Sandbox, copy};
 use super::{cases, check_golden};
 
@@ -24,6 +25,22 @@ fn questions_are_answered() {
         }
         assert!(!sandbox.path("image.tar").exists(), "a question left an image");
         check_golden(&folder.join("expected.txt"), text.as_bytes());
+    }
+}
+
+#[test]
+fn an_ordinary_user_gets_the_same_answers() {
+    for folder in cases("check") {
+        let user = Ordinary::new();
+        copy(&folder, &user.sandbox.context);
+        let mut text = String::new();
+        for question in QUESTIONS {
+            let ended = user.build(question);
+            let said = (String::from_utf8_lossy(&ended.stdout) + &*ended.stderr).replace("/mnt/", "");
+            writeln!(text, "$ {}\n{said}exit {:?}\n", question.join(" "), ended.code.unwrap()).unwrap();
+        }
+        assert_eq!(text, std::fs::read_to_string(folder.join("expected.txt")).unwrap(), "{}", folder.display());
+        assert_eq!(user.store().join("layers").read_dir().map_or(0, Iterator::count), 0, "a question made layers");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 
 use super::image::Image;
+use super::ordinary::Ordinary;
 use super::sandbox::{Ended, Sandbox};
 
 const SPEC: &str = r#"
@@ -34,16 +35,19 @@ devices:
 
 /// A build of `run` on busybox, where there are the devices of [`SPEC`].
 fn build(sandbox: &Sandbox, run: &str, args: &[&str]) -> Ended {
-    let specs = sandbox.path("cdi");
-    fs::create_dir_all(sandbox.path("lib")).unwrap();
-    fs::create_dir_all(&specs).unwrap();
-    fs::write(sandbox.path("lib/file"), "of the host\n").unwrap();
-    let dir = sandbox.path("").display().to_string();
-    fs::write(specs.join("thing.yaml"), SPEC.replace("DIR/", &dir)).unwrap();
+    describe(sandbox, &sandbox.path("").display().to_string());
     sandbox.write("Dockerfile", &format!("FROM busybox\n{run}\n"));
     let args = args.iter().map(ToString::to_string);
-    let args: Vec<String> = args.chain([format!("--cdi-spec-dir={}", specs.display())]).collect();
+    let args: Vec<String> = args.chain([format!("--cdi-spec-dir={}", sandbox.path("cdi").display())]).collect();
     sandbox.build("image.tar", &args)
+}
+
+/// Writes [`SPEC`] into a sandbox that is at `place` for the program.
+fn describe(sandbox: &Sandbox, place: &str) {
+    fs::create_dir_all(sandbox.path("lib")).unwrap();
+    fs::create_dir_all(sandbox.path("cdi")).unwrap();
+    fs::write(sandbox.path("lib/file"), "of the host\n").unwrap();
+    fs::write(sandbox.path("cdi/thing.yaml"), SPEC.replace("DIR/", place)).unwrap();
 }
 
 #[test]
@@ -84,4 +88,21 @@ fn a_device_must_be_allowed_and_there_where_it_is_required() {
     let ended = build(&sandbox, run, &[]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stderr.contains("`/usr/bin/hook`: they are not run"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_device_is_there_for_an_ordinary_user() {
+    let user = Ordinary::new();
+    describe(&user.sandbox, "/mnt/");
+    let run = r#"RUN --device=example.com/thing=one,required \
+    stat -c '%F %t:%T' /dev/thing/one; echo "$THING"; cat /opt/thing/lib/file; echo gone > /dev/thing/one
+RUN test ! -e /dev/thing && test ! -e /opt/thing && test -z "$THING""#;
+    user.sandbox.write("Dockerfile", &format!("FROM busybox\n{run}\n"));
+    let specs = "--cdi-spec-dir=/mnt/cdi";
+    let refused = user.build(&[specs]);
+    assert!(refused.stderr.contains("--allow device=example.com/thing=one"), "{}", refused.stderr);
+    let ended = user.built(&[specs, "--allow=device"]);
+    for said in ["character special file 1:3\n", " one\n", " of the host\n"] {
+        assert!(ended.stderr.contains(said), "{said}: {}", ended.stderr);
+    }
 }

@@ -18,6 +18,7 @@ mod footing;
 mod foreign;
 mod git;
 mod image;
+mod insecure;
 mod journal;
 mod layer;
 mod lifecycle;

@@ -188,9 +188,12 @@ fn dump_run(out: &mut String, run: &plan::Run) {
                 format!("bind {source} of {}{}", input(from), if *is_writable { ", writable" } else { "" })
             }
             RunMountKind::Cache { id, sharing, from, source, is_readonly, mode, uid, gid } => format!(
-                "cache {id} {sharing:?} from {source} of {}{}, mode {mode:o}, owner {uid}:{gid}",
+                "cache {id} {sharing:?} from {source} of {}{}, mode {:o}, owner {}:{}",
                 input(from),
-                if *is_readonly { ", read-only" } else { "" }
+                if *is_readonly { ", read-only" } else { "" },
+                mode.unwrap_or(0o755),
+                uid.unwrap_or(0),
+                gid.unwrap_or(0)
             ),
             RunMountKind::Tmpfs { size_bytes } => format!("tmpfs {size_bytes:?}"),
             RunMountKind::Secret { id, env, is_required, mode, uid, gid } => {

@@ -348,14 +348,15 @@ fn pax_records_go_before_the_header() {
         ("path", long.as_bytes()),
         ("uid", b"3000000000"),
         ("gid", b"7"),
-        ("mtime", b"-1.25"),
+        ("mtime", b"1.25"),
         ("comment", b"nothing"),
     ]);
     let directory = "d".repeat(120);
-    check(
-        &bytes,
-        &format!("d 0755 0:0 now /o\nd 0755 0:0 now /o/{directory}\nf 0644 3000000000:7 -1.25 /o/{long} x\n"),
-    );
+    check(&bytes, &format!("d 0755 0:0 now /o\nd 0755 0:0 now /o/{directory}\nf 0644 3000000000:7 1.25 /o/{long} x\n"));
+    for mtime in [b"-1.25".as_slice(), b"9223372037"] {
+        let bytes = with_records(&[("path", b"f"), ("mtime", mtime)]);
+        check(&bytes, "d 0755 0:0 now /o\nf 0644 0:0 0 /o/f x\n");
+    }
     let mut huge = header(&("x", "pax", ""));
     huge.set_size(1 << 40);
     huge.set_cksum();

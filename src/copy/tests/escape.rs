@@ -61,7 +61,7 @@ fn copies_through_planted_links_stay_inside() {
                     Landing { chmod: Some("0777"), owner: Some(Owner { uid: 9, gid: 9 }), ..landing(destination) };
                 let image = open(&trap.image());
                 drop(land(&tree(context.path(), false), &listing(context.path(), &[source]), image.as_fd(), &landing));
-                drop(make_workdir(image.as_fd(), destination, Owner { uid: 9, gid: 9 }, NOW));
+                drop(make_workdir(image.as_fd(), destination, Some(Owner { uid: 9, gid: 9 }), NOW));
                 trap.check();
             }
         }
@@ -101,7 +101,7 @@ fn a_race_does_not_lead_outside() {
             let landing = Landing { chmod: Some("0777"), owner: Some(Owner { uid: 9, gid: 9 }), ..landing("/o") };
             // It fails when the link is met, and lands in the directory when that is.
             drop(land(&tree(context.path(), false), &listing, open(&image).as_fd(), &landing));
-            drop(make_workdir(open(&image).as_fd(), "/o/p/d/w", Owner { uid: 9, gid: 9 }, NOW));
+            drop(make_workdir(open(&image).as_fd(), "/o/p/d/w", Some(Owner { uid: 9, gid: 9 }), NOW));
         }
         is_done.store(true, std::sync::atomic::Ordering::Relaxed);
     });

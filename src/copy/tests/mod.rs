@@ -426,7 +426,7 @@ fn workdirs() {
     for (given, path, owner, made, expected) in cases {
         let image = TempDir::new().unwrap();
         make_all(image.path(), given);
-        let result = make_workdir(open(image.path()).as_fd(), path, *owner, NOW);
+        let result = make_workdir(open(image.path()).as_fd(), path, Some(*owner), NOW);
         assert_eq!((result.unwrap(), describe(image.path()).as_str()), (*made, *expected), "{path}");
     }
     for (given, path, message) in [
@@ -437,7 +437,7 @@ fn workdirs() {
     ] {
         let image = TempDir::new().unwrap();
         make_all(image.path(), &[given, "c 0666 0:0 1 /dev/null 1:3"]);
-        let error = make_workdir(open(image.path()).as_fd(), path, root, NOW).unwrap_err();
+        let error = make_workdir(open(image.path()).as_fd(), path, None, NOW).unwrap_err();
         assert_eq!(error.message, message);
     }
 }
