@@ -16,7 +16,7 @@ WYTHE ?= target/release/wythe
 
 machine := $(shell uname -m)
 musl := $(machine)-unknown-linux-musl
-max_bytes := 8000000
+max_bytes := 9000000
 
 # The C in TLS needs nothing of a libc: the system's compiler makes it for musl, too.
 export CC_$(subst -,_,$(musl)) ?= cc

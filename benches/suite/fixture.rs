@@ -78,6 +78,10 @@ impl Fixture {
     /// Lets a player know the base.
     pub fn know_base(&self, player: Player) -> Result<()> {
         let store = player.store(self);
+        if let Some((uid, gid)) = player::ordinary_user().filter(|_| player == Player::User && !store.exists()) {
+            make_dir(&store)?;
+            std::os::unix::fs::chown(&store, Some(uid), Some(gid)).map_err(|error| error.to_string())?;
+        }
         if player == Player::Buildah && !store.exists() {
             make_dir(&store)?;
             let base = format!("oci:{}:latest", self.base().display());
@@ -120,7 +124,7 @@ impl Fixture {
 
     /// Removes the stores and contexts of a row that is done.
     pub fn forget(&self) {
-        for player in [Player::Wythe, Player::Buildah, Player::Runc] {
+        for player in [Player::Wythe, Player::User, Player::Buildah, Player::Runc] {
             unmount(&player.store(self));
         }
         for name in ["stores", "trash", "contexts", "work"] {

@@ -8,6 +8,8 @@ use crate::fixture::Fixture;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Player {
     Wythe,
+    /// Wythe, run by an ordinary user of this machine.
+    User,
     Buildah,
     Runc,
     /// The least that anybody has to do.
@@ -18,6 +20,7 @@ impl Player {
     pub fn name(self) -> &'static str {
         match self {
             Self::Wythe => "wythe",
+            Self::User => "user",
             Self::Buildah => "buildah",
             Self::Runc => "runc",
             Self::Floor => "floor",
@@ -38,6 +41,9 @@ impl Player {
 pub fn missing(player: Player) -> Option<String> {
     let program = match player {
         Player::Wythe | Player::Floor => return None,
+        Player::User => {
+            return ordinary_user().is_none().then(|| "only root can be somebody with subordinate ids".to_owned());
+        }
         Player::Buildah => "buildah",
         Player::Runc => "runc",
     };
@@ -56,11 +62,28 @@ fn version(program: &str) -> Option<String> {
     Some(format!("{program} {number}"))
 }
 
-/// `wythe build` with the fixture's store and base.
-pub fn wythe_build(fixture: &Fixture) -> Command {
+/// Somebody whom `/etc/subuid` gives ids to, for root to run programs as: uid and gid.
+pub fn ordinary_user() -> Option<(u32, u32)> {
+    let subordinate = std::fs::read_to_string("/etc/subuid").ok()?;
+    let passwd = std::fs::read_to_string("/etc/passwd").ok()?;
+    let named = |name: &str| {
+        let line = passwd.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+        let mut fields = line.split(':').skip(1);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    let users = subordinate.lines().filter_map(|line| named(line.split(':').next()?));
+    users.into_iter().find(|(uid, _)| *uid != 0).filter(|_| rustix::process::geteuid().is_root())
+}
+
+/// `wythe build` by a player of that kind, with its store and the fixture's base.
+pub fn wythe_build(fixture: &Fixture, player: Player) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wythe"));
+    if let Some((uid, gid)) = ordinary_user().filter(|_| player == Player::User) {
+        use std::os::unix::process::CommandExt as _;
+        command.uid(uid).gid(gid);
+    }
     let base = format!("localhost/busybox=oci-layout://{}", fixture.base().display());
-    command.arg("--root").arg(Player::Wythe.store(fixture));
+    command.arg("--root").arg(player.store(fixture));
     command.args(["build", "--progress", "quiet", "--build-context", &base]);
     command
 }

@@ -14,8 +14,13 @@ const TOP: f64 = 40.0;
 const RIGHT: f64 = 90.0;
 
 /// Colours that differ for eyes that see no red and green apart, too.
-const COLOURS: [(Player, &str); 4] =
-    [(Player::Wythe, "#0072b2"), (Player::Floor, "#999999"), (Player::Buildah, "#e69f00"), (Player::Runc, "#cc79a7")];
+const COLOURS: [(Player, &str); 5] = [
+    (Player::Wythe, "#0072b2"),
+    (Player::User, "#009e73"),
+    (Player::Floor, "#999999"),
+    (Player::Buildah, "#e69f00"),
+    (Player::Runc, "#cc79a7"),
+];
 
 /// The report as a drawing of its own.
 pub fn svg(report: &Report) -> String {

@@ -35,6 +35,11 @@ impl Line {
         self.results.iter().find(|(known, _)| *known == player).map(|(_, sample)| *sample)
     }
 
+    /// What it is about.
+    pub fn own(&self) -> Option<Sample> {
+        self.of(Player::Wythe).or_else(|| self.of(Player::User))
+    }
+
     fn has_floor(&self) -> bool {
         self.of(Player::Floor).is_some()
     }
@@ -68,7 +73,7 @@ impl Report {
         let slowness = (pace.as_secs_f64() / PACE.as_secs_f64()).max(1.0);
         let mut is_within = true;
         for line in &self.lines {
-            let (Some(own), Some(target)) = (line.of(Player::Wythe), line.target) else { continue };
+            let (Some(own), Some(target)) = (line.own(), line.target) else { continue };
             // A floor was as slow as the machine is.
             let margin = if line.has_floor() { MARGIN } else { MARGIN * slowness };
             if own.wall > target.mul_f64(margin) {
@@ -87,7 +92,7 @@ impl Report {
         let head = ["", "wythe", "target", "CPU", "peak", "floor", "ratio", "buildah", "ratio", "runc", "ratio"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         for line in &self.lines {
-            let Some(own) = line.of(Player::Wythe) else { continue };
+            let Some(own) = line.own() else { continue };
             let mut row = vec![
                 line.name.to_owned(),
                 show(own.wall),

@@ -27,7 +27,7 @@ pub enum Target {
     TimesFloor(f64),
 }
 
-use Player::{Buildah, Floor, Runc, Wythe};
+use Player::{Buildah, Floor, Runc, User, Wythe};
 use Target::{TimesFloor, Within};
 
 const fn ms(count: u64) -> Target {
@@ -49,6 +49,20 @@ pub const ROWS: &[Row] = &[
         players: &[Wythe, Buildah],
         is_cheap: true,
         once: cached_to_tar,
+    },
+    Row {
+        name: "a build with a RUN by a user, beyond root's",
+        target: ms(10),
+        players: &[User],
+        is_cheap: true,
+        once: |fixture, _, _| beyond_root(fixture, &trivial_context(fixture)?, &["--no-cache"]),
+    },
+    Row {
+        name: "20 cached steps by a user, beyond root's",
+        target: ms(1),
+        players: &[User],
+        is_cheap: true,
+        once: |fixture, _, _| beyond_root(fixture, &twenty_steps(fixture)?, &[]),
     },
     Row {
         name: "a cached step, of 100",
@@ -137,7 +151,7 @@ fn build(fixture: &Fixture, player: Player, context: &Path, flags: &[&str]) -> R
     fixture.know_base(player)?;
     let mut command = match player {
         Buildah => player::buildah_build(fixture),
-        _ => player::wythe_build(fixture),
+        player => player::wythe_build(fixture, player),
     };
     let name = context.file_name().unwrap_or_default().to_string_lossy().into_owned();
     command.args(["-t", &format!("bench-{name}")]).args(flags).arg(context);
@@ -169,9 +183,18 @@ fn build_to_tar(fixture: &Fixture, player: Player, context: &Path, flags: &[&str
     if fs::metadata(&tar).is_ok_and(|metadata| metadata.len() > 0) { Ok(built) } else { Err("there is no tar".into()) }
 }
 
+fn trivial_context(fixture: &Fixture) -> Result<PathBuf> {
+    fixture.steps("trivial", "COPY file /file\nRUN cat /file > /made\nCMD [\"cat\", \"/made\"]\n")
+}
+
 fn trivial(fixture: &Fixture, player: Player, _: usize) -> Result<Sample> {
-    let context = fixture.steps("trivial", "COPY file /file\nRUN cat /file > /made\nCMD [\"cat\", \"/made\"]\n")?;
-    build_to_tar(fixture, player, &context, &["--no-cache"])
+    build_to_tar(fixture, player, &trivial_context(fixture)?, &["--no-cache"])
+}
+
+/// What the same build takes longer when an ordinary user does it.
+fn beyond_root(fixture: &Fixture, context: &Path, flags: &[&str]) -> Result<Sample> {
+    let by_root = build(fixture, Wythe, context, flags)?;
+    Ok(build(fixture, User, context, flags)?.beyond(by_root))
 }
 
 fn twenty_steps(fixture: &Fixture) -> Result<PathBuf> {
@@ -340,7 +363,7 @@ fn pull(fixture: &Fixture, player: Player, round: usize) -> Result<Sample> {
             }
             Ok(())
         })?;
-        let mut command = player::wythe_build(fixture);
+        let mut command = player::wythe_build(fixture, Wythe);
         command.args(["-t", &format!("{address}/image"), "--push"]).arg(&context);
         fixture::run(&mut command)?;
         let blobs = Wythe.store(fixture).join("blobs/sha256");

@@ -56,6 +56,8 @@ enum Action {
     },
 }
 
+/// From `asm-generic/resource.h`; C libraries differ in its type.
+const RLIMIT_RTTIME: u32 = 15;
 const EPERM: Action = Action::Errno(1);
 const ENOSYS: Action = Action::Errno(38);
 /// Nothing is done, and that succeeds.
@@ -127,9 +129,9 @@ fn asked(call: Call, watch: Watch) -> Option<Action> {
         (Call::Prctl, Watch::Owners) => {
             Some(Action::AskIfEqual { place: 0, value: libc::PR_SET_KEEPCAPS.cast_unsigned() })
         }
-        (Call::Prlimit64, Watch::Owners) => Some(Action::AskIfEqual { place: 1, value: libc::RLIMIT_RTTIME }),
+        (Call::Prlimit64, Watch::Owners) => Some(Action::AskIfEqual { place: 1, value: RLIMIT_RTTIME }),
         (Call::Setrlimit | Call::Getrlimit | Call::Ugetrlimit, Watch::Owners) => {
-            Some(Action::AskIfEqual { place: 0, value: libc::RLIMIT_RTTIME })
+            Some(Action::AskIfEqual { place: 0, value: RLIMIT_RTTIME })
         }
         (_, Watch::Owners) => Some(Action::Ask),
     }

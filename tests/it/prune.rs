@@ -55,7 +55,9 @@ fn what_is_old_goes() {
     assert_eq!(steps(&sandbox), ["COPY new /", "COPY old /"]);
 
     let done = text(&sandbox.wythe(&["cache", "prune", "--older-than", "52w"]));
-    assert_eq!(done.replace("removed", "would go"), told.lines().last().unwrap().to_owned() + "\n");
+    // What is left is known to a few bytes only, which may be the last digit's.
+    let goes = |line: &str| line.rsplit_once(", ").unwrap().0.replace("removed", "would go");
+    assert_eq!(goes(&done), goes(told.lines().last().unwrap()));
     assert_eq!(steps(&sandbox), ["COPY new /"]);
     // Beside its step there is the image's config.
     assert_eq!(du(&sandbox, &["--filter", "type!=build.record"])["items"].as_array().unwrap().len(), 2);
