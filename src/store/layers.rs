@@ -64,7 +64,7 @@ pub struct Draft {
     upper: OwnedFd,
 }
 
-/// The directories of a draft that nobody has asked for yet. They go with the workspace.
+/// The directories of a draft that nobody has asked for yet.
 pub(super) struct Blank {
     bench: Arc<Bench>,
     name: String,
@@ -84,6 +84,14 @@ impl Blank {
         rustix::fs::fchmod(&upper, Mode::from_raw_mode(0o755))?;
         inner.records.begin(upper.as_fd())?;
         Ok(Self { bench, name, dir, upper })
+    }
+
+    /// What cannot be removed goes with the workspace.
+    pub(super) fn remove(self) {
+        for name in ["u", "w"] {
+            let _ = rustix::fs::unlinkat(&self.dir, name, AtFlags::REMOVEDIR);
+        }
+        let _ = rustix::fs::unlinkat(self.bench.fd(), self.name.as_str(), AtFlags::REMOVEDIR);
     }
 }
 

@@ -108,8 +108,7 @@ fn publish(
             result => return result,
         }
         match rustix::fs::renameat_with(from, beside, dir, name, RenameFlags::EXCHANGE) {
-            // To delete it here may take longer than all else.
-            Ok(()) => return inner.trash.take(from, beside),
+            Ok(()) => return inner.trash.discard(from, beside),
             // Gone in between.
             Err(Errno::NOENT) => {}
             Err(errno) => return Err(errno),

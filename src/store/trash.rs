@@ -50,6 +50,16 @@ impl Trash {
         self.dir.take(from, name)
     }
 
+    /// Deletes a file, which may take longer than to write it: by the thread in the background, if there is one.
+    pub(super) fn discard(&self, from: BorrowedFd<'_>, name: &str) -> rustix::io::Result<()> {
+        if !lock(&self.worker).is_running {
+            return rustix::fs::unlinkat(from, name, AtFlags::empty());
+        }
+        self.take(from, name)?;
+        self.wake();
+        Ok(())
+    }
+
     /// Deletes in the background what is in the trash now.
     pub(super) fn wake(&self) {
         if !self.may_delete || self.dir.is_empty() {

@@ -164,6 +164,9 @@ impl Bench {
 
 impl Drop for super::Inner {
     fn drop(&mut self) {
+        if let Some(blank) = self.blank.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+            blank.remove();
+        }
         self.workspace.close(&self.trash);
     }
 }

@@ -82,14 +82,15 @@ fn a_killed_build_leaves_nothing() {
         let mounts = mounts_at(&sandbox.path(""));
         let mut build = builder.follow(&["--secret", "id=s,src=secret", "--network", "none"]);
         build.until("up");
+        // They begin beside what says so.
+        while processes_with(&marker).len() < 2 {
+            assert!(build.is_running(), "the step has ended");
+        }
+        let sleepers = processes_with(&marker);
         let processes = descendants(build.pid());
         // A spawner, the step and what it has left behind, at the least.
         assert!(processes.len() >= 4, "{processes:?}");
-        let sleepers = processes_with(&marker);
-        assert!(
-            sleepers.len() >= 2 && sleepers.iter().all(|pid| processes.contains(pid)),
-            "{sleepers:?}, {processes:?}"
-        );
+        assert!(sleepers.iter().all(|pid| processes.contains(pid)), "{sleepers:?}, {processes:?}");
         let namespaces = ["net", "mnt", "pid", "user"]
             .map(|kind| fs::read_link(format!("/proc/{}/ns/{kind}", sleepers[0])).unwrap());
         let handles: Vec<_> = processes.iter().map(|pid| handle(*pid)).collect();

@@ -99,7 +99,18 @@ pub struct Following {
     lines: Lines<BufReader<ChildStderr>>,
 }
 
+impl Drop for Following {
+    /// A test that has failed leaves nothing that runs.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+    }
+}
+
 impl Following {
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
     /// Reads on until a step says this.
     pub fn until(&mut self, said: &str) {
         let mut before = Vec::new();
@@ -120,7 +131,7 @@ impl Following {
 
     /// The exit code, none when a signal ended it, and what was said since.
     pub fn end(mut self) -> (Option<i32>, Vec<String>) {
-        let rest = self.lines.map(Result::unwrap).collect();
+        let rest = self.lines.by_ref().map(Result::unwrap).collect();
         (self.child.wait().unwrap().code(), rest)
     }
 }
