@@ -106,7 +106,7 @@ impl Drop for Stack {
 /// none given up. For processes with a single thread only.
 ///
 /// The child's descriptors, ids and directories are its own. What it allocates and has not freed by then
-/// stays allocated.
+/// stays allocated, and its peak of memory ([`Waited`]) begins with what this process has.
 pub fn clone_sharing_memory(flags: c_int, stack: &mut Stack, life: &dyn Fn()) -> io::Result<Child> {
     extern "C" fn begin(life: *mut c_void) -> c_int {
         // SAFETY: the pointer below, to what lives until the child no longer uses this memory.
@@ -114,9 +114,12 @@ pub fn clone_sharing_memory(flags: c_int, stack: &mut Stack, life: &dyn Fn()) ->
         life();
         exit(0)
     }
-    // SAFETY: asks only. A child that changes its ids takes this from the memory, so from this process, too; what it
-    // makes would then not belong to it in /proc.
-    let is_dumpable = checked(unsafe { libc::prctl(libc::PR_GET_DUMPABLE) }.into())?;
+    /// `SUID_DUMP_USER`
+    const DUMPABLE: libc::c_ulong = 1;
+    // A child that changes its ids takes this from the memory, so from this process, too: what it makes later would not
+    // belong to it in /proc.
+    // SAFETY: asks only.
+    let was_dumpable = unsafe { libc::prctl(libc::PR_GET_DUMPABLE) } == 1;
     let mut pidfd: c_int = -1;
     let flags = flags | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD;
     let life = (&raw const life).cast_mut().cast();
@@ -126,8 +129,10 @@ pub fn clone_sharing_memory(flags: c_int, stack: &mut Stack, life: &dyn Fn()) ->
     // `pidfd` live across the call.
     let cloned = unsafe { libc::clone(begin, top, flags, life, &raw mut pidfd) };
     let cloned = checked(cloned.into());
-    // SAFETY: gives back what was taken.
-    checked(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, is_dumpable) }.into())?;
+    if was_dumpable {
+        // SAFETY: changes nothing about memory or file descriptors; this value is always taken.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, DUMPABLE) };
+    }
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(Child { pid: pid_from(cloned?)?, pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) } })
 }

@@ -89,9 +89,9 @@ impl Asked {
         let prepared = template.prepare(&self.container, lane)?;
         let (reports, reporting) = protocol::pair()?;
         let doing = || "cannot make the namespaces of a container";
-        // What a filter asks before exec the spawner answers, and an older kernel takes a thread to name the layers,
-        // which nobody may make in another's memory.
-        let shares_memory = template.copies_detached && prepared.records != Records::Owners;
+        // What a filter asks before exec the spawner answers. An older kernel takes a thread to name the layers, which
+        // nobody may make in another's memory. And who runs out of a group's memory ends with all who share his own.
+        let shares_memory = template.copies_detached && prepared.records != Records::Owners && prepared.group.is_none();
         let child = if shares_memory {
             let mut stack = template.take_stack()?;
             let life = || step::run(&self.container, template, &prepared, lane, &self.streams, &reporting);
