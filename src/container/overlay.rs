@@ -192,9 +192,7 @@ fn finish_with_list(
 /// as long as the descriptor. With `draft` it is writable and writes go to `draft/u`; else it is to
 /// be read only. For processes that are privileged over the layers.
 pub fn overlay_detached(lowers: &[PathBuf], draft: Option<&Path>) -> Result<OwnedFd> {
-    let open =
-        |path: &Path| mount::host_directory(path).context(|| format!("cannot open the layer `{}`", path.display()));
-    let dirs: Vec<OwnedFd> = lowers.iter().map(|path| open(path)).collect::<Result<_>>()?;
+    let dirs = open_all(lowers)?;
     let lowers: Vec<BorrowedFd<'_>> = dirs.iter().map(AsFd::as_fd).collect();
     match (lowers.as_slice(), draft) {
         ([], None) => mount::filesystem("tmpfs", &[("size", "4096"), ("mode", "755")], mount::READ_ONLY),
@@ -214,11 +212,17 @@ pub fn overlay_detached(lowers: &[PathBuf], draft: Option<&Path>) -> Result<Owne
 
 /// The same with writes going to `room`, which holds `u` and `w`, wherever that is. There must be a layer.
 pub fn overlay_over(lowers: &[PathBuf], room: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let open =
-        |path: &PathBuf| mount::host_directory(path).context(|| format!("cannot open the layer `{}`", path.display()));
-    let dirs: Vec<OwnedFd> = lowers.iter().map(open).collect::<Result<_>>()?;
+    let dirs = open_all(lowers)?;
     let lowers: Vec<BorrowedFd<'_>> = dirs.iter().map(AsFd::as_fd).collect();
     writable(&lowers, room, Span::SeveralFileSystems)
+}
+
+fn open_all(lowers: &[PathBuf]) -> Result<Vec<OwnedFd>> {
+    lowers.iter().map(|path| open(path)).collect()
+}
+
+fn open(path: &Path) -> Result<OwnedFd> {
+    mount::host_directory(path).context(|| format!("cannot open the layer `{}`", path.display()))
 }
 
 fn writable(lowers: &[BorrowedFd<'_>], draft: BorrowedFd<'_>, span: Span) -> Result<OwnedFd> {

@@ -122,15 +122,15 @@ impl Ground {
         if worker == Worker::Builder && lowers.is_empty() {
             return Ok(Self(Kind::Draft));
         }
-        let records = Records::of(draft.upper()).context(|| "cannot read a draft")?;
+        let records = || Records::of(draft.upper()).context(|| "cannot read a draft");
         Ok(Self(match rung {
             Rung::Overlay => {
                 check_types(draft)?;
                 Kind::Draft
             }
-            Rung::Memory => Kind::Room(Arc::new(room::make(records, store)?)),
+            Rung::Memory => Kind::Room(Arc::new(room::make(records()?, store)?)),
             Rung::Fuse => Kind::Fuse(fuse::Session::begin(lowers, draft, shift, store)?),
-            Rung::Copy => Kind::Tree(tree::Tree::make(lowers, records, shift, store)?),
+            Rung::Copy => Kind::Tree(tree::Tree::make(lowers, records()?, shift, store)?),
         }))
     }
 
