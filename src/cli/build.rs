@@ -159,6 +159,25 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
 
 /// `--check` and `--call`: an answer instead of a build.
 fn called(root: &Path, entrance: &Entrance, arguments: &Build, call: Call) -> Result<ExitCode, Failure> {
+    let asking = Asking { asks_servers: true, pulls: pulls(arguments) };
+    answer(root, entrance, arguments, asking, |request, host| call.answer(request, host))
+}
+
+/// What a question may do to be answered.
+struct Asking {
+    asks_servers: bool,
+    pulls: Pulls,
+}
+
+/// Answers a question about a build that does not run.
+fn answer(
+    root: &Path,
+    entrance: &Entrance,
+    arguments: &Build,
+    asking: Asking,
+    say: impl FnOnce(&Request, &Host<'_>) -> Result<ExitCode, Failure>,
+) -> Result<ExitCode, Failure> {
+    refuse_unsupported(arguments)?;
     let (mut request, mut world) = request(arguments)?;
     let store = entrance.open(root, || Ok(()))?;
     world.input = stdin::take(&mut world.sources, &store, entrance)?;
@@ -172,12 +191,12 @@ fn called(root: &Path, entrance: &Entrance, arguments: &Build, call: Call) -> Re
         reporter: &progress::Silent,
         registry: &registry,
         git: &git,
-        asks_servers: true,
-        pulls: pulls(arguments),
+        asks_servers: asking.asks_servers,
+        pulls: asking.pulls,
         canceled: &canceled,
         on_failure: None,
     });
-    call.answer(&request, &host)
+    say(&request, &host)
 }
 
 /// What the record of the build begins with.
@@ -205,39 +224,23 @@ fn rendered(diagnostics: &[Diagnostic]) -> Vec<String> {
     diagnostics.iter().map(|diagnostic| diagnostic.render(false)).collect()
 }
 
-pub fn explain(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
-    refuse_unsupported(&arguments)?;
-    let (mut request, mut world) = request(&arguments)?;
-    let store = entrance.open(root, || Ok(()))?;
-    world.input = stdin::take(&mut world.sources, &store, entrance)?;
-    request.dockerfile = world.sources.dockerfile.clone();
-    let registry = super::registry::client(&arguments.insecure_registries)?;
-    let git = super::context::git();
-    let canceled = AtomicBool::new(false);
-    let host = world.host(Around {
-        store: &store,
-        executor: &NothingRuns,
-        reporter: &progress::Silent,
-        registry: &registry,
-        git: &git,
-        // A question changes nothing.
-        asks_servers: false,
-        pulls: Pulls::Never,
-        canceled: &canceled,
-        on_failure: None,
-    });
-    let steps = build::explain(&request, &host)?;
-    let mut text = String::new();
-    for step in &steps {
-        text.push_str(&format!("{} {}\n", if step.is_hit { "hit  " } else { "miss " }, step.title));
-        for reason in &step.reasons {
-            text.push_str(&format!("        {reason}\n"));
+pub fn explain(root: &Path, entrance: &Entrance, arguments: &Build) -> Result<ExitCode, Failure> {
+    // This question changes nothing.
+    let asking = Asking { asks_servers: false, pulls: Pulls::Never };
+    answer(root, entrance, arguments, asking, |request, host| {
+        let steps = build::explain(request, host)?;
+        let mut text = String::new();
+        for step in &steps {
+            text.push_str(&format!("{} {}\n", if step.is_hit { "hit  " } else { "miss " }, step.title));
+            for reason in &step.reasons {
+                text.push_str(&format!("        {reason}\n"));
+            }
         }
-    }
-    let misses = steps.iter().filter(|step| !step.is_hit).count();
-    text.push_str(&format!("{} of {} steps would run\n", misses, steps.len()));
-    print(&text);
-    Ok(ExitCode::SUCCESS)
+        let misses = steps.iter().filter(|step| !step.is_hit).count();
+        text.push_str(&format!("{} of {} steps would run\n", misses, steps.len()));
+        print(&text);
+        Ok(ExitCode::SUCCESS)
+    })
 }
 
 /// The executor of an explanation, and of a user's build before it enters.

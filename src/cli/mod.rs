@@ -95,7 +95,7 @@ fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
     let open = || entrance.open(&root, || Ok(()));
     match arguments.command {
         args::Command::Build(build) => build::build(&root, &entrance, *build),
-        args::Command::Cache(args::Cache::Explain(build)) => build::explain(&root, &entrance, *build),
+        args::Command::Cache(args::Cache::Explain(build)) => build::explain(&root, &entrance, &build),
         args::Command::Cache(args::Cache::Ls { json }) => cache::ls(&open()?, json),
         args::Command::Cache(args::Cache::Du(du)) => room::du(&open()?, &du),
         args::Command::Cache(args::Cache::Prune(prune)) => room::prune(&open()?, &prune),
