@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::builder::Builder;
+use super::builder::{Builder, Following};
 use super::sandbox::Sandbox;
 
 #[test]
@@ -80,13 +80,17 @@ fn a_second_interrupt_ends_at_once() {
         build.signal(Signal::INT);
         build.until("asked");
         build.signal(Signal::INT);
-        let (code, rest) = build.end();
-        assert_eq!(code, Some(130), "{rest:?}");
-        // There was no time to delete anything.
-        builder.sandbox().write("Dockerfile", "FROM busybox\n");
-        builder.built(&[]);
-        assert_no_scratch(builder);
+        assert_ended_at_once(builder, build);
     });
+}
+
+/// That it is over, and that what there was no time to delete goes with the next build.
+fn assert_ended_at_once(builder: &Builder, build: Following) {
+    let (code, rest) = build.end();
+    assert_eq!(code, Some(130), "{rest:?}");
+    builder.sandbox().write("Dockerfile", "FROM busybox\n");
+    builder.built(&[]);
+    assert_no_scratch(builder);
 }
 
 /// Who holds the keys down.
@@ -100,12 +104,7 @@ fn many_interrupts_at_once_are_as_good_as_two() {
         for _ in 0..5 {
             build.signal(Signal::INT);
         }
-        let (code, rest) = build.end();
-        assert_eq!(code, Some(130), "{rest:?}");
-        // There was no time to delete anything.
-        builder.sandbox().write("Dockerfile", "FROM busybox\n");
-        builder.built(&[]);
-        assert_no_scratch(builder);
+        assert_ended_at_once(builder, build);
     });
 }
 
