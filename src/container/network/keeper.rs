@@ -8,10 +8,11 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Access, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketType};
 use serde::{Deserialize, Serialize};
 
@@ -209,40 +210,49 @@ impl Keeper<'_> {
                 self.learned()?;
                 return self.tell(&News::Impossible { reasons: self.reasons.clone(), hints: self.hints() }, None);
             }
-            let namespace = match lane::create(self.proc, self.user_namespace) {
-                Ok(namespace) => namespace,
-                Err(failure) => return self.tell(&News::Failed { kind, failure: failure.into() }, None),
-            };
-            let refused = match (kind, self.way) {
-                (Kind::Alone, _) | (_, Way::Nothing) => {
-                    return self.hand_over(kind, &namespace, Traits::default(), Held::default());
-                }
-                (Kind::Connected, Way::Veth) => match self.wire(&namespace) {
-                    Ok(wire) => {
-                        let traits = Traits { name_server: None, host: Some(wire.host) };
-                        let held = Held { wire: Some(wire), program: None };
-                        return self.hand_over(kind, &namespace, traits, held);
-                    }
-                    Err(why) => format!("through the host: {why}"),
-                },
-                (Kind::Connected, Way::Program(program)) => match self.start(program, &namespace) {
-                    Ok(started) => {
-                        self.starting.push(Starting { namespace, started });
-                        return Ok(());
-                    }
-                    Err(why) => format!("through `{}`: {why}", program.name()),
-                },
+            let refused = match self.try_way(kind) {
+                Ok(sent) => return sent,
+                Err(why) => why,
             };
             // What was done to the namespace may be in the way of the next: it gets another.
             self.refuse(self.way, refused);
         }
     }
 
+    /// Makes a lane by the way that is taken now, or says why that is none.
+    fn try_way(&mut self, kind: Kind) -> Result<Result<()>, String> {
+        // Before a namespace is made, which takes a while.
+        let program = match (kind, self.way) {
+            (Kind::Connected, Way::Veth) => {
+                self.check_host()?;
+                None
+            }
+            (Kind::Connected, Way::Program(program)) => Some((program, self.check(program)?)),
+            (Kind::Alone, _) | (_, Way::Nothing) => None,
+        };
+        let namespace = match lane::create(self.proc, self.user_namespace) {
+            Ok(namespace) => namespace,
+            Err(failure) => return Ok(self.tell(&News::Failed { kind, failure: failure.into() }, None)),
+        };
+        if let Some((program, path)) = program {
+            let started = self.start(program, &path, &namespace)?;
+            self.starting.push(Starting { namespace, started });
+            return Ok(Ok(()));
+        }
+        let (traits, held) = match kind {
+            Kind::Alone => (Traits::default(), Held::default()),
+            Kind::Connected => {
+                let wire = self.wire(&namespace)?;
+                (Traits { name_server: None, host: Some(wire.host) }, Held { wire: Some(wire), program: None })
+            }
+        };
+        Ok(self.hand_over(kind, &namespace, traits, held))
+    }
+
     /// What would make a way.
     fn hints(&self) -> Vec<String> {
         let has_program = [Program::Pasta, Program::Slirp].into_iter().any(|program| program.find().is_some());
-        let can_open_tun =
-            self.mapping.is_shifted() || rustix::fs::access(TUN, Access::READ_OK | Access::WRITE_OK).is_ok();
+        let can_open_tun = self.mapping.is_shifted() || userspace::open_tun().is_ok();
         let mut hints = Vec::new();
         if !has_program {
             hints.push("install `passt`".to_owned());
@@ -258,7 +268,11 @@ impl Keeper<'_> {
     /// Notes that a way is none.
     fn refuse(&mut self, way: Way, why: String) {
         if self.way == way {
-            self.reasons.push(why);
+            self.reasons.push(match way {
+                Way::Veth => format!("through the host: {why}"),
+                Way::Program(program) => format!("through `{}`: {why}", program.name()),
+                Way::Nothing => why,
+            });
             self.way = way.next();
         }
     }
@@ -275,8 +289,8 @@ impl Keeper<'_> {
         is_worth_it
     }
 
-    /// Lays a wire; one that is not known to be of use is tried first.
-    fn wire(&mut self, namespace: &OwnedFd) -> Result<Wire, String> {
+    /// What is known to be in a wire's way before there is one.
+    fn check_host(&self) -> Result<(), String> {
         if self.memory.forwarding == Forwarding::Forbidden {
             return Err(FORBIDDEN.into());
         }
@@ -288,6 +302,11 @@ impl Keeper<'_> {
         if !self.mapping.is_shifted() {
             return Err("it takes root to make interfaces of the host's".into());
         }
+        Ok(())
+    }
+
+    /// Lays a wire; one that is not known to be of use is tried first.
+    fn wire(&mut self, namespace: &OwnedFd) -> Result<Wire, String> {
         let mut uplink = match self.uplink.take() {
             Some(uplink) => uplink,
             None => Uplink::open(self.proc)?,
@@ -318,7 +337,7 @@ impl Keeper<'_> {
                 // What was known of this host is so no more. Lanes to come go another way.
                 self.memory.forwarding = Forwarding::Forbidden;
                 self.learned()?;
-                self.refuse(Way::Veth, format!("through the host: {why}"));
+                self.refuse(Way::Veth, why.clone());
                 // Before the step can fail because of it.
                 self.tell(&News::Stuck { id, why }, None)?;
             }
@@ -334,11 +353,19 @@ impl Keeper<'_> {
         self.tell(&News::Learned { memory: self.memory.clone() }, None)
     }
 
-    fn start(&self, program: Program, namespace: &OwnedFd) -> Result<Started, String> {
+    /// Where a program is, or what is known to be in its way before there is a lane.
+    fn check(&self, program: Program) -> Result<PathBuf, String> {
         let path = program.find().ok_or("it is not installed")?;
         if let Some(why) = self.memory.failure(&path) {
             return Err(why.to_owned());
         }
+        if !self.mapping.is_shifted() {
+            userspace::open_tun().map_err(|error| in_one_line(&error))?;
+        }
+        Ok(path)
+    }
+
+    fn start(&self, program: Program, path: &Path, namespace: &OwnedFd) -> Result<Started, String> {
         let routes = Socket::open().and_then(|socket| link::routes(&socket));
         let routes =
             routes.map_err(|errno| format!("cannot read the host's routes: {}", std::io::Error::from(errno)))?;
@@ -351,7 +378,7 @@ impl Keeper<'_> {
             has_v4: routes.has_default,
             forwards_names: self.name_servers != NameServers::Reachable,
         };
-        userspace::start(program, &path, &place).map_err(|error| in_one_line(&error))
+        userspace::start(program, path, &place).map_err(|error| in_one_line(&error))
     }
 
     /// Hands over the lanes whose programs are ready; tries another way for those whose program is not.
@@ -376,7 +403,7 @@ impl Keeper<'_> {
                     // Those that end can be tried again: that takes no time, and what was in their way may be gone.
                     self.memory.note_failure(&started.path, &why);
                 }
-                self.refuse(Way::Program(program), format!("through `{}`: {why}", program.name()));
+                self.refuse(Way::Program(program), why);
                 self.make(Kind::Connected)?;
             } else {
                 self.starting.push(Starting { namespace, started });

@@ -208,7 +208,7 @@ fn become_program(
     // After the change of ids, which forgets it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context(doing)?;
     // Some versions wait for ever when they cannot open it.
-    rustix::fs::open(TUN, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| format!("cannot open `{TUN}`"))?;
+    open_tun()?;
     rustix::stdio::dup2_stdout(output).context(doing)?;
     rustix::stdio::dup2_stderr(output).context(doing)?;
     let words = std::iter::once(path.display().to_string()).chain(arguments.iter().cloned());
@@ -217,6 +217,11 @@ fn become_program(
     let environment = [c"PATH=/usr/bin:/bin".to_owned()];
     sys::close_on_exec_from(3).context(doing)?;
     Err(Diagnostic::error("cannot execute it").caused_by(sys::exec(&words[0], &words, &environment)))
+}
+
+/// Opens what all of them need, which changes nothing.
+pub fn open_tun() -> Result<OwnedFd> {
+    rustix::fs::open(TUN, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context(|| format!("cannot open `{TUN}`"))
 }
 
 /// The devices that programs use.
