@@ -505,6 +505,17 @@ pub fn keep_own_working_directory() -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?)
 }
 
+/// Reads the names of the extended attributes of `name` in `dir`, itself even if it is a link, each with a zero
+/// byte behind it. Returns their length; `ENOSYS` before Linux 6.13.
+pub fn list_attributes_at(dir: BorrowedFd<'_>, name: &CStr, buffer: &mut [u8]) -> io::Result<usize> {
+    /// `listxattrat`, on all machines.
+    const LISTXATTRAT: c_long = 465;
+    let (dir, flags) = (dir.as_raw_fd(), libc::AT_SYMLINK_NOFOLLOW);
+    // SAFETY: `name` ends with a zero byte, and the kernel writes no more than the length of `buffer`.
+    let length = unsafe { libc::syscall(LISTXATTRAT, dir, name.as_ptr(), flags, buffer.as_mut_ptr(), buffer.len()) };
+    Ok(checked(length)? as usize)
+}
+
 /// Brings the loopback interface of this process's network namespace up.
 pub fn bring_loopback_up() -> io::Result<()> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;
@@ -515,6 +526,26 @@ pub fn bring_loopback_up() -> io::Result<()> {
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
     // SAFETY: this request reads one `ifreq`, which is live.
     checked(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) }.into())?;
+    Ok(())
+}
+
+/// Makes the tap interface `name` in this process's network namespace, which stays when nobody has it open any
+/// more. `tun` is an open `/dev/net/tun`.
+pub fn make_tap(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    // SAFETY: all-zero is a value of every member of this union.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte ends the name.
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
+    // SAFETY: this request reads and writes one `ifreq`, which is live.
+    checked(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }.into())?;
+    // SAFETY: this request takes a number.
+    checked(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST as _, 1) }.into())?;
     Ok(())
 }
 
