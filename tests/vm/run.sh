@@ -8,8 +8,8 @@
 # VM_AS=root or VM_AS=user runs that half alone.
 #
 # Kernel, qemu where there is none, and the guest's root are Debian's packages: downloaded, unpacked below
-# target/vm and never installed. Without hardware that helps, the processor is emulated: it takes a quarter
-# of an hour. Fails when a test fails, or when the guest ends without saying how they went.
+# target/vm and never installed. Without hardware that helps, the processor is emulated: it takes half an
+# hour or more. Fails when a test fails, or when the guest ends without saying how they went.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 here=$PWD
