@@ -24,6 +24,8 @@ pub struct Place<'a> {
     pub path: &'a [u8],
     pub land: &'a [u8],
     pub stat: &'a Statx,
+    /// See [`Entry::is_passed`].
+    pub is_passed: bool,
 }
 
 /// The entries of all selections so far. Digests of files come in later.
@@ -108,6 +110,7 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
             xattrs,
             link_group,
+            is_passed: place.is_passed,
         });
         Ok(())
     }

@@ -249,15 +249,16 @@ impl<'c> Selector<'c, '_, '_> {
 
     pub(super) fn push_leaf(&mut self, leaf: &Leaf, land: &[u8]) -> diag::Result<()> {
         let directory = &leaf.directory.fd;
-        self.out.push(&Place { directory, name: &leaf.name, path: &leaf.path, land, stat: &leaf.stat })
+        self.out.push(&Place { directory, name: &leaf.name, path: &leaf.path, land, stat: &leaf.stat, is_passed: false })
     }
 
+    /// A directory on the way to what is selected; with an empty `land` the one where the ways begin.
     pub(super) fn push_directory(&mut self, directory: &Directory, land: &[u8]) -> diag::Result<()> {
         let doing = || format!("cannot read `{}` in {}", directory.path.escape_ascii(), self.tree.described());
         let fd = walk::open(directory.fd.as_fd(), b".").context(doing)?;
         let stat = stat(fd.as_fd(), b".").context(doing)?;
-        let path = &directory.path;
-        self.out.push(&Place { directory: &Arc::new(fd), name: b".", path, land, stat: &stat })
+        let (directory, path) = (&Arc::new(fd), &directory.path);
+        self.out.push(&Place { directory, name: b".", path, land, stat: &stat, is_passed: !land.is_empty() })
     }
 }
 

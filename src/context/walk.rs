@@ -160,7 +160,10 @@ impl Walk<'_> {
         children.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
         let fd = Arc::new(fd);
         let first_entry = out.len();
-        out.push(&Place { directory: &fd, name: b".", path: &self.path, land: &self.land, stat: &stat })?;
+        let is_selected = self.filter.selects(verdicts);
+        let is_passed = !is_selected && !self.land.is_empty();
+        let (path, land) = (&self.path, &self.land);
+        out.push(&Place { directory: &fd, name: b".", path, land, stat: &stat, is_passed })?;
         self.levels.push(Level {
             fd: Some(fd),
             id: id(&stat),
@@ -171,7 +174,7 @@ impl Walk<'_> {
             verdicts,
             first_entry,
             is_visible: !self.hides(context),
-            is_selected: self.filter.selects(verdicts),
+            is_selected,
         });
         if let Some(far) = self.levels.len().checked_sub(OPEN_LEVELS + 1) {
             self.levels[far].fd = None;
@@ -222,7 +225,8 @@ impl Walk<'_> {
                 if kind(&stat) == FileType::Directory {
                     return Err(Diagnostic::error(self.doing()).caused_by("it was replaced while it was read"));
                 }
-                out.push(&Place { directory: &fd, name: &name, path: &self.path, land: &self.land, stat: &stat })?;
+                let (path, land) = (&self.path, &self.land);
+                out.push(&Place { directory: &fd, name: &name, path, land, stat: &stat, is_passed: false })?;
             }
             if let Some(level) = self.levels.last_mut() {
                 level.is_visible = true;

@@ -46,6 +46,8 @@ pub use outline::{Outline, OutlineArg, Target, outline};
 #[derive(Clone, Debug)]
 pub struct Options {
     pub target: Option<String>,
+    /// Stages that the target does not need are planned too, as `--check` of a whole file asks.
+    pub plans_every_stage: bool,
     /// `--build-arg`, values already taken from the environment where none was given.
     pub build_args: BTreeMap<String, String>,
     /// `--label`, applied last.
