@@ -249,7 +249,14 @@ impl<'c> Selector<'c, '_, '_> {
 
     pub(super) fn push_leaf(&mut self, leaf: &Leaf, land: &[u8]) -> diag::Result<()> {
         let directory = &leaf.directory.fd;
-        self.out.push(&Place { directory, name: &leaf.name, path: &leaf.path, land, stat: &leaf.stat, is_passed: false })
+        self.out.push(&Place {
+            directory,
+            name: &leaf.name,
+            path: &leaf.path,
+            land,
+            stat: &leaf.stat,
+            is_passed: false,
+        })
     }
 
     /// A directory on the way to what is selected; with an empty `land` the one where the ways begin.
