@@ -31,13 +31,17 @@ impl Digest {
 
     /// The 64 hex digits, without the `sha256:` prefix: the name of a file in the store.
     pub fn hex(&self) -> String {
+        self.hex_digits().iter().copied().map(char::from).collect()
+    }
+
+    /// The same, of ASCII.
+    pub fn hex_digits(&self) -> [u8; 64] {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        let mut text = String::with_capacity(64);
-        for byte in self.0 {
-            text.push(char::from(DIGITS[usize::from(byte >> 4)]));
-            text.push(char::from(DIGITS[usize::from(byte & 15)]));
+        let mut digits = [0; 64];
+        for (pair, byte) in digits.as_chunks_mut().0.iter_mut().zip(self.0) {
+            *pair = [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
         }
-        text
+        digits
     }
 
     /// Parses the 64 hex digits of [`Digest::hex`].

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
@@ -94,6 +94,19 @@ pub fn copies_detached() -> Result<bool> {
 /// descriptor's name.
 pub fn anchor(mount: BorrowedFd<'_>) -> Result<(), Errno> {
     move_mount(mount, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// Takes away what is over this process's root: a program that changes its root unmounts the old one, and cannot
+/// while something is over that. For a copy of the namespace in which it was anchored.
+pub fn lift_anchors() -> Result<(), Errno> {
+    let id = |path| {
+        statx(CWD, path, AtFlags::empty(), StatxFlags::from_bits_retain(libc::STATX_MNT_ID)).map(|stat| stat.stx_mnt_id)
+    };
+    // `/` is the root itself, `/..` what is on top of it, which is also what is unmounted by the name of `/`.
+    while id("/")? != id("/..")? {
+        unmount("/", UnmountFlags::DETACH)?;
+    }
+    Ok(())
 }
 
 /// Adds `MOUNT_ATTR_*` bits to a mount.

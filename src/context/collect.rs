@@ -4,8 +4,9 @@ use std::ffi::CString;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Statx};
+use rustix::fs::FileType;
 
+use super::facts::Facts;
 use super::hash::{Hashed, Hashers, Job};
 use super::index::{FileKey, HashIndex, is_trusted};
 use super::{Entry, EntryKind, Tree, xattr};
@@ -23,7 +24,7 @@ pub struct Place<'a> {
     pub name: &'a [u8],
     pub path: &'a [u8],
     pub land: &'a [u8],
-    pub stat: &'a Statx,
+    pub facts: &'a Facts,
     /// See [`Entry::is_passed`].
     pub is_passed: bool,
 }
@@ -64,19 +65,18 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
     }
 
     pub fn push(&mut self, place: &Place<'_>) -> Result<()> {
-        let stat = place.stat;
+        let facts = place.facts;
         let doing = || format!("cannot read `{}` in {}", place.path.escape_ascii(), self.tree.described());
         let recorded = self.recorded(place).context(doing)?;
-        let device = || (stat.stx_rdev_major, stat.stx_rdev_minor);
         let mut xattrs = Vec::new();
         let mut link_group = None;
         let stands_for = recorded.and_then(|node| Device::of(&node));
-        let kind = match (FileType::from_raw_mode(u32::from(stat.stx_mode)), stands_for) {
+        let kind = match (facts.file_type, stands_for) {
             (_, Some(Device { is_block: false, major, minor })) => EntryKind::CharDevice { major, minor },
             (_, Some(Device { is_block: true, major, minor })) => EntryKind::BlockDevice { major, minor },
             (FileType::RegularFile, None) => {
-                let key = FileKey::of(stat);
-                if stat.stx_nlink > 1 {
+                let key = facts.key;
+                if facts.link_count > 1 {
                     link_group = Some((key.device, key.inode));
                 }
                 EntryKind::File { size_bytes: key.size_bytes, digest: self.known_digest(place, key)? }
@@ -91,23 +91,23 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             }
             (FileType::Fifo, None) => EntryKind::Fifo,
             (FileType::Socket, None) => EntryKind::Socket,
-            (FileType::CharacterDevice, None) => EntryKind::CharDevice { major: device().0, minor: device().1 },
-            (FileType::BlockDevice, None) => EntryKind::BlockDevice { major: device().0, minor: device().1 },
+            (FileType::CharacterDevice, None) => EntryKind::CharDevice { major: facts.device.0, minor: facts.device.1 },
+            (FileType::BlockDevice, None) => EntryKind::BlockDevice { major: facts.device.0, minor: facts.device.1 },
             (FileType::Unknown, None) => return Err(rustix::io::Errno::INVAL).context(doing),
         };
         let (uid, gid) = match recorded {
             Some(node) => (node.uid, node.gid),
-            None if self.tree.keeps_owners => (stat.stx_uid, stat.stx_gid),
+            None if self.tree.keeps_owners => (facts.uid, facts.gid),
             None => (0, 0),
         };
         self.entries.push(Entry {
             path: place.path.to_vec(),
             land: place.land.to_vec(),
             kind,
-            mode: u32::from(stat.stx_mode) & 0o7777,
+            mode: facts.mode,
             uid,
             gid,
-            mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
+            mtime: facts.key.mtime,
             xattrs,
             link_group,
             is_passed: place.is_passed,

@@ -9,9 +9,10 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::Scope;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::facts::Facts;
 use super::index::{FileKey, HashIndex, Remembered};
 use super::xattr;
 use crate::diag::{Context as _, Diagnostic, Result};
@@ -194,13 +195,13 @@ fn read(job: &Job, index: Option<&HashIndex>, buffer: &mut Vec<u8>) -> Result<Ha
         let xattrs = xattr::of_file(file.as_fd()).context(doing)?;
         return Ok(Hashed { slot: job.slot, size_bytes: job.key.size_bytes, digest, xattrs });
     }
-    let stat = rustix::fs::statx(&file, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS).context(doing)?;
-    if FileType::from_raw_mode(u32::from(stat.stx_mode)) != FileType::RegularFile {
+    let facts = Facts::of_open(&file).context(doing)?;
+    if facts.file_type != FileType::RegularFile {
         return Err(Diagnostic::error(doing()).caused_by("it was replaced while it was read"));
     }
     let (digest, size_bytes) = digest(file.as_fd(), buffer).context(doing)?;
     let xattrs = xattr::of_file(file.as_fd()).context(doing)?;
-    let key = FileKey::of(&stat);
+    let key = facts.key;
     if let Some(index) = index
         && job.is_trusted
         && key == job.key

@@ -16,8 +16,6 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::Statx;
-
 use crate::diag::{Context as _, Result};
 use crate::digest::Digest;
 
@@ -54,16 +52,6 @@ pub struct FileKey {
 }
 
 impl FileKey {
-    pub fn of(stat: &Statx) -> Self {
-        Self {
-            device: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
-            inode: stat.stx_ino,
-            size_bytes: stat.stx_size,
-            mtime: (stat.stx_mtime.tv_sec, stat.stx_mtime.tv_nsec),
-            ctime: (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec),
-        }
-    }
-
     fn to_bytes(self) -> [u8; 48] {
         let mut bytes = [0; 48];
         bytes[0..8].copy_from_slice(&self.device.to_le_bytes());

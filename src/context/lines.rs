@@ -59,7 +59,10 @@ fn write(line: &mut Vec<u8>, name: &[u8], entry: &Entry) {
     };
     put(line, format_args!("{kind} {:04o} {}:{}", entry.mode, entry.uid, entry.gid));
     match &entry.kind {
-        EntryKind::File { size_bytes, digest } => put(line, format_args!(" {size_bytes} {}", digest.hex())),
+        EntryKind::File { size_bytes, digest } => {
+            put(line, format_args!(" {size_bytes} "));
+            line.extend_from_slice(&digest.hex_digits());
+        }
         EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor } => {
             put(line, format_args!(" {major}:{minor}"));
         }

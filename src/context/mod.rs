@@ -7,12 +7,15 @@
 //! A [`Listing`] is everything a copy is decided by: its digest goes into the cache key, and the
 //! copy itself works through its entries and checks each file against the digest in it.
 
+mod ahead;
 mod collect;
+mod facts;
 mod glob;
 mod hash;
 pub mod ignore;
 pub mod index;
 pub mod lines;
+mod look;
 mod missing;
 mod parents;
 pub mod pattern;

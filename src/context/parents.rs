@@ -9,14 +9,17 @@
 //! it matches. Links on the way to its first wildcard are followed, and land as the directories
 //! they lead to; a link it matches lands as a link.
 
+use std::sync::Arc;
+
 use super::ignore::IgnoreRules;
+use super::look::{Filter, Verdicts};
 use super::pattern::{components, has_wildcard, unescape};
 use super::resolve::{Found, Missing, Resolver, join};
 use super::select::Selector;
-use super::walk::{Filter, Start, Verdicts, Walked, walk};
+use super::walk::{Start, Walked, walk};
 use crate::diag::{Diagnostic, Result};
 
-impl<'c> Selector<'c, '_, '_> {
+impl<'scope> Selector<'_, 'scope, '_> {
     pub(super) fn parents(&mut self, source: &[u8]) -> Result<()> {
         let pivot = source.windows(3).position(|window| window == b"/./");
         let (pivot, pattern) = pivot.map_or((&b""[..], source), |at| (&source[..at], &source[at + 3..]));
@@ -43,7 +46,7 @@ impl<'c> Selector<'c, '_, '_> {
     }
 
     /// Selects what the pattern matches below the directory where the resolver stands.
-    fn below(&mut self, mut resolver: Resolver<'c>, pattern: &[&[u8]]) -> Result<()> {
+    fn below(&mut self, mut resolver: Resolver<'scope>, pattern: &[&[u8]]) -> Result<()> {
         let pivot = resolver.directory().clone();
         if pattern.is_empty() {
             return match self.take_directory(&pivot, b"")? {
@@ -61,12 +64,12 @@ impl<'c> Selector<'c, '_, '_> {
     }
 
     /// Whether anything was selected; otherwise directories may have been, in vain.
-    fn below_from(&mut self, resolver: &mut Resolver<'c>, pattern: &[&[u8]]) -> Result<bool> {
+    fn below_from(&mut self, resolver: &mut Resolver<'scope>, pattern: &[&[u8]]) -> Result<bool> {
         let pivot = resolver.directory().path.clone();
         let asked = || join(&pivot, &pattern.join(&b'/'));
         let literal = pattern.iter().take_while(|component| !has_wildcard(component)).count();
-        let include = if literal == pattern.len() { None } else { Some(include(pattern)?) };
-        let filter = Filter { exclude: self.exclude, include: include.as_ref() };
+        let include = if literal == pattern.len() { None } else { Some(Arc::new(include(pattern)?)) };
+        let filter = Filter { exclude: self.exclude, include: include.clone() };
 
         let (mut land, mut verdicts) = (Vec::new(), Verdicts::default());
         for component in &pattern[..literal.min(pattern.len() - 1)] {
@@ -102,7 +105,7 @@ impl<'c> Selector<'c, '_, '_> {
         }
         let is_selected = !land.is_empty() && filter.selects(verdicts);
         let start = Start { directory: &directory, land: &land, verdicts, is_selected };
-        match walk(self.tree, &start, filter, &mut self.out)? {
+        match walk(self.tree, &start, filter, &self.ahead, &mut self.out)? {
             Walked::Selected => Ok(true),
             Walked::Hidden if include.is_none() => {
                 Err(self.missing(resolver, &Missing::Hidden { path: directory.path }, &asked()))

@@ -7,10 +7,11 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Tree;
+use super::facts::Facts;
 use super::ignore::Verdict;
 use crate::diag::{Context as _, Result};
 
@@ -33,7 +34,7 @@ pub struct Leaf {
     pub directory: Directory,
     pub name: Vec<u8>,
     pub path: Vec<u8>,
-    pub stat: Statx,
+    pub facts: Facts,
 }
 
 pub enum Found {
@@ -95,8 +96,8 @@ impl<'a> Resolver<'a> {
             let here = self.directory();
             let path = join(&here.path, &name);
             let doing = || format!("cannot look up `{}` in {}", path.escape_ascii(), self.tree.described());
-            let stat = match stat(here.fd.as_fd(), &name) {
-                Ok(stat) => stat,
+            let facts = match Facts::of(here.fd.as_fd(), &name) {
+                Ok(facts) => facts,
                 Err(Errno::NOENT | Errno::NAMETOOLONG) => return Ok(Found::Missing(Missing::Absent { name })),
                 Err(errno) => return Err(errno).context(doing),
             };
@@ -105,7 +106,7 @@ impl<'a> Resolver<'a> {
                 None => Verdict::default(),
             };
             let is_hidden = self.tree.ignore.as_ref().is_some_and(|rules| rules.hides(verdict));
-            match FileType::from_raw_mode(u32::from(stat.stx_mode)) {
+            match facts.file_type {
                 FileType::Directory => {
                     if self.tree.ignore.as_ref().is_some_and(|rules| rules.may_prune(verdict, &path)) {
                         return Ok(Found::Missing(Missing::Hidden { path }));
@@ -129,7 +130,7 @@ impl<'a> Resolver<'a> {
                 }
                 _ if remaining.iter().all(|component| component.is_empty()) => {
                     let directory = here.clone();
-                    return Ok(Found::Leaf(Box::new(Leaf { directory, name, path, stat })));
+                    return Ok(Found::Leaf(Box::new(Leaf { directory, name, path, facts })));
                 }
                 _ => return Ok(Found::Missing(Missing::NotDirectory { path })),
             }
@@ -140,12 +141,6 @@ impl<'a> Resolver<'a> {
 
 pub fn join(directory: &[u8], name: &[u8]) -> Vec<u8> {
     if directory.is_empty() { name.to_vec() } else { [directory, b"/", name].concat() }
-}
-
-/// The facts about `name` itself, not about what a link leads to.
-pub fn stat(directory: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Statx> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS)
 }
 
 fn open_path(directory: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<OwnedFd> {

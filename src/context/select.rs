@@ -10,12 +10,15 @@
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
+use super::ahead::Ahead;
 use super::collect::{Collector, Place, fill};
+use super::facts::Facts;
 use super::hash::{Hashers, Shared};
 use super::ignore::IgnoreRules;
+use super::look::{self, Filter, Verdicts};
 use super::pattern::{Pattern, components, has_wildcard, unescape};
-use super::resolve::{Directory, Found, Leaf, Missing, Resolver, join, stat};
-use super::walk::{self, Filter, Start, Verdicts, Walked, walk};
+use super::resolve::{Directory, Found, Leaf, Missing, Resolver, join};
+use super::walk::{Start, Walked, walk};
 use super::{Entry, HashIndex, Listing, Selection, Tree};
 use crate::diag::{self, Context as _, Diagnostic};
 
@@ -28,7 +31,8 @@ pub struct Request<'a> {
     /// `--exclude` patterns, relative to each source directory (with `--parents`: to the part
     /// before `/./`). They never apply to a file that is named itself.
     pub excludes: &'a [String],
-    /// How many threads may read files, this one included; the result does not depend on it.
+    /// How many threads may read files, this one included, and how many may walk; the result does not
+    /// depend on it.
     pub threads: usize,
 }
 
@@ -77,6 +81,7 @@ pub fn select(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> 
             tree,
             root: Resolver::new(tree).map_err(blame(Blame::Tree))?,
             exclude: (!excludes.is_empty()).then_some(&excludes),
+            ahead: Ahead::new(scope, request.threads),
             out: Collector::new(tree, index, &hashers).map_err(blame(Blame::Tree))?,
             found: Vec::new(),
         };
@@ -110,16 +115,17 @@ fn blame(blame: Blame) -> impl Fn(Diagnostic) -> SelectError {
 }
 
 pub(super) struct Selector<'c, 'scope, 'env> {
-    pub(super) tree: &'c Tree,
-    pub(super) root: Resolver<'c>,
-    pub(super) exclude: Option<&'c IgnoreRules>,
+    pub(super) tree: &'scope Tree,
+    pub(super) root: Resolver<'scope>,
+    pub(super) exclude: Option<&'scope IgnoreRules>,
+    pub(super) ahead: Ahead<'scope, 'env>,
     pub(super) out: Collector<'c, 'scope, 'env>,
     /// Name and number of entries of each selection.
     pub(super) found: Vec<(Vec<u8>, usize)>,
 }
 
-impl<'c> Selector<'c, '_, '_> {
-    fn filter(&self) -> Filter<'c> {
+impl<'scope> Selector<'_, 'scope, '_> {
+    fn filter(&self) -> Filter<'scope> {
         Filter { exclude: self.exclude, include: None }
     }
 
@@ -192,7 +198,7 @@ impl<'c> Selector<'c, '_, '_> {
         let first = self.out.len();
         let start = Start { directory, land: b"", verdicts: Verdicts::default(), is_selected: true };
         // The root is there even if all that is in it is hidden.
-        if walk(self.tree, &start, self.filter(), &mut self.out)? == Walked::Hidden {
+        if walk(self.tree, &start, self.filter(), &self.ahead, &mut self.out)? == Walked::Hidden {
             return Ok(Some(Missing::Hidden { path: directory.path.clone() }));
         }
         self.found.push((name.to_vec(), self.out.len() - first));
@@ -201,7 +207,7 @@ impl<'c> Selector<'c, '_, '_> {
 
     /// The directory and the name of everything that a path with wildcards matches, in order. Only
     /// links before the first wildcard are followed, as nothing but a real path is matched.
-    pub(super) fn matches(&self, components: &[&[u8]]) -> diag::Result<Vec<(Resolver<'c>, Vec<u8>)>> {
+    pub(super) fn matches(&self, components: &[&[u8]]) -> diag::Result<Vec<(Resolver<'scope>, Vec<u8>)>> {
         let literal = components.iter().take_while(|component| !has_wildcard(component)).count();
         let mut resolver = self.root.clone();
         match resolver.go(&components[..literal], true)? {
@@ -249,31 +255,25 @@ impl<'c> Selector<'c, '_, '_> {
 
     pub(super) fn push_leaf(&mut self, leaf: &Leaf, land: &[u8]) -> diag::Result<()> {
         let directory = &leaf.directory.fd;
-        self.out.push(&Place {
-            directory,
-            name: &leaf.name,
-            path: &leaf.path,
-            land,
-            stat: &leaf.stat,
-            is_passed: false,
-        })
+        let (name, path, facts) = (&leaf.name, &leaf.path, &leaf.facts);
+        self.out.push(&Place { directory, name, path, land, facts, is_passed: false })
     }
 
     /// A directory on the way to what is selected; with an empty `land` the one where the ways begin.
     pub(super) fn push_directory(&mut self, directory: &Directory, land: &[u8]) -> diag::Result<()> {
         let doing = || format!("cannot read `{}` in {}", directory.path.escape_ascii(), self.tree.described());
-        let fd = walk::open(directory.fd.as_fd(), b".").context(doing)?;
-        let stat = stat(fd.as_fd(), b".").context(doing)?;
+        let fd = look::open(directory.fd.as_fd(), b".").context(doing)?;
+        let facts = Facts::of_open(&fd).context(doing)?;
         let (directory, path) = (&Arc::new(fd), &directory.path);
-        self.out.push(&Place { directory, name: b".", path, land, stat: &stat, is_passed: !land.is_empty() })
+        self.out.push(&Place { directory, name: b".", path, land, facts: &facts, is_passed: !land.is_empty() })
     }
 }
 
 /// The names in a directory, sorted.
 pub(super) fn children(tree: &Tree, directory: &Directory) -> diag::Result<Vec<Vec<u8>>> {
     let doing = || format!("cannot read `{}` in {}", directory.path.escape_ascii(), tree.described());
-    let fd = walk::open(directory.fd.as_fd(), b".").context(doing)?;
-    let names = walk::names(&fd, &mut Vec::with_capacity(32 << 10)).context(doing)?;
+    let fd = look::open(directory.fd.as_fd(), b".").context(doing)?;
+    let names = look::names(&fd).context(doing)?;
     let mut names: Vec<Vec<u8>> = names.into_iter().map(|(name, _)| name).collect();
     names.sort_unstable();
     Ok(names)

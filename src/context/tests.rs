@@ -434,9 +434,9 @@ fn a_file_is_read_again_only_when_it_has_changed() {
     // The index is believed: with other digests in it, they are what is listed.
     let lying = HashIndex::new(LATER);
     for name in ["f", "x"] {
-        let stat = resolve::stat(tree.root(), name.as_bytes()).unwrap();
+        let key = facts::Facts::of(tree.root(), name.as_bytes()).unwrap().key;
         let digest = Digest::of(b"a lie");
-        lying.insert(index::FileKey::of(&stat), index::Remembered { digest, has_xattrs: name == "x" });
+        lying.insert(key, index::Remembered { digest, has_xattrs: name == "x" });
     }
     let lines = select(&lying);
     let text = String::from_utf8_lossy(&lines.concat()).into_owned();
@@ -461,7 +461,7 @@ fn an_edit_in_the_same_tick_is_seen() {
     let path = directory.path().join("f");
     let tree = tree(directory.path(), None);
     plant(directory.path(), "f=0");
-    let index = HashIndex::new(resolve::stat(tree.root(), b"f").unwrap().stx_ctime.tv_sec);
+    let index = HashIndex::new(facts::Facts::of(tree.root(), b"f").unwrap().key.ctime.0);
     for round in 0..200 {
         let content = format!("{:03}", round % 7);
         fs::write(&path, &content).unwrap();

@@ -3,56 +3,25 @@
 //! A directory that a rule hides is entered all the same while a later rule may show something in
 //! it; it comes as the parent of what is shown, and not at all if nothing is.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::vec::IntoIter;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use super::Tree;
+use super::ahead::{Ahead, Pending};
 use super::collect::{Collector, Place};
-use super::ignore::{IgnoreRules, Verdict};
-use super::resolve::{Directory, stat};
+use super::facts::Facts;
+use super::look::{self, Child, Filter, Inquiry, Look, Scene, Seen, Spot, Verdicts, go_down};
+use super::resolve::Directory;
 use crate::diag::{Context as _, Diagnostic, Result};
 
 /// How many directories of the current path are kept open. A tree may be nested deeper than a
 /// process may have files open: those further up are found again through `..`.
 const OPEN_LEVELS: usize = 48;
-
-/// What decides beside the tree's own ignore rules. Their paths are those relative to the source.
-#[derive(Clone, Copy, Default)]
-pub struct Filter<'a> {
-    /// `--exclude`
-    pub exclude: Option<&'a IgnoreRules>,
-    /// All is hidden but the pattern of `--parents`.
-    pub include: Option<&'a IgnoreRules>,
-}
-
-/// The verdicts of a [`Filter`] on one path.
-#[derive(Clone, Copy, Default)]
-pub struct Verdicts {
-    exclude: Verdict,
-    include: Verdict,
-}
-
-impl Filter<'_> {
-    pub fn judge(&self, parent: Verdicts, path: &[u8]) -> Verdicts {
-        Verdicts {
-            exclude: self.exclude.map_or(parent.exclude, |rules| rules.judge(parent.exclude, path)),
-            include: self.include.map_or(parent.include, |rules| rules.judge(parent.include, path)),
-        }
-    }
-
-    pub fn selects(&self, verdicts: Verdicts) -> bool {
-        !self.exclude.is_some_and(|rules| rules.hides(verdicts.exclude))
-            && !self.include.is_some_and(|rules| rules.hides(verdicts.include))
-    }
-
-    pub fn may_prune(&self, verdicts: Verdicts, path: &[u8]) -> bool {
-        self.exclude.is_some_and(|rules| rules.may_prune(verdicts.exclude, path))
-            || self.include.is_some_and(|rules| rules.may_prune(verdicts.include, path))
-    }
-}
 
 /// Where a walk begins.
 pub struct Start<'a> {
@@ -75,20 +44,22 @@ pub enum Walked {
     Hidden,
 }
 
-/// Name and kind, as far as the file system tells with the name.
-pub type Child = (Vec<u8>, FileType);
-
 /// A directory that is being walked.
-struct Level {
+struct Level<'a> {
     /// None while the walk is far below.
     fd: Option<Arc<OwnedFd>>,
     id: (u64, u64),
-    /// What is still to be visited, the first one last.
-    children: Vec<Child>,
+    children: Arc<[Child]>,
+    /// The first of them that is still to be visited.
+    next: usize,
+    /// About the files that come next.
+    facts: IntoIter<rustix::io::Result<Facts>>,
+    /// About those after them.
+    inquiries: VecDeque<Arc<Pending<Inquiry>>>,
+    /// Into the directories that come next; there may be none.
+    looks: VecDeque<Arc<Pending<Look<'a>>>>,
     path_length: usize,
     land_length: usize,
-    context: Verdict,
-    verdicts: Verdicts,
     first_entry: usize,
     /// It, or something in it, is visible in the tree.
     is_visible: bool,
@@ -97,18 +68,25 @@ struct Level {
 }
 
 /// Adds a directory and all that is selected in it to `out`.
-pub fn walk(tree: &Tree, start: &Start<'_>, filter: Filter<'_>, out: &mut Collector<'_, '_, '_>) -> Result<Walked> {
-    let mut walk = Walk {
-        tree,
-        filter,
+pub fn walk<'a>(
+    tree: &'a Tree,
+    start: &Start<'_>,
+    filter: Filter<'a>,
+    ahead: &Ahead<'a, '_>,
+    out: &mut Collector<'_, '_, '_>,
+) -> Result<Walked> {
+    let spot = Spot {
         path: start.directory.path.clone(),
         land: start.land.to_vec(),
-        levels: Vec::new(),
-        buffer: Vec::with_capacity(32 << 10),
+        context: start.directory.verdict,
+        verdicts: start.verdicts,
     };
-    let fd = open(start.directory.fd.as_fd(), b".").context(|| walk.doing())?;
-    let children = names(&fd, &mut walk.buffer).context(|| walk.doing())?;
-    walk.enter((fd, children), start.directory.verdict, start.verdicts, out)?;
+    let mut walk =
+        Walk { scene: Scene { tree, filter }, ahead, path: Vec::new(), land: Vec::new(), levels: Vec::new() };
+    walk.path.clone_from(&spot.path);
+    walk.land.clone_from(&spot.land);
+    let seen = walk.scene.look(start.directory.fd.as_fd(), b".", &spot).context(|| walk.doing())?;
+    walk.enter(seen, &spot, out)?;
     if let Some(level) = walk.levels.last_mut() {
         level.is_selected = start.is_selected;
     }
@@ -128,52 +106,45 @@ pub(super) fn refused(doing: String, errno: Errno) -> Diagnostic {
     }
 }
 
-struct Walk<'a> {
-    tree: &'a Tree,
-    filter: Filter<'a>,
+struct Walk<'w, 'a, 'env> {
+    scene: Scene<'a>,
+    ahead: &'w Ahead<'a, 'env>,
     /// Of what is being looked at.
     path: Vec<u8>,
     land: Vec<u8>,
-    levels: Vec<Level>,
-    buffer: Vec<u8>,
+    levels: Vec<Level<'a>>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'_, 'a, '_> {
     fn doing(&self) -> String {
-        format!("cannot read `{}` in {}", self.path.escape_ascii(), self.tree.described())
+        format!("cannot read `{}` in {}", self.path.escape_ascii(), self.scene.tree.described())
     }
 
-    fn hides(&self, verdict: Verdict) -> bool {
-        self.tree.ignore.as_ref().is_some_and(|rules| rules.hides(verdict))
-    }
-
-    /// Adds the directory `self.path`, whose rules have been asked, and makes it the current one.
-    fn enter(
-        &mut self,
-        (fd, mut children): (OwnedFd, Vec<Child>),
-        context: Verdict,
-        verdicts: Verdicts,
-        out: &mut Collector<'_, '_, '_>,
-    ) -> Result<()> {
-        let stat = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS);
-        let stat = stat.context(|| self.doing())?;
-        children.sort_unstable_by(|(a, _), (b, _)| b.cmp(a));
-        let fd = Arc::new(fd);
+    /// Adds the directory `self.path`, which is at `spot`, and makes it the current one.
+    fn enter(&mut self, seen: Seen, spot: &Spot, out: &mut Collector<'_, '_, '_>) -> Result<()> {
         let first_entry = out.len();
-        let is_selected = self.filter.selects(verdicts);
-        let is_passed = !is_selected && !self.land.is_empty();
-        let (path, land) = (&self.path, &self.land);
-        out.push(&Place { directory: &fd, name: b".", path, land, stat: &stat, is_passed })?;
+        let is_selected = self.scene.filter.selects(spot.verdicts);
+        let (path, land, facts) = (&self.path, &self.land, &seen.facts);
+        let is_passed = !is_selected && !land.is_empty();
+        out.push(&Place { directory: &seen.fd, name: b".", path, land, facts, is_passed })?;
+        let (mut inquiries, mut looks) = (VecDeque::new(), VecDeque::new());
+        // Questions keep directories open, too.
+        if self.ahead.is_of_use() && self.levels.len() < OPEN_LEVELS {
+            looks = self.ahead.expect(self.looks(&seen, spot));
+            inquiries = self.ahead.expect(look::inquiries(&seen));
+        }
         self.levels.push(Level {
-            fd: Some(fd),
-            id: id(&stat),
-            children,
+            id: id(&seen.facts),
+            fd: Some(seen.fd),
+            children: seen.children,
+            next: 0,
+            facts: seen.first.into_iter(),
+            inquiries,
+            looks,
             path_length: self.path.len(),
             land_length: self.land.len(),
-            context,
-            verdicts,
             first_entry,
-            is_visible: !self.hides(context),
+            is_visible: !self.scene.hides(spot.context),
             is_selected,
         });
         if let Some(far) = self.levels.len().checked_sub(OPEN_LEVELS + 1) {
@@ -182,78 +153,111 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// Those into the directories in one that are wanted.
+    fn looks(&self, seen: &Seen, spot: &Spot) -> Vec<Look<'a>> {
+        let wanted = seen.children.iter().filter(|child| child.is_wanted_directory());
+        let look = |child: &Child| {
+            let Spot { mut path, mut land, .. } = spot.clone();
+            go_down(&mut path, spot.path.len(), &child.name);
+            go_down(&mut land, spot.land.len(), &child.name);
+            Look {
+                scene: self.scene.clone(),
+                parent: Arc::clone(&seen.fd),
+                name: child.name.clone(),
+                spot: Spot { path, land, context: child.context, verdicts: child.verdicts },
+            }
+        };
+        wanted.map(look).collect()
+    }
+
     /// Visits the next child of the current directory, or leaves it; says what came of the first
     /// one when that is left.
     fn step(&mut self, out: &mut Collector<'_, '_, '_>) -> Result<Option<Walked>> {
         let Some(level) = self.levels.last_mut() else {
             return Ok(Some(Walked::Hidden));
         };
-        self.path.truncate(level.path_length);
-        self.land.truncate(level.land_length);
-        let Some((name, file_type)) = level.children.pop() else {
+        let children = Arc::clone(&level.children);
+        let Some(child) = children.get(level.next) else {
+            self.path.truncate(level.path_length);
+            self.land.truncate(level.land_length);
             return self.leave(out);
         };
+        level.next += 1;
+        go_down(&mut self.path, level.path_length, &child.name);
+        go_down(&mut self.land, level.land_length, &child.name);
         let fd = match &level.fd {
             Some(fd) => Arc::clone(fd),
             None => return Err(Diagnostic::error(self.doing())), // `leave` has opened it again
         };
-        let (context, verdicts) = (level.context, level.verdicts);
-        push_component(&mut self.path, &name);
-        push_component(&mut self.land, &name);
-        let context = self.tree.ignore.as_ref().map_or(context, |rules| rules.judge(context, &self.path));
-        let verdicts = self.filter.judge(verdicts, &self.land);
-        let is_hidden = self.hides(context);
-
-        let file_type = match file_type {
-            FileType::Unknown => match stat(fd.as_fd(), &name) {
+        let file_type = match child.file_type {
+            FileType::Unknown => match Facts::of(fd.as_fd(), &child.name) {
+                // What has vanished since the directory was read is as good as never there.
                 Err(Errno::NOENT) => return Ok(None),
-                stat => kind(&stat.context(|| self.doing())?),
+                facts => facts.context(|| self.doing())?.file_type,
             },
             known => known,
         };
-        // What has vanished since the directory was read is as good as never there.
-        if file_type != FileType::Directory {
-            if is_hidden {
-                return Ok(None);
-            }
-            let is_selected = self.filter.selects(verdicts);
-            if is_selected {
-                let stat = match stat(fd.as_fd(), &name) {
-                    Err(Errno::NOENT) => return Ok(None),
-                    stat => stat.context(|| self.doing())?,
-                };
-                if kind(&stat) == FileType::Directory {
-                    return Err(Diagnostic::error(self.doing()).caused_by("it was replaced while it was read"));
-                }
-                let (path, land) = (&self.path, &self.land);
-                out.push(&Place { directory: &fd, name: &name, path, land, stat: &stat, is_passed: false })?;
-            }
-            if let Some(level) = self.levels.last_mut() {
-                level.is_visible = true;
-                level.is_selected |= is_selected;
-            }
+        if file_type == FileType::Directory {
+            return self.visit_directory(child, &fd, out);
+        }
+        if child.is_hidden {
             return Ok(None);
         }
-        if self.tree.ignore.as_ref().is_some_and(|rules| rules.may_prune(context, &self.path)) {
-            return Ok(None);
-        }
-        // A hidden directory must be walked even if the filter wants nothing of it: whether it is
-        // there for the filter to see depends on what is in it.
-        if !is_hidden && self.filter.may_prune(verdicts, &self.land) {
-            if let Some(level) = self.levels.last_mut() {
-                level.is_visible = true;
+        if child.is_selected {
+            let found = if child.is_wanted_file() { self.next_facts() } else { None };
+            let facts = match found.unwrap_or_else(|| Facts::of(fd.as_fd(), &child.name)) {
+                Err(Errno::NOENT) => return Ok(None),
+                facts => facts.context(|| self.doing())?,
+            };
+            if facts.file_type == FileType::Directory {
+                return Err(Diagnostic::error(self.doing()).caused_by("it was replaced while it was read"));
             }
+            let (path, land, facts) = (&self.path, &self.land, &facts);
+            out.push(&Place { directory: &fd, name: &child.name, path, land, facts, is_passed: false })?;
+        }
+        if let Some(level) = self.levels.last_mut() {
+            level.is_visible = true;
+            level.is_selected |= child.is_selected;
+        }
+        Ok(None)
+    }
+
+    /// What was asked about the next file of the current directory that is wanted.
+    fn next_facts(&mut self) -> Option<rustix::io::Result<Facts>> {
+        let level = self.levels.last_mut()?;
+        loop {
+            if let Some(facts) = level.facts.next() {
+                return Some(facts);
+            }
+            level.facts = self.ahead.take(&*level.inquiries.pop_front()?).into_iter();
+        }
+    }
+
+    fn visit_directory(
+        &mut self,
+        child: &Child,
+        parent: &Arc<OwnedFd>,
+        out: &mut Collector<'_, '_, '_>,
+    ) -> Result<Option<Walked>> {
+        if child.is_pruned {
             return Ok(None);
         }
-        let child = match open(fd.as_fd(), &name) {
-            Err(Errno::NOENT) => return Ok(None),
-            child => child.map_err(|errno| refused(self.doing(), errno))?,
+        let Some(level) = self.levels.last_mut() else { return Ok(None) };
+        if !child.is_hidden && child.is_unwanted {
+            level.is_visible = true;
+            return Ok(None);
+        }
+        let spot =
+            Spot { path: self.path.clone(), land: self.land.clone(), context: child.context, verdicts: child.verdicts };
+        let look = if child.is_wanted_directory() { level.looks.pop_front() } else { None };
+        let seen = match look {
+            Some(look) => self.ahead.take(&*look),
+            None => self.scene.look(parent.as_fd(), &child.name, &spot),
         };
-        let children = match names(&child, &mut self.buffer) {
-            Err(Errno::NOENT) => return Ok(None),
-            children => children.context(|| self.doing())?,
-        };
-        self.enter((child, children), context, verdicts, out)?;
+        match seen {
+            Err(Errno::NOENT) => {}
+            seen => self.enter(seen.map_err(|errno| refused(self.doing(), errno))?, &spot, out)?,
+        }
         Ok(None)
     }
 
@@ -276,9 +280,9 @@ impl Walk<'_> {
         parent.is_selected |= is_kept;
         if let (None, Some(below)) = (&parent.fd, &done.fd) {
             let id_before = parent.id;
-            let fd = open(below.as_fd(), b"..").context(|| self.doing())?;
-            let stat = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::BASIC_STATS);
-            if id(&stat.context(|| self.doing())?) != id_before {
+            let fd = look::open(below.as_fd(), b"..").context(|| self.doing())?;
+            let facts = Facts::of_open(&fd);
+            if id(&facts.context(|| self.doing())?) != id_before {
                 return Err(Diagnostic::error(self.doing()).caused_by("it was moved while it was read"));
             }
             if let Some(parent) = self.levels.last_mut() {
@@ -289,38 +293,7 @@ impl Walk<'_> {
     }
 }
 
-/// Names and kinds of what is in an open directory, in no order.
-pub fn names(fd: &OwnedFd, buffer: &mut Vec<u8>) -> rustix::io::Result<Vec<Child>> {
-    buffer.clear();
-    let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
-    let mut names = Vec::new();
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push((name.to_vec(), entry.file_type()));
-        }
-    }
-    Ok(names)
-}
-
-/// Opens a directory for reading.
-pub fn open(directory: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(directory, name, flags, Mode::empty())
-}
-
-fn push_component(path: &mut Vec<u8>, name: &[u8]) {
-    if !path.is_empty() {
-        path.push(b'/');
-    }
-    path.extend_from_slice(name);
-}
-
-fn kind(stat: &Statx) -> FileType {
-    FileType::from_raw_mode(u32::from(stat.stx_mode))
-}
-
-fn id(stat: &Statx) -> (u64, u64) {
-    (rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino)
+/// Device and inode.
+fn id(facts: &Facts) -> (u64, u64) {
+    (facts.key.device, facts.key.inode)
 }

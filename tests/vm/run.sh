@@ -3,7 +3,9 @@
 # version 2) under qemu, and in it builds the demo and runs the tests of containers, as root and as a
 # user:
 #
-#     tests/vm/run.sh [FILTER...]      filters are those of `cargo test`
+#     tests/vm/run.sh [FILTER...]      filters are those of `cargo test`; with one, no demo is built
+#
+# VM_AS=root or VM_AS=user runs that half alone.
 #
 # Kernel, qemu where there is none, and the guest's root are Debian's packages: downloaded, unpacked below
 # target/vm and never installed. Without hardware that helps, the processor is emulated: it takes a quarter
@@ -49,8 +51,12 @@ if [ -z "$qemu" ]; then
 fi
 if [ ! -e "$vm/root.tar" ]; then
     echo "==> the guest's root"
+    # Of the emulators for steps of other machines those that tests use.
     mmdebstrap --quiet --format=tar --variant=essential \
+        --dpkgopt='path-exclude=/usr/bin/qemu-*' \
+        --dpkgopt='path-include=/usr/bin/qemu-aarch64-static' --dpkgopt='path-include=/usr/bin/qemu-riscv64-static' \
         --include=busybox-static,uidmap,libcap2-bin,attr,kmod,passwd,mount,iproute2,nftables,passt,slirp4netns \
+        --include=fuse-overlayfs,e2fsprogs,git,openssl,procps,zstd,qemu-user-static \
         bookworm "$vm/root.tar.part"
     mv "$vm/root.tar.part" "$vm/root.tar"
 fi
@@ -82,6 +88,7 @@ done
 cp tests/vm/guest.sh "$root/vm/guest.sh"
 printf '%s\n' "$here" > "$root/vm/here"
 printf '%s\n' "$@" > "$root/vm/filters"
+printf '%s\n' "${VM_AS:-root user}" > "$root/vm/as"
 rm -f "$vm/disk"
 mke2fs -q -t ext4 -O ^has_journal -d "$root" "$vm/disk" 3G
 rm -rf "$root"

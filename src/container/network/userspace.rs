@@ -195,6 +195,7 @@ fn become_program(
     let doing = || "cannot make a place for it";
     sys::enter_new_mount_namespace().context(doing)?;
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context(doing)?;
+    mount::lift_anchors().context(doing)?;
     furnish_dev(place)?;
     move_into_link_name_space(place.user_namespace, Some(LinkNameSpaceType::User))
         .context(|| "cannot enter the build's user namespace")?;

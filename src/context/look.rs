@@ -1,0 +1,250 @@
+//! A look into one directory: what is in it, sorted by name, what the rules say of each, and the facts
+//! about what is wanted.
+
+use std::ops::Range;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Mode, OFlags, RawDir};
+use rustix::io;
+
+use super::Tree;
+use super::ahead::Question;
+use super::facts::Facts;
+use super::ignore::{IgnoreRules, Verdict};
+
+/// What decides beside the tree's own ignore rules. Their paths are those relative to the source.
+#[derive(Clone, Default)]
+pub struct Filter<'a> {
+    /// `--exclude`
+    pub exclude: Option<&'a IgnoreRules>,
+    /// All is hidden but the pattern of `--parents`.
+    pub include: Option<Arc<IgnoreRules>>,
+}
+
+/// The verdicts of a [`Filter`] on one path.
+#[derive(Clone, Copy, Default)]
+pub struct Verdicts {
+    exclude: Verdict,
+    include: Verdict,
+}
+
+impl Filter<'_> {
+    pub fn judge(&self, parent: Verdicts, path: &[u8]) -> Verdicts {
+        Verdicts {
+            exclude: self.exclude.map_or(parent.exclude, |rules| rules.judge(parent.exclude, path)),
+            include: self.include.as_ref().map_or(parent.include, |rules| rules.judge(parent.include, path)),
+        }
+    }
+
+    pub fn selects(&self, verdicts: Verdicts) -> bool {
+        !self.exclude.is_some_and(|rules| rules.hides(verdicts.exclude))
+            && !self.include.as_ref().is_some_and(|rules| rules.hides(verdicts.include))
+    }
+
+    pub fn may_prune(&self, verdicts: Verdicts, path: &[u8]) -> bool {
+        self.exclude.is_some_and(|rules| rules.may_prune(verdicts.exclude, path))
+            || self.include.as_ref().is_some_and(|rules| rules.may_prune(verdicts.include, path))
+    }
+}
+
+/// A tree and what is wanted of it.
+#[derive(Clone)]
+pub struct Scene<'a> {
+    pub tree: &'a Tree,
+    pub filter: Filter<'a>,
+}
+
+/// A path in the tree and where it lands, with what the rules say of both.
+#[derive(Clone, Default)]
+pub struct Spot {
+    pub path: Vec<u8>,
+    pub land: Vec<u8>,
+    /// Of the tree's ignore rules.
+    pub context: Verdict,
+    pub verdicts: Verdicts,
+}
+
+/// Something in a directory.
+pub struct Child {
+    pub name: Vec<u8>,
+    /// As far as the file system tells with the name.
+    pub file_type: FileType,
+    /// The tree's ignore rules hide it.
+    pub is_hidden: bool,
+    /// The filter selects it.
+    pub is_selected: bool,
+    /// A directory of which the ignore rules hide all.
+    pub is_pruned: bool,
+    /// A directory of which the filter wants nothing.
+    pub is_unwanted: bool,
+    pub context: Verdict,
+    pub verdicts: Verdicts,
+}
+
+impl Child {
+    /// Whether the walk will ask for the facts about it.
+    pub fn is_wanted_file(&self) -> bool {
+        !matches!(self.file_type, FileType::Directory | FileType::Unknown) && !self.is_hidden && self.is_selected
+    }
+
+    /// Whether the walk will enter it.
+    pub fn is_wanted_directory(&self) -> bool {
+        // A hidden directory must be walked even if the filter wants nothing of it: whether it is
+        // there for the filter to see depends on what is in it.
+        self.file_type == FileType::Directory && !self.is_pruned && (self.is_hidden || !self.is_unwanted)
+    }
+}
+
+/// A directory that was looked into.
+pub struct Seen {
+    /// Open for reading.
+    pub fd: Arc<OwnedFd>,
+    pub facts: Facts,
+    /// Sorted by name.
+    pub children: Arc<[Child]>,
+    /// About the first of those that are [wanted](Child::is_wanted_file).
+    pub first: Vec<io::Result<Facts>>,
+}
+
+/// Facts that are asked for with a directory, ahead.
+const FIRST_FACTS: usize = 512;
+/// Facts that are asked for at once.
+const CHUNK: usize = 128;
+
+impl Scene<'_> {
+    /// Looks into `name` in `parent`, which is at `spot`.
+    pub fn look(&self, parent: BorrowedFd<'_>, name: &[u8], spot: &Spot) -> io::Result<Seen> {
+        let fd = open(parent, name)?;
+        let facts = Facts::of_open(&fd)?;
+        let mut names = names(&fd)?;
+        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let mut below = spot.clone();
+        let children = names.into_iter().map(|(name, file_type)| self.judge(spot, &mut below, name, file_type));
+        Ok(Seen { children: children.collect(), fd: Arc::new(fd), facts, first: Vec::new() })
+    }
+
+    /// What the rules say of something in the directory at `spot`. `below` is a place to write its paths.
+    fn judge(&self, spot: &Spot, below: &mut Spot, name: Vec<u8>, file_type: FileType) -> Child {
+        let rules = self.tree.ignore.as_ref();
+        let Filter { exclude, include } = &self.filter;
+        if rules.is_none() && exclude.is_none() && include.is_none() {
+            return Child {
+                name,
+                file_type,
+                is_hidden: false,
+                is_selected: true,
+                is_pruned: false,
+                is_unwanted: false,
+                context: spot.context,
+                verdicts: spot.verdicts,
+            };
+        }
+        go_down(&mut below.path, spot.path.len(), &name);
+        go_down(&mut below.land, spot.land.len(), &name);
+        let context = rules.map_or(spot.context, |rules| rules.judge(spot.context, &below.path));
+        let verdicts = self.filter.judge(spot.verdicts, &below.land);
+        let is_directory = matches!(file_type, FileType::Directory | FileType::Unknown);
+        Child {
+            name,
+            file_type,
+            is_hidden: self.hides(context),
+            is_selected: self.filter.selects(verdicts),
+            is_pruned: is_directory && rules.is_some_and(|rules| rules.may_prune(context, &below.path)),
+            is_unwanted: is_directory && self.filter.may_prune(verdicts, &below.land),
+            context,
+            verdicts,
+        }
+    }
+
+    pub fn hides(&self, context: Verdict) -> bool {
+        self.tree.ignore.as_ref().is_some_and(|rules| rules.hides(context))
+    }
+}
+
+/// Makes of a path that begins with a directory's, of `length`, that of something in it.
+pub fn go_down(path: &mut Vec<u8>, length: usize, name: &[u8]) {
+    path.truncate(length);
+    if length > 0 {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+}
+
+/// What is in a directory?
+pub struct Look<'a> {
+    pub scene: Scene<'a>,
+    pub parent: Arc<OwnedFd>,
+    pub name: Vec<u8>,
+    pub spot: Spot,
+}
+
+impl Question for Look<'_> {
+    type Answer = io::Result<Seen>;
+
+    fn weight(&self) -> usize {
+        5
+    }
+
+    fn ask(&self, is_ahead: bool) -> Self::Answer {
+        let mut seen = self.scene.look(self.parent.as_fd(), &self.name, &self.spot)?;
+        if is_ahead {
+            let wanted = seen.children.iter().filter(|child| child.is_wanted_file());
+            seen.first = wanted.take(FIRST_FACTS).map(|child| Facts::of(seen.fd.as_fd(), &child.name)).collect();
+        }
+        Ok(seen)
+    }
+}
+
+/// What are these?
+pub struct Inquiry {
+    directory: Arc<OwnedFd>,
+    children: Arc<[Child]>,
+    range: Range<usize>,
+}
+
+impl Question for Inquiry {
+    type Answer = Vec<io::Result<Facts>>;
+
+    fn weight(&self) -> usize {
+        self.range.len()
+    }
+
+    fn ask(&self, _is_ahead: bool) -> Self::Answer {
+        let wanted = self.children[self.range.clone()].iter().filter(|child| child.is_wanted_file());
+        wanted.map(|child| Facts::of(self.directory.as_fd(), &child.name)).collect()
+    }
+}
+
+/// The questions about the files of a directory whose facts are not there yet; none where they are few.
+pub fn inquiries(seen: &Seen) -> Vec<Inquiry> {
+    let wanted: Vec<usize> = (0..seen.children.len()).filter(|index| seen.children[*index].is_wanted_file()).collect();
+    let left = &wanted[seen.first.len().min(wanted.len())..];
+    if left.len() < CHUNK / 2 {
+        return Vec::new();
+    }
+    let range = |chunk: &[usize]| Some(*chunk.first()?..*chunk.last()? + 1);
+    let inquiry = |range| Inquiry { directory: Arc::clone(&seen.fd), children: Arc::clone(&seen.children), range };
+    left.chunks(CHUNK).filter_map(range).map(inquiry).collect()
+}
+
+/// Names and kinds of what is in an open directory, in no order.
+pub fn names(fd: &OwnedFd) -> io::Result<Vec<(Vec<u8>, FileType)>> {
+    let mut buffer = Vec::with_capacity(32 << 10);
+    let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
+    let mut names = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if name != b"." && name != b".." {
+            names.push((name.to_vec(), entry.file_type()));
+        }
+    }
+    Ok(names)
+}
+
+/// Opens a directory for reading.
+pub fn open(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(directory, name, flags, Mode::empty())
+}
