@@ -31,8 +31,8 @@ pub struct Place<'a> {
 
 /// The entries of all selections so far. Digests of files come in later.
 pub struct Collector<'c, 'scope, 'env> {
-    tree: &'c Tree,
-    index: Option<&'c HashIndex>,
+    tree: &'scope Tree,
+    index: Option<&'scope HashIndex>,
     hashers: &'c Hashers<'scope, 'env>,
     /// What counts in a stage or an image; in a context nothing does.
     records: Records,
@@ -42,7 +42,11 @@ pub struct Collector<'c, 'scope, 'env> {
 }
 
 impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
-    pub fn new(tree: &'c Tree, index: Option<&'c HashIndex>, hashers: &'c Hashers<'scope, 'env>) -> Result<Self> {
+    pub fn new(
+        tree: &'scope Tree,
+        index: Option<&'scope HashIndex>,
+        hashers: &'c Hashers<'scope, 'env>,
+    ) -> Result<Self> {
         let records = match tree.keeps_owners {
             true => Records::of(tree.root()).context(|| format!("cannot read {}", tree.described()))?,
             false => Records::None,
@@ -128,7 +132,8 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
     /// that [`fill`] replaces.
     fn known_digest(&mut self, place: &Place<'_>, key: FileKey) -> Result<Digest> {
         let is_trusted = self.index.is_some() && self.is_trusted(place, key.device)?;
-        let remembered = self.index.filter(|_| is_trusted).and_then(|index| index.get(&key));
+        let index = self.index.filter(|_| is_trusted);
+        let remembered = index.and_then(|index| index.get(&key));
         if let Some(remembered) = remembered.filter(|remembered| !remembered.has_xattrs) {
             return Ok(remembered.digest);
         }
@@ -139,7 +144,7 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             path: place.path.to_vec(),
             key,
             digest: remembered.map(|remembered| remembered.digest),
-            is_trusted,
+            index,
         });
         Ok(Digest::from_bytes([0; 32]))
     }

@@ -1,13 +1,7 @@
-//! Reading files for their digests, on a second thread once there is enough to read.
-//!
-//! The walk pushes files as it meets them and helps when the queue is full, so no more directory
-//! descriptors are held than the queue has places, and the result does not depend on who read what.
+//! Reading files for their digests.
 
-use std::cell::Cell;
-use std::collections::VecDeque;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::thread::Scope;
+use std::sync::Arc;
 
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -17,10 +11,11 @@ use super::index::{FileKey, HashIndex, Remembered};
 use super::xattr;
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::{Digest, Hasher};
+use crate::parallel::{self, Crew};
 
 /// A file to be read.
-pub struct Job {
-    /// Where the result goes; of several errors the one with the lowest slot is reported.
+pub struct Job<'a> {
+    /// Where the result goes.
     pub slot: usize,
     pub directory: Arc<OwnedFd>,
     pub name: Vec<u8>,
@@ -29,8 +24,8 @@ pub struct Job {
     pub key: FileKey,
     /// The digest is known, only the extended attributes are to be read.
     pub digest: Option<Digest>,
-    /// The file system is one whose files may be remembered.
-    pub is_trusted: bool,
+    /// Where it is remembered; not set where its file system's files may not be.
+    pub index: Option<&'a HashIndex>,
 }
 
 pub struct Hashed {
@@ -40,152 +35,28 @@ pub struct Hashed {
     pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-/// So many files wait at most, each with its directory open: stages select at the same time, and a
-/// process may have 1024 files open.
-const QUEUE_FILES: usize = 128;
-/// From here on another thread pays.
-const MUCH_FILES: usize = 64;
-const MUCH_BYTES: u64 = 2 << 20;
 const BUFFER_BYTES: usize = 128 << 10;
 
-/// Files waiting to be read, and the threads that read them.
-pub struct Hashers<'scope, 'env> {
-    scope: &'scope Scope<'scope, 'env>,
-    shared: &'env Shared<'env>,
-    idle_threads: Cell<usize>,
-    buffer: Cell<Vec<u8>>,
-}
+/// Those who read. The walk brings them files as it meets them.
+pub type Hashers<'scope, 'env> = Crew<'scope, 'env, Job<'scope>>;
 
-pub struct Shared<'a> {
-    index: Option<&'a HashIndex>,
-    state: Mutex<State>,
-    changed: Condvar,
-}
+impl parallel::Job for Job<'_> {
+    type Output = Hashed;
 
-#[derive(Default)]
-struct State {
-    jobs: VecDeque<Job>,
-    waiting_bytes: u64,
-    is_closed: bool,
-    done: Vec<Hashed>,
-    error: Option<(usize, Box<Diagnostic>)>,
-}
-
-impl<'a> Shared<'a> {
-    pub fn new(index: Option<&'a HashIndex>) -> Self {
-        Self { index, state: Mutex::default(), changed: Condvar::new() }
+    fn slot(&self) -> usize {
+        self.slot
     }
 
-    /// All results, in no order, after all threads have ended; or an error and its slot.
-    pub fn finish(self) -> Result<Vec<Hashed>, (usize, Box<Diagnostic>)> {
-        let state = self.state.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-        state.error.map_or(Ok(state.done), Err)
+    fn size_bytes(&self) -> u64 {
+        self.key.size_bytes
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A thread that panics here takes the scope, and so the build, with it.
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    fn run(&self, job: Job, buffer: &mut Vec<u8>) {
-        let slot = job.slot;
-        let result = read(&job, self.index, buffer);
-        let mut state = self.lock();
-        match result {
-            Ok(hashed) => state.done.push(hashed),
-            Err(error) if state.error.as_ref().is_none_or(|(first, _)| slot < *first) => {
-                state.error = Some((slot, Box::new(error)));
-            }
-            Err(_) => {}
-        }
-    }
-
-    /// The life of a thread: until the queue is closed and empty.
-    fn work(&self) {
-        let mut buffer = Vec::new();
-        loop {
-            let mut state = self.lock();
-            let job = loop {
-                if let Some(job) = state.take() {
-                    break job;
-                }
-                if state.is_closed {
-                    return;
-                }
-                state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
-            };
-            drop(state);
-            self.run(job, &mut buffer);
-        }
+    fn run(&self, buffer: &mut Vec<u8>) -> Result<Hashed> {
+        read(self, buffer)
     }
 }
 
-impl State {
-    fn take(&mut self) -> Option<Job> {
-        let job = self.jobs.pop_front()?;
-        self.waiting_bytes -= job.key.size_bytes;
-        Some(job)
-    }
-}
-
-impl<'scope, 'env> Hashers<'scope, 'env> {
-    /// `threads` counts the one that walks, too.
-    pub fn new(scope: &'scope Scope<'scope, 'env>, shared: &'env Shared<'env>, threads: usize) -> Self {
-        Self { scope, shared, idle_threads: Cell::new(threads.saturating_sub(1)), buffer: Cell::default() }
-    }
-
-    pub fn push(&self, job: Job) {
-        let mut state = self.shared.lock();
-        state.waiting_bytes += job.key.size_bytes;
-        state.jobs.push_back(job);
-        let is_much = state.jobs.len() >= MUCH_FILES || state.waiting_bytes >= MUCH_BYTES;
-        let overflow = if state.jobs.len() > QUEUE_FILES { state.take() } else { None };
-        drop(state);
-        if is_much {
-            // Threads sleep until it pays to wake them, and then work until nothing is left.
-            self.shared.changed.notify_one();
-        }
-        if is_much && self.idle_threads.get() > 0 {
-            self.idle_threads.set(self.idle_threads.get() - 1);
-            let shared = self.shared;
-            self.scope.spawn(move || shared.work());
-        }
-        if let Some(job) = overflow {
-            self.run(job);
-        }
-    }
-
-    /// Reads what is left, together with the other threads.
-    pub fn drain(&self) {
-        loop {
-            let job = self.shared.lock().take();
-            let Some(job) = job else {
-                return;
-            };
-            self.run(job);
-        }
-    }
-
-    fn run(&self, job: Job) {
-        let mut buffer = self.buffer.take();
-        self.shared.run(job, &mut buffer);
-        self.buffer.set(buffer);
-    }
-}
-
-impl Drop for Hashers<'_, '_> {
-    /// Lets the threads end; what still waits is of no use, as the walk has failed.
-    fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.is_closed = true;
-        state.jobs.clear();
-        state.waiting_bytes = 0;
-        drop(state);
-        self.shared.changed.notify_all();
-    }
-}
-
-fn read(job: &Job, index: Option<&HashIndex>, buffer: &mut Vec<u8>) -> Result<Hashed> {
+fn read(job: &Job<'_>, buffer: &mut Vec<u8>) -> Result<Hashed> {
     let doing = || format!("cannot read `{}`", String::from_utf8_lossy(&job.path));
     // Not to be stopped by a fifo that has taken the file's place.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -202,8 +73,7 @@ fn read(job: &Job, index: Option<&HashIndex>, buffer: &mut Vec<u8>) -> Result<Ha
     let (digest, size_bytes) = digest(file.as_fd(), buffer).context(doing)?;
     let xattrs = xattr::of_file(file.as_fd()).context(doing)?;
     let key = facts.key;
-    if let Some(index) = index
-        && job.is_trusted
+    if let Some(index) = job.index
         && key == job.key
         && key.size_bytes == size_bytes
     {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::ahead::Ahead;
 use super::collect::{Collector, Place, fill};
 use super::facts::Facts;
-use super::hash::{Hashers, Shared};
+use super::hash::Hashers;
 use super::ignore::IgnoreRules;
 use super::look::{self, Filter, Verdicts};
 use super::pattern::{Pattern, components, has_wildcard, unescape};
@@ -72,11 +72,10 @@ pub struct SelectError {
 pub fn select(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> Result<Listing, SelectError> {
     let excludes = IgnoreRules::from_patterns(request.excludes)
         .map_err(|(index, diagnostic)| SelectError { blame: Blame::Exclude(index), diagnostic })?;
-    let shared = Shared::new(index);
     // How many entries there were after each source.
     let mut ends = Vec::new();
     let selected = std::thread::scope(|scope| {
-        let hashers = Hashers::new(scope, &shared, request.threads);
+        let hashers = Hashers::new(scope, request.threads);
         let mut selector = Selector {
             tree,
             root: Resolver::new(tree).map_err(blame(Blame::Tree))?,
@@ -95,13 +94,13 @@ pub fn select(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> 
             result.map_err(blame(Blame::Source(index)))?;
             ends.push(selector.out.len());
         }
-        hashers.drain();
-        Ok((selector.found, selector.out.finish()))
+        let (found, mut entries) = (selector.found, selector.out.finish());
+        let source = |slot| Blame::Source(ends.partition_point(|end| *end <= slot));
+        let hashed = hashers.finish();
+        fill(&mut entries, hashed.map_err(|(slot, diagnostic)| SelectError { blame: source(slot), diagnostic })?);
+        Ok((found, entries))
     });
-    let (found, mut entries) = selected?;
-    let source = |slot| Blame::Source(ends.partition_point(|end| *end <= slot));
-    fill(&mut entries, shared.finish().map_err(|(slot, diagnostic)| SelectError { blame: source(slot), diagnostic })?);
-
+    let (found, entries) = selected?;
     let mut entries = entries.into_iter();
     let selections = found
         .into_iter()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Seek};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, OFlags};
@@ -11,17 +11,21 @@ use rustix::io::Errno;
 use super::archive::{self, Limits};
 use super::chmod::Mode;
 use super::content;
+use super::file::{Fillers, Filling, Source, changed, source_name};
 use super::node::{self, Attributes};
 use super::place::{self, Directory, Follows, Makes, Root, Spot, shown};
 use super::{Blob, Landing, Owner};
 use crate::context::{Entry, EntryKind, Selection};
 use crate::diag::{Context, Diagnostic, Result};
-use crate::digest::{Digest, Hasher, HashingReader};
+use crate::digest::{Digest, HashingReader};
 use crate::layer::record::Device;
 
-pub(super) struct Lander<'a> {
-    source: BorrowedFd<'a>,
-    root: Root<'a>,
+pub(super) struct Lander<'c, 'scope, 'env> {
+    source: &'scope Source<'scope>,
+    fillers: &'c Fillers<'scope, 'env>,
+    /// How many files were given to them.
+    files: usize,
+    root: Root<'c>,
     /// Below the root, `..` resolved as text.
     destination: Vec<u8>,
     /// Written with a trailing slash.
@@ -30,19 +34,23 @@ pub(super) struct Lander<'a> {
     owner: Option<Owner>,
     chmod: Option<Mode>,
     unpacks: bool,
-    buffer: Vec<u8>,
-    /// Until the file systems say no.
-    can_clone: bool,
 }
 
 /// Files of one selection that have several links: where the first of them landed.
 type Links = BTreeMap<(u64, u64), (Vec<u8>, Vec<u8>)>;
 
-impl<'a> Lander<'a> {
-    pub fn new(source: BorrowedFd<'a>, root: BorrowedFd<'a>, landing: &Landing<'_>) -> Result<Self> {
+impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
+    pub fn new(
+        source: &'scope Source<'scope>,
+        fillers: &'c Fillers<'scope, 'env>,
+        root: BorrowedFd<'c>,
+        landing: &Landing<'_>,
+    ) -> Result<Self> {
         let written = landing.destination;
         Ok(Self {
             source,
+            fillers,
+            files: 0,
             root: Root::new(root, landing.now)?,
             destination: place::clamped(written.as_bytes()),
             is_directory: landing.has_parents || ["/", "/.", "/.."].iter().any(|end| written.ends_with(end)),
@@ -50,8 +58,6 @@ impl<'a> Lander<'a> {
             owner: landing.owner,
             chmod: landing.chmod.map(Mode::parse).transpose()?,
             unpacks: landing.unpacks,
-            buffer: vec![0; content::BUFFER_BYTES],
-            can_clone: true,
         })
     }
 
@@ -59,7 +65,8 @@ impl<'a> Lander<'a> {
         self.root.finish()
     }
 
-    pub fn selection(&mut self, selection: &Selection) -> Result<()> {
+    /// Its files may be empty until the fillers have finished.
+    pub fn selection(&mut self, selection: &'scope Selection) -> Result<()> {
         let Some(source) = selection.entries.first() else { return Ok(()) };
         if !source.land.is_empty() {
             let into = self.directory(self.makes())?;
@@ -98,9 +105,9 @@ impl<'a> Lander<'a> {
             xattrs: &[],
         };
         let length = blob.content.len() as u64;
-        content::fill(&file, &mut &*blob.content, length, &mut self.buffer, None)
+        content::fill(&file, &mut &*blob.content, length, &mut vec![0; content::BUFFER_BYTES], None)
             .context(|| format!("cannot write `{}`", shown(&path)))?;
-        self.dress(file.as_fd(), &path, &attributes)
+        attributes.dress(file.as_fd(), &path, self.root.records)
     }
 
     /// Where something that is no directory lands: in the destination if that is a directory, else
@@ -153,7 +160,7 @@ impl<'a> Lander<'a> {
     }
 
     /// Lands entries below `base`, parents first.
-    fn merge(&mut self, base: &Directory, entries: &[Entry]) -> Result<()> {
+    fn merge(&mut self, base: &Directory, entries: &'scope [Entry]) -> Result<()> {
         let mut links = Links::new();
         let mut times = Vec::new();
         // The directory the last entry was in: most entries are its neighbours.
@@ -189,7 +196,7 @@ impl<'a> Lander<'a> {
     }
 
     /// Lands one entry as `name` in `parent`.
-    fn entry(&mut self, parent: &Directory, name: &[u8], entry: &Entry, links: &mut Links) -> Result<()> {
+    fn entry(&mut self, parent: &Directory, name: &[u8], entry: &'scope Entry, links: &mut Links) -> Result<()> {
         let path = parent.join(name);
         let attributes = Attributes {
             owner: self.owner.unwrap_or(Owner { uid: entry.uid, gid: entry.gid }),
@@ -218,12 +225,12 @@ impl<'a> Lander<'a> {
                 return Ok(());
             }
             EntryKind::File { size_bytes, digest } => {
-                return self.file(parent, name, entry, (*size_bytes, digest), &attributes, links);
+                return self.file(parent, name, entry, (*size_bytes, digest), attributes, links);
             }
             // What BuildKit makes of a socket: there is no socket in a layer.
             EntryKind::Socket => {
                 let fd = self.make(parent, name, node::make_file)?;
-                return self.dress(fd.as_fd(), &path, &attributes);
+                return attributes.dress(fd.as_fd(), &path, self.root.records);
             }
             EntryKind::Symlink { target } => {
                 self.make(parent, name, |parent, name| rustix::fs::symlinkat(target.as_slice(), parent, name))?;
@@ -278,19 +285,13 @@ impl<'a> Lander<'a> {
         made.context(|| format!("cannot make `{}`", shown(&path)))
     }
 
-    fn dress(&self, fd: BorrowedFd<'_>, path: &[u8], attributes: &Attributes<'_>) -> Result<()> {
-        node::set_attributes(fd, attributes, self.root.records)
-            .and_then(|()| node::set_time(fd, attributes.mtime))
-            .context(|| attributes.refused(&shown(path)))
-    }
-
     fn file(
         &mut self,
         parent: &Directory,
         name: &[u8],
-        entry: &Entry,
-        (size_bytes, digest): (u64, &Digest),
-        attributes: &Attributes<'_>,
+        entry: &'scope Entry,
+        (size_bytes, digest): (u64, &'scope Digest),
+        attributes: Attributes<'scope>,
         links: &mut Links,
     ) -> Result<()> {
         let group = entry.link_group;
@@ -310,53 +311,32 @@ impl<'a> Lander<'a> {
                 return Ok(());
             }
         }
-        let path = parent.join(name);
-        let file = File::from(self.make(parent, name, node::make_file)?);
-        let copied = self.copy(entry, size_bytes, &file, &path)?;
-        if copied != *digest {
+        if self.fillers.has_failed() {
+            // Whose error is the one that counts.
             return Err(changed(entry));
         }
-        self.dress(file.as_fd(), &path, attributes)?;
+        let out = File::from(self.make(parent, name, node::make_file)?);
+        self.fillers.push(Filling {
+            slot: self.files,
+            source: self.source,
+            entry,
+            size_bytes,
+            digest,
+            out,
+            path: parent.join(name),
+            attributes,
+            records: self.root.records,
+        });
+        self.files += 1;
         if let Some(group) = group {
             links.insert(group, (parent.path.clone(), name.to_vec()));
         }
         Ok(())
     }
 
-    /// Copies the content of an entry into a new file and returns the digest of what was copied.
-    fn copy(&mut self, entry: &Entry, size_bytes: u64, out: &File, path: &[u8]) -> Result<Digest> {
-        let mut source = self.open_source(entry, size_bytes)?;
-        let mut hasher = Hasher::default();
-        if self.can_clone && size_bytes > 0 {
-            // It fails on most file systems and always between two of them (EXDEV); then every
-            // further file would only cost the call.
-            self.can_clone = rustix::fs::ioctl_ficlone(out, &source).is_ok();
-            if self.can_clone {
-                // The clone is what lands, so it is what is hashed.
-                io::copy(&mut Hashed(&mut hasher, out), &mut io::sink())
-                    .context(|| format!("cannot read `{}`", shown(path)))?;
-                return Ok(hasher.finish());
-            }
-        }
-        let copied = content::fill(out, &mut source, size_bytes, &mut self.buffer, Some(&mut hasher))
-            .context(|| format!("cannot copy `{}` to `{}`", source_name(entry), shown(path)));
-        copied.map(|_| hasher.finish())
-    }
-
-    /// Opens a file of the source as it was listed: a file, of that size, and no link.
-    fn open_source(&self, entry: &Entry, size_bytes: u64) -> Result<File> {
-        let fd = match place::open_below(self.source, &entry.path, OFlags::RDONLY | OFlags::NONBLOCK) {
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return Err(changed(entry)),
-            other => other.context(|| format!("cannot read `{}`", source_name(entry)))?,
-        };
-        let stat = rustix::fs::fstat(&fd).context(|| format!("cannot read `{}`", source_name(entry)))?;
-        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if is_file && u64::try_from(stat.st_size) == Ok(size_bytes) { Ok(fd.into()) } else { Err(changed(entry)) }
-    }
-
     /// Unpacks the entry if it is an archive; returns whether it is.
     fn unpack(&mut self, entry: &Entry, size_bytes: u64, digest: &Digest) -> Result<bool> {
-        let mut file = self.open_source(entry, size_bytes)?;
+        let mut file = self.source.open(entry, size_bytes)?;
         let name = source_name(entry);
         if !archive::is_archive(&file) {
             return Ok(false);
@@ -374,25 +354,6 @@ impl<'a> Lander<'a> {
     }
 }
 
-/// Hashes what is read from a file.
-struct Hashed<'a>(&'a mut Hasher, &'a File);
-
-impl Read for Hashed<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = (&mut &*self.1).read(buffer)?;
-        self.0.update(&buffer[..count]);
-        Ok(count)
-    }
-}
-
 fn onto_a_file(path: &[u8]) -> Diagnostic {
     Diagnostic::error(format!("cannot copy a directory onto `{}`, which is not a directory", shown(path)))
-}
-
-fn changed(entry: &Entry) -> Diagnostic {
-    Diagnostic::error(format!("`{}` changed during the build", source_name(entry)))
-}
-
-fn source_name(entry: &Entry) -> String {
-    crate::layer::node::shown(&entry.path)
 }

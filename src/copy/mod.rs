@@ -4,7 +4,7 @@
 //! land ── a selection ──▶ walk to the destination (place)   links resolved in the root, parents made
 //!                         ├─ a directory: its entries merge (land)
 //!                         ├─ an archive: its members (archive)
-//!                         └─ anything else: one entry (land, node)
+//!                         └─ anything else: one entry (land, node); files are filled by a crew (file)
 //!      └─ last: modification times of directories, when nothing is made in them any more
 //! ```
 //!
@@ -16,6 +16,7 @@
 mod archive;
 pub mod chmod;
 mod content;
+mod file;
 mod land;
 mod node;
 mod place;
@@ -25,8 +26,11 @@ mod tests;
 use std::io::Read;
 use std::os::fd::BorrowedFd;
 
+use self::file::{Fillers, Source};
+use self::land::Lander;
 use crate::context::{Listing, Tree};
 use crate::diag::Result;
+use crate::parallel;
 
 /// Who owns what lands, where `--chown` says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +66,16 @@ pub struct Landing<'a> {
 /// Where the kernel does not let us make devices, and neither may they be recorded in `root`, members of an
 /// unpacked archive that are devices are left out; a device named by the listing is an error there.
 pub fn land(tree: &Tree, listing: &Listing, root: BorrowedFd<'_>, landing: &Landing<'_>) -> Result<()> {
-    let mut lander = land::Lander::new(tree.root(), root, landing)?;
-    for selection in &listing.selections {
-        lander.selection(selection)?;
-    }
-    lander.finish()
+    let source = Source::new(tree.root());
+    std::thread::scope(|scope| {
+        let fillers = Fillers::new(scope, parallel::processors());
+        let mut lander = Lander::new(&source, &fillers, root, landing)?;
+        let landed = listing.selections.iter().try_for_each(|selection| lander.selection(selection));
+        let finished = landed.and_then(|()| lander.finish());
+        // What failed first counts: a file that was begun before.
+        fillers.finish().map_err(|(_, error)| *error)?;
+        finished
+    })
 }
 
 /// A file that is no file of a tree: a heredoc or a download.
@@ -82,9 +91,14 @@ pub struct Blob<'a> {
 /// Lands a blob as a file owned by root or `--chown`, or its members if it is an archive and
 /// `unpacks` is set. On failure `root` holds a part of it and is to be thrown away.
 pub fn land_blob(blob: &Blob<'_>, root: BorrowedFd<'_>, landing: &Landing<'_>) -> Result<()> {
-    let mut lander = land::Lander::new(root, root, landing)?;
-    lander.blob(blob)?;
-    lander.finish()
+    // There is no tree: a blob is all in memory.
+    let source = Source::new(root);
+    std::thread::scope(|scope| {
+        let fillers = Fillers::new(scope, 1);
+        let mut lander = Lander::new(&source, &fillers, root, landing)?;
+        lander.blob(blob)?;
+        lander.finish()
+    })
 }
 
 /// Whether this is a tar with at least one member, compressed or not.

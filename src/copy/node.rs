@@ -11,6 +11,8 @@ use rustix::fs::{FileType, Mode, OFlags, XattrFlags};
 use rustix::io::{Errno, Result};
 
 use super::Owner;
+use super::place::shown;
+use crate::diag::{self, Context as _};
 use crate::layer;
 use crate::layer::Records;
 use crate::layer::node::times;
@@ -31,6 +33,12 @@ impl Attributes<'_> {
     /// `EINVAL`, so the owner is named.
     pub fn refused(&self, path: &str) -> String {
         format!("cannot give `{path}` the owner {}:{} and mode {:04o}", self.owner.uid, self.owner.gid, self.mode)
+    }
+
+    /// Dresses an open file or directory, its time included. `path` is for messages.
+    pub fn dress(&self, fd: BorrowedFd<'_>, path: &[u8], records: Records) -> diag::Result<()> {
+        let dressed = set_attributes(fd, self, records).and_then(|()| set_time(fd, self.mtime));
+        dressed.context(|| self.refused(&shown(path)))
     }
 }
 

@@ -1,9 +1,13 @@
 //! The same for several things, a few at once.
 
+mod crew;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::diag::{Diagnostic, Result};
+
+pub use self::crew::{Crew, Job};
 
 /// For what waits rather than works: transfers.
 pub const TRANSFERS: usize = 4;

@@ -1,0 +1,123 @@
+//! Files of a copy: who lands them makes them, in order, and a crew gives them their content.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
+
+use super::content::{self, BUFFER_BYTES};
+use super::node::Attributes;
+use super::place::{self, shown};
+use crate::context::Entry;
+use crate::diag::{Context, Diagnostic, Result};
+use crate::digest::{Digest, Hasher};
+use crate::layer::Records;
+use crate::parallel::{Crew, Job};
+
+/// Where files come from.
+pub(super) struct Source<'a> {
+    root: BorrowedFd<'a>,
+    /// Until the file systems say no.
+    can_clone: AtomicBool,
+}
+
+/// A file to be filled.
+pub(super) struct Filling<'a> {
+    pub slot: usize,
+    pub source: &'a Source<'a>,
+    pub entry: &'a Entry,
+    pub size_bytes: u64,
+    pub digest: &'a Digest,
+    /// New and empty.
+    pub out: File,
+    /// For messages.
+    pub path: Vec<u8>,
+    pub attributes: Attributes<'a>,
+    pub records: Records,
+}
+
+pub(super) type Fillers<'scope, 'env> = Crew<'scope, 'env, Filling<'scope>>;
+
+impl Job for Filling<'_> {
+    type Output = ();
+
+    fn slot(&self) -> usize {
+        self.slot
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn run(&self, buffer: &mut Vec<u8>) -> Result<()> {
+        buffer.resize(BUFFER_BYTES, 0);
+        if self.copy(buffer)? != *self.digest {
+            return Err(changed(self.entry));
+        }
+        self.attributes.dress(self.out.as_fd(), &self.path, self.records)
+    }
+}
+
+impl Filling<'_> {
+    /// Copies the content of the entry and returns the digest of what was copied.
+    fn copy(&self, buffer: &mut [u8]) -> Result<Digest> {
+        let mut input = self.source.open(self.entry, self.size_bytes)?;
+        let mut hasher = Hasher::default();
+        let can_clone = &self.source.can_clone;
+        if self.size_bytes > 0 && can_clone.load(Ordering::Relaxed) {
+            // It fails on most file systems and always between two of them (EXDEV); then every
+            // further file would only cost the call.
+            let is_cloned = rustix::fs::ioctl_ficlone(&self.out, &input).is_ok();
+            can_clone.store(is_cloned, Ordering::Relaxed);
+            if is_cloned {
+                // The clone is what lands, so it is what is hashed.
+                io::copy(&mut Hashed(&mut hasher, &self.out), &mut io::sink())
+                    .context(|| format!("cannot read `{}`", shown(&self.path)))?;
+                return Ok(hasher.finish());
+            }
+        }
+        let copied = content::fill(&self.out, &mut input, self.size_bytes, buffer, Some(&mut hasher))
+            .context(|| format!("cannot copy `{}` to `{}`", source_name(self.entry), shown(&self.path)));
+        copied.map(|_| hasher.finish())
+    }
+}
+
+impl<'a> Source<'a> {
+    /// Paths of entries are those below `root`.
+    pub fn new(root: BorrowedFd<'a>) -> Self {
+        Self { root, can_clone: AtomicBool::new(true) }
+    }
+
+    /// Opens a file as it was listed: a file, of that size, and no link.
+    pub fn open(&self, entry: &Entry, size_bytes: u64) -> Result<File> {
+        let fd = match place::open_below(self.root, &entry.path, OFlags::RDONLY | OFlags::NONBLOCK) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return Err(changed(entry)),
+            other => other.context(|| format!("cannot read `{}`", source_name(entry)))?,
+        };
+        let stat = rustix::fs::fstat(&fd).context(|| format!("cannot read `{}`", source_name(entry)))?;
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        if is_file && u64::try_from(stat.st_size) == Ok(size_bytes) { Ok(fd.into()) } else { Err(changed(entry)) }
+    }
+}
+
+/// Hashes what is read from a file.
+struct Hashed<'a>(&'a mut Hasher, &'a File);
+
+impl Read for Hashed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = (&mut &*self.1).read(buffer)?;
+        self.0.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+pub(super) fn changed(entry: &Entry) -> Diagnostic {
+    Diagnostic::error(format!("`{}` changed during the build", source_name(entry)))
+}
+
+pub(super) fn source_name(entry: &Entry) -> String {
+    crate::layer::node::shown(&entry.path)
+}
