@@ -518,6 +518,26 @@ pub fn bring_loopback_up() -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the tap interface `name` in this process's network namespace, which stays when nobody has it open any
+/// more. `tun` is an open `/dev/net/tun`.
+pub fn make_tap(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    // SAFETY: all-zero is a value of every member of this union.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte ends the name.
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
+    // SAFETY: this request reads and writes one `ifreq`, which is live.
+    checked(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }.into())?;
+    // SAFETY: this request takes a number.
+    checked(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST as _, 1) }.into())?;
+    Ok(())
+}
+
 /// Has the program that `command` starts, and all that this starts, killed when the other end of the pipe
 /// `life` is closed: by who holds it, or by its death, however that comes. The program leads a process
 /// group of its own, in which somebody waits for that.

@@ -40,13 +40,15 @@ fn settle(proc: BorrowedFd<'_>) {
 }
 
 /// Opens sockets to the network of a namespace: one that is told of what happens to the `RTMGRP_*` groups
-/// `groups`, and one for requests. Takes a process of its own, as only the host's root finds the way back.
-pub fn sockets(namespace: BorrowedFd<'_>, groups: i32) -> Result<(Socket, Socket)> {
+/// `groups`, and one for requests. Takes a process of its own, as only the host's root finds the way back;
+/// what `furnish` does to the namespace is done there, too.
+pub fn sockets(namespace: BorrowedFd<'_>, groups: i32, furnish: impl FnOnce()) -> Result<(Socket, Socket)> {
     let doing = || "cannot open sockets in a network namespace";
     let (socket, sending) = protocol::pair()?;
     let Some(child) = sys::clone(0).context(doing)? else {
         let open = || {
             move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
+            furnish();
             let (events, requests) = (Socket::listen(groups)?, Socket::open()?);
             protocol::send(sending.as_fd(), &[0], &[events.as_fd(), requests.as_fd()])
         };

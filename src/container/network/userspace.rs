@@ -135,7 +135,10 @@ pub struct Place<'a> {
 /// Starts `program`, found at `path`. The caller has one thread.
 pub fn start(program: Program, path: &Path, place: &Place<'_>) -> Result<Started> {
     let doing = || format!("cannot start `{}`", program.name());
-    let (events, route) = lane::sockets(place.lane, libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE)?;
+    // An interface that goes with its program takes that some 20 ms, for which the end of the build would wait;
+    // one that stays goes with the lane, when nobody looks. Without it the program makes its own.
+    let furnish = || drop(open_tun().map(|tun| sys::make_tap(tun.as_fd(), INSIDE)));
+    let (events, route) = lane::sockets(place.lane, libc::RTMGRP_IPV4_ROUTE | libc::RTMGRP_IPV6_ROUTE, furnish)?;
     // Not a pipe, which somebody would have to empty.
     let output = rustix::fs::memfd_create("output", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).context(doing)?;
     rustix::fs::ftruncate(&output, OUTPUT_BYTES).context(doing)?;
