@@ -505,6 +505,17 @@ pub fn keep_own_working_directory() -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }?)
 }
 
+/// Reads the names of the extended attributes of `name` in `dir`, itself even if it is a link, each with a zero
+/// byte behind it. Returns their length; `ENOSYS` before Linux 6.13.
+pub fn list_attributes_at(dir: BorrowedFd<'_>, name: &CStr, buffer: &mut [u8]) -> io::Result<usize> {
+    /// `listxattrat`, on all machines.
+    const LISTXATTRAT: c_long = 465;
+    let (dir, flags) = (dir.as_raw_fd(), libc::AT_SYMLINK_NOFOLLOW);
+    // SAFETY: `name` ends with a zero byte, and the kernel writes no more than the length of `buffer`.
+    let length = unsafe { libc::syscall(LISTXATTRAT, dir, name.as_ptr(), flags, buffer.as_mut_ptr(), buffer.len()) };
+    Ok(checked(length)? as usize)
+}
+
 /// Brings the loopback interface of this process's network namespace up.
 pub fn bring_loopback_up() -> io::Result<()> {
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)?;

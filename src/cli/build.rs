@@ -23,6 +23,7 @@ use crate::export::{Destination, Output};
 use crate::host::{Host, Opened, Pulls};
 use crate::image::{Platform, Reference};
 use crate::journal::{Ending, Head, Recorder, Writes};
+use crate::parallel;
 use crate::plan::{self, Network};
 use crate::progress::{self, Event, Held, Reporter};
 use crate::solve::{NoCache, Settings};
@@ -419,8 +420,8 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
         allowed_devices: allow.iter().filter_map(allowed_device).collect(),
         no_cache,
         slot: sources.slot.clone(),
-        jobs: arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(4, |n| n.get().max(4))),
-        hash_threads: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(4),
+        jobs: arguments.jobs.unwrap_or_else(|| parallel::processors().max(4)),
+        hash_threads: parallel::processors().min(4),
         hostname: build_args.get("BUILDKIT_SANDBOX_HOSTNAME").cloned().unwrap_or_else(|| HOSTNAME.to_owned()),
         extra_hosts: arguments.add_hosts.iter().map(|text| values::host(text)).collect::<Result<_, _>>()?,
         dns: Dns {

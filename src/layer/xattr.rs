@@ -3,12 +3,14 @@
 //! tar can say portably (ACLs) and our own records do not.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{self, XattrFlags};
 use rustix::io::Errno;
 
 use super::record;
+use crate::sys;
 
 /// Name and value, sorted by name.
 pub type Xattrs = Vec<(CString, Vec<u8>)>;
@@ -29,16 +31,28 @@ pub fn is_foreign(name: &[u8]) -> bool {
 
 /// Names of the attributes of `name` in `dir`, the object itself even if it is a link.
 pub fn list(dir: impl AsFd, name: &CStr) -> Result<Vec<CString>, Errno> {
-    let path = path(dir, name);
     let mut buffer = vec![0; 512];
     loop {
-        match fs::llistxattr(path.as_c_str(), &mut buffer[..]) {
+        match list_into(dir.as_fd(), name, &mut buffer) {
             Ok(length) => return Ok(split(&buffer[..length])),
             Err(Errno::RANGE) => buffer.resize(64 << 10, 0),
             Err(Errno::OPNOTSUPP) => return Ok(Vec::new()),
             Err(errno) => return Err(errno),
         }
     }
+}
+
+fn list_into(dir: BorrowedFd<'_>, name: &CStr, buffer: &mut [u8]) -> Result<usize, Errno> {
+    static IS_MISSING: AtomicBool = AtomicBool::new(false);
+    if !IS_MISSING.load(Ordering::Relaxed) {
+        let listed = sys::list_attributes_at(dir, name, buffer);
+        match listed.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO)) {
+            // What a filter of an older container says of a call that it does not know.
+            Err(Errno::NOSYS | Errno::PERM) => IS_MISSING.store(true, Ordering::Relaxed),
+            listed => return listed,
+        }
+    }
+    fs::llistxattr(path(dir, name).as_c_str(), buffer)
 }
 
 /// The value of an attribute of `name` in `dir`, itself even if it is a link. With an empty name, here and
@@ -140,7 +154,7 @@ pub fn portable_capability(value: Vec<u8>) -> Vec<u8> {
     }
 }
 
-/// The kernel has no `llistxattr` relative to a descriptor before 6.13; this path is the same.
+/// The kernel has none of these calls relative to a descriptor before 6.13; this path is the same.
 fn path(dir: impl AsFd, name: &CStr) -> CString {
     let mut path = format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd()).into_bytes();
     if !name.is_empty() {

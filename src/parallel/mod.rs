@@ -3,7 +3,7 @@
 mod crew;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::diag::{Diagnostic, Result};
 
@@ -12,9 +12,10 @@ pub use self::crew::{Crew, Job};
 /// For what waits rather than works: transfers.
 pub const TRANSFERS: usize = 4;
 
-/// How many threads can work at once.
+/// How many threads can work at once. Read once: the standard library looks through control groups for it.
 pub fn processors() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
 /// Does `work` for each item, on at most so many threads. After an error nothing more begins; of several
