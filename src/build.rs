@@ -137,6 +137,19 @@ fn epoch(dockerfile: &Dockerfile, request: &Request, host: &Host<'_>) -> Result<
     }
 }
 
+/// Where the word `context` stands for SOURCE_DATE_EPOCH, stages are told the time it means, or nothing.
+fn tell_epoch(options: &mut plan::Options, dockerfile: &Dockerfile, host: &Host<'_>) {
+    let name = "SOURCE_DATE_EPOCH";
+    if plan::source_date_epoch(dockerfile, options).as_deref() != Some("context") {
+        return;
+    }
+    match host.epoch() {
+        Some(epoch) => drop(options.build_args.insert(name.into(), epoch.to_string())),
+        None if options.build_args.contains_key(name) => drop(options.build_args.remove(name)),
+        None => drop(options.build_args.insert(name.into(), String::new())),
+    }
+}
+
 type Planned = Result<(Plan, BTreeMap<BaseKey, ImageRecord>), Vec<Diagnostic>>;
 
 /// The warnings that are wanted, each once: the file is planned for each platform.
@@ -251,7 +264,8 @@ fn check_syntax(dockerfile: &Dockerfile, request: &Request) -> Result<(), Vec<Di
 /// Resolves what the target needs, then plans. ONBUILD triggers of a base may ask for more bases, so
 /// asking goes on until nothing is missing.
 fn plan(options: &plan::Options, dockerfile: &Dockerfile, platform: &Platform, host: &Host<'_>) -> Planned {
-    let options = plan::Options { platform: platform.clone(), ..options.clone() };
+    let mut options = plan::Options { platform: platform.clone(), ..options.clone() };
+    tell_epoch(&mut options, dockerfile, host);
     let mut known = Bases::new();
     let mut records = BTreeMap::new();
     loop {
