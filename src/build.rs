@@ -57,6 +57,7 @@ pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnost
         let config = finish_config(&plan, &solution, host.epoch());
         images.push(Built { platform: platform.clone(), config, stack });
     }
+    host.executor.rest();
     let exported = export::export(&images, &request.outputs, &request.names, host, &layers).map_err(alone)?;
     host.reporter.report(Event::Ended);
     Ok(Outcome { images, exported })

@@ -172,6 +172,9 @@ pub trait Executor: Send + Sync {
 
     /// Ends everything that runs.
     fn cancel(&self);
+
+    /// Says that nothing is going to be executed any more.
+    fn rest(&self) {}
 }
 
 impl Executor for Spawner {
@@ -187,6 +190,10 @@ impl Executor for Spawner {
     fn cancel(&self) {
         // When the spawner is gone, so is everything it ran.
         let _ = self.kill_all(rustix::process::Signal::KILL);
+    }
+
+    fn rest(&self) {
+        self.leave();
     }
 }
 

@@ -29,6 +29,7 @@ mod network;
 mod overlay;
 pub mod passwd;
 mod protocol;
+mod realm;
 mod root;
 mod running;
 mod seccomp;

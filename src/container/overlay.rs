@@ -6,7 +6,9 @@ use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsOpenFlags, fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsopen};
+use rustix::mount::{
+    FsOpenFlags, MountPropagationFlags, fsconfig_set_fd, fsconfig_set_flag, fsconfig_set_string, fsopen,
+};
 
 use super::mount;
 use crate::diag::{Context, Diagnostic, Result};
@@ -212,9 +214,28 @@ pub fn overlay_detached(lowers: &[PathBuf], draft: Option<&Path>) -> Result<Owne
 
 /// The same with writes going to `room`, which holds `u` and `w`, wherever that is. There must be a layer.
 pub fn overlay_over(lowers: &[PathBuf], room: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let dirs = open_all(lowers)?;
-    let lowers: Vec<BorrowedFd<'_>> = dirs.iter().map(AsFd::as_fd).collect();
-    writable(&lowers, room, Span::SeveralFileSystems)
+    let over = || {
+        let dirs = open_all(lowers)?;
+        let lowers: Vec<BorrowedFd<'_>> = dirs.iter().map(AsFd::as_fd).collect();
+        writable(&lowers, room, Span::SeveralFileSystems)
+    };
+    if mount::copies_detached()? {
+        return over();
+    }
+    // An older kernel takes directories of mounts that are attached in the caller's namespace only: a thread has one
+    // of its own for a moment.
+    let doing = || "cannot attach what a step writes to";
+    let there = std::thread::scope(|scope| {
+        let attached = scope.spawn(|| {
+            sys::enter_new_mount_namespace().context(doing)?;
+            let flags = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            rustix::mount::mount_change("/", flags).context(doing)?;
+            mount::anchor(room).context(doing)?;
+            over()
+        });
+        attached.join()
+    });
+    there.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn open_all(lowers: &[PathBuf]) -> Result<Vec<OwnedFd>> {

@@ -6,6 +6,7 @@
 //!                     [TERMINAL] + the same, with a socket in the place of the output
 //!                     [EXPECT] + Expectation as JSON
 //!                     [KILL, signal]
+//!                     [LEAVE]
 //! step    → spawner   Report as JSON + fds: overlay, skeleton, stub parents and stubs; then the
 //!                     descriptor on which its filter asks (end of file: the payload runs)
 //! step    → builder   [TERMINAL] + fd: the master of its terminal, on that socket
@@ -44,6 +45,8 @@ pub const TREE: u8 = b't';
 pub const TERMINAL: u8 = b'T';
 /// First byte of a packet that sends the signal of its second byte to every payload.
 pub const KILL: u8 = b'K';
+/// A packet that says that no step comes any more.
+pub const LEAVE: u8 = b'L';
 /// First byte of a packet that says that steps are to come.
 pub const EXPECT: u8 = b'E';
 

@@ -6,7 +6,7 @@
 //! ```
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -45,6 +45,8 @@ pub struct Running {
     may_change_lane: bool,
     /// What its user is to know of its network.
     warning: Option<Diagnostic>,
+    /// Until exec, from which on it counts.
+    timeout: Option<Duration>,
     deadline: Option<Instant>,
     /// It was killed because of that.
     is_late: bool,
@@ -128,7 +130,8 @@ impl Running {
             lane,
             may_change_lane: asked.container.security == Security::Insecure,
             warning,
-            deadline: asked.container.timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+            timeout: asked.container.timeout,
+            deadline: None,
             is_late: false,
             listeners: None,
             reports: Some(reports),
@@ -206,7 +209,10 @@ impl Running {
                 },
                 Err(Errno::AGAIN) => return,
                 // Closed by exec, or by the end of a process that never came to it.
-                Ok(None) | Err(_) => self.reports = None,
+                Ok(None) | Err(_) => {
+                    self.reports = None;
+                    self.deadline = self.timeout.take().and_then(|timeout| Instant::now().checked_add(timeout));
+                }
             }
         }
     }

@@ -18,7 +18,8 @@ use rustix::thread::CapabilitiesSecureBits;
 
 use super::hosts::NameServers;
 use super::network::{self, Found, Kind, Memory, Networks};
-use super::protocol::{self, EXPECT, KILL, REQUEST, ROOM, ROOT, TERMINAL, TREE};
+use super::protocol::{self, EXPECT, KILL, LEAVE, REQUEST, ROOM, ROOT, TERMINAL, TREE};
+use super::realm::Realm;
 use super::running::{self, Asked, Event, Running};
 use super::step::Streams;
 use super::template::{self, Template};
@@ -32,10 +33,12 @@ pub fn serve(requests: &OwnedFd) {
     // Where this fails no container can be; who asks for one is told.
     let mut state = State {
         settled: settle(requests),
+        realm: None,
         template: None,
         networks: None,
         waiting: VecDeque::new(),
         running: Vec::new(),
+        is_left: false,
     };
     // The only other end is that the kernel refuses to wait, which closes the socket.
     while let Ok(true) = turn(requests, &mut state) {}
@@ -43,11 +46,14 @@ pub fn serve(requests: &OwnedFd) {
 
 struct State {
     settled: Result<()>,
+    realm: Option<Realm>,
     template: Option<Template>,
     networks: Option<Networks>,
     /// For their networks, in the order of their requests.
     waiting: VecDeque<Asked>,
     running: Vec<Running>,
+    /// No step comes any more.
+    is_left: bool,
 }
 
 /// Waits once and does what there is to do; whether there is a builder still.
@@ -72,7 +78,7 @@ fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
         }
     }
     begin_waiting(state);
-    Ok(true)
+    Ok(!state.is_left || !state.waiting.is_empty() || !state.running.is_empty())
 }
 
 /// What ended a wait.
@@ -146,6 +152,7 @@ fn handle(packet: &[u8], mut fds: Vec<OwnedFd>, state: &mut State) {
             // What goes wrong now goes wrong again when it is needed, and is told then.
             let _ = protocol::decode(expectation).and_then(|expectation| prepare(&expectation, state));
         }
+        ([LEAVE], _) => state.is_left = true,
         ([KILL, signal], _) => {
             let Some(signal) = Signal::from_named_raw(i32::from(*signal)) else { return };
             for asked in state.waiting.drain(..) {
@@ -162,32 +169,38 @@ fn handle(packet: &[u8], mut fds: Vec<OwnedFd>, state: &mut State) {
 }
 
 fn prepare(expectation: &Expectation, state: &mut State) -> Result<()> {
-    let (_, networks) = ready(state)?;
+    let networks = networks(state)?;
     if let Some(memory) = &expectation.memory {
         networks.remember(Memory::read(memory));
     }
     let name_servers = NameServers::find(&template::host_resolv_conf()?, &expectation.dns);
     networks.expect(Kind::Connected, expectation.lanes, name_servers);
-    Ok(())
+    // While those are made by another process.
+    template(state).map(drop)
 }
 
-/// What steps have in common, made when the first is near.
-fn ready(state: &mut State) -> Result<(&mut Template, &mut Networks)> {
-    let template = template(&state.settled, &mut state.template)?;
-    let networks = match &mut state.networks {
-        Some(networks) => networks,
-        none => {
-            none.insert(Networks::start(template.proc.as_fd(), template.user_namespace.as_fd(), &template.mapping)?)
-        }
-    };
-    Ok((template, networks))
-}
-
-fn template<'a>(settled: &Result<()>, template: &'a mut Option<Template>) -> Result<&'a mut Template> {
+/// Made when the first step is near.
+fn realm<'a>(settled: &Result<()>, realm: &'a mut Option<Realm>) -> Result<&'a Realm> {
     settled.clone()?;
-    Ok(match template {
+    Ok(match realm {
+        Some(realm) => realm,
+        none => none.insert(Realm::new()?),
+    })
+}
+
+fn networks(state: &mut State) -> Result<&mut Networks> {
+    let realm = realm(&state.settled, &mut state.realm)?;
+    Ok(match &mut state.networks {
+        Some(networks) => networks,
+        none => none.insert(Networks::start(realm.proc.as_fd(), realm.user_namespace.as_fd(), &realm.mapping)?),
+    })
+}
+
+fn template(state: &mut State) -> Result<&mut Template> {
+    let realm = realm(&state.settled, &mut state.realm)?;
+    Ok(match &mut state.template {
         Some(template) => template,
-        none => none.insert(Template::new()?),
+        none => none.insert(Template::new(realm)?),
     })
 }
 
@@ -207,7 +220,7 @@ fn begin_waiting(state: &mut State) {
                 continue;
             }
         };
-        let forked = template(&state.settled, &mut state.template).and_then(|it| asked.fork(it, lane.as_ref()));
+        let forked = template(state).and_then(|template| asked.fork(template, lane.as_ref()));
         match forked {
             Ok(forked) => state.running.push(Running::new(asked, forked, lane, warning)),
             Err(failure) => {
@@ -226,13 +239,12 @@ fn lane_for(container: &Container, state: &mut State) -> Result<Found> {
         Network::Default => Kind::Connected,
         Network::None => Kind::Alone,
     };
-    let (_, networks) = ready(state)?;
+    let networks = networks(state)?;
     let found = networks.take(kind);
     if matches!(found, Found::Later) {
         let name_servers = NameServers::find(&template::host_resolv_conf()?, &container.dns);
         let waiting = 1 + state.waiting.iter().filter(|other| other.container.network == container.network).count();
-        let (_, networks) = ready(state)?;
-        networks.expect(kind, waiting, name_servers);
+        self::networks(state)?.expect(kind, waiting, name_servers);
     }
     Ok(found)
 }

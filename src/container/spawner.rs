@@ -131,6 +131,13 @@ impl Spawner {
         Ok(reply)
     }
 
+    /// Says that no step comes any more, so that what they needed is undone meanwhile: some milliseconds, for which
+    /// dropping it waits.
+    pub fn leave(&self) {
+        // One that cannot be told has ended.
+        let _ = self.requests().map(|requests| protocol::send(requests, &[protocol::LEAVE], &[]));
+    }
+
     /// Sends a signal to the first process of every container that runs. As PID 1 it sees only the
     /// signals it has handlers for; `SIGKILL` ends the whole container.
     pub fn kill_all(&self, signal: Signal) -> Result<()> {

@@ -9,6 +9,7 @@ use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space};
 
 use super::cgroup::Group;
@@ -193,10 +194,23 @@ fn standard_streams(output: &OwnedFd, (uid, gid): (u32, u32)) -> Result<()> {
     rustix::stdio::dup2_stderr(output).context(doing)
 }
 
+/// How often is tried what a thread that ends is in the way of: it was joined a moment before it counts no more.
+const LAST_MOMENTS: u32 = 100_000;
+
 /// Enters the steps' user namespace, where this process has every capability and on the host none.
+/// The kernel lets in no process of several threads, and a thread may have named the layers.
 fn enter_user_namespace(template: &Template, security: Security) -> Result<()> {
     let doing = || "cannot enter the step's user namespace";
-    move_into_link_name_space(template.user_namespace.as_fd(), Some(LinkNameSpaceType::User)).context(doing)?;
+    let enter = || move_into_link_name_space(template.user_namespace.as_fd(), Some(LinkNameSpaceType::User));
+    let mut entered = enter();
+    for _ in 0..LAST_MOMENTS {
+        if entered != Err(Errno::INVAL) {
+            break;
+        }
+        std::thread::yield_now();
+        entered = enter();
+    }
+    entered.context(doing)?;
     if security == Security::Insecure {
         // Mounting takes a mount namespace of the user namespace's, and so does a host name one of its own.
         sys::enter_new_mount_namespace().and_then(|()| sys::enter_new_host_name_namespace()).context(doing)?;

@@ -15,6 +15,7 @@ use super::mask::{self, Masks};
 use super::network::Lane;
 use super::overlay::{self, Attributes};
 use super::passwd::User;
+use super::realm::Realm;
 use super::seccomp::Base;
 use super::userns::Mapping;
 use super::{Container, Given, MountKind, hosts, mount, seccomp, skeleton, source, userns};
@@ -24,7 +25,7 @@ use crate::plan::Security;
 use crate::sys::{self, Stack};
 
 pub struct Template {
-    /// A procfs of the spawner's pid namespace; the host's knows its children by other numbers.
+    /// As [`Realm`] has them.
     pub proc: OwnedFd,
     pub mapping: Mapping,
     pub user_namespace: OwnedFd,
@@ -81,15 +82,11 @@ pub struct Prepared {
 const MAPPED_KEPT: usize = 256;
 
 impl Template {
-    pub fn new() -> Result<Self> {
+    pub fn new(realm: &Realm) -> Result<Self> {
         let doing = || "cannot prepare for containers";
-        // Nothing that an earlier session left in a keyring is a step's to find. Inside a container
-        // the call may be denied; a step's filter denies it too.
-        let _ = sys::join_new_session_keyring();
-        let proc = mount::filesystem("proc", &[], mount::DATA_ONLY)?;
-        let mapping = Mapping::of_this_process()?;
-        let (uid_map, gid_map) = mapping.maps();
-        let user_namespace = userns::create(proc.as_fd(), None, &uid_map, &gid_map)?;
+        let proc = realm.proc.try_clone().context(doing)?;
+        let user_namespace = realm.user_namespace.try_clone().context(doing)?;
+        let mapping = realm.mapping.clone();
         let host_devices = device::of_host(&mapping)?;
         let mount_namespace = mount::bare_namespace(proc.as_fd())?;
         let files = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "16m")], mount::NO_SUID | mount::NO_EXEC)?;
