@@ -52,6 +52,8 @@ struct State<J: Job> {
     waiting_bytes: u64,
     /// How many jobs threads of the crew are doing.
     running: usize,
+    /// How many threads have nothing to do.
+    sleeping: usize,
     is_closed: bool,
     done: Vec<J::Output>,
     error: Option<(usize, Box<Diagnostic>)>,
@@ -95,7 +97,9 @@ impl<J: Job> Shared<J> {
             } else if state.is_closed {
                 return;
             } else {
+                state.sleeping += 1;
                 state = self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+                state.sleeping -= 1;
             }
         }
     }
@@ -116,6 +120,7 @@ impl<'scope, 'env, J: Job + 'scope> Crew<'scope, 'env, J> {
             jobs: VecDeque::new(),
             waiting_bytes: 0,
             running: 0,
+            sleeping: 0,
             is_closed: false,
             done: Vec::new(),
             error: None,
@@ -135,9 +140,10 @@ impl<'scope, 'env, J: Job + 'scope> Crew<'scope, 'env, J> {
         state.jobs.push_back(job);
         let is_much = state.jobs.len() >= MUCH_JOBS || state.waiting_bytes >= MUCH_BYTES;
         let overflow = if state.jobs.len() > QUEUE_JOBS { state.take() } else { None };
+        // Threads sleep until it pays to wake them, and then work until nothing is left.
+        let wakes = is_much && state.sleeping > 0;
         drop(state);
-        if is_much {
-            // Threads sleep until it pays to wake them, and then work until nothing is left.
+        if wakes {
             self.shared.changed.notify_one();
         }
         if is_much && self.idle_threads.get() > 0 {
