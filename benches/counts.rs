@@ -118,6 +118,7 @@ fn parse_and_plan() -> Result<()> {
     let platform: Platform = "linux/amd64".parse().map_err(|error| format!("{error:?}"))?;
     let options = Options {
         target: None,
+        plans_every_stage: false,
         build_args: BTreeMap::new(),
         labels: BTreeMap::new(),
         platform: platform.clone(),

@@ -49,7 +49,7 @@ pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnost
     let layers = Layers::of(host);
     let mut images = Vec::new();
     for platform in &request.platforms {
-        let planned = plan(request, &dockerfile, platform, host);
+        let planned = plan(&request.options, &dockerfile, platform, host);
         let (plan, bases) = warnings.tell(planned, host)?;
         know(&bases, &layers);
         let solution = solve::solve(&plan, host, &request.settings, &bases, &layers).map_err(alone)?;
@@ -68,7 +68,7 @@ pub fn explain(request: &Request, host: &Host<'_>) -> Result<Vec<Explained>, Vec
     let dockerfile = parse(request, host)?;
     let mut explained = Vec::new();
     for platform in &request.platforms {
-        let (plan, bases) = plan(request, &dockerfile, platform, host)?;
+        let (plan, bases) = plan(&request.options, &dockerfile, platform, host)?;
         explained.extend(solve::explain(&plan, host, &request.settings, &bases).map_err(alone)?);
     }
     Ok(explained)
@@ -83,7 +83,8 @@ fn alone(diagnostic: Diagnostic) -> Vec<Diagnostic> {
     vec![diagnostic]
 }
 
-/// All that can be said of the Dockerfile without running anything, in the order of the text.
+/// All that can be said of the Dockerfile without running anything, in the order of the text: of all stages, or of
+/// what the target needs if one is named.
 pub fn check(request: &Request, host: &Host<'_>) -> Vec<Diagnostic> {
     let dockerfile = match parse(request, host) {
         Ok(dockerfile) => dockerfile,
@@ -91,8 +92,10 @@ pub fn check(request: &Request, host: &Host<'_>) -> Vec<Diagnostic> {
     };
     let mut warnings = Warnings::of(&dockerfile, request);
     let mut faults: Vec<Diagnostic> = Vec::new();
+    let is_whole = request.options.target.as_deref().is_none_or(str::is_empty);
+    let options = plan::Options { plans_every_stage: is_whole, ..request.options.clone() };
     for platform in &request.platforms {
-        let planned = plan(request, &dockerfile, platform, host);
+        let planned = plan(&options, &dockerfile, platform, host);
         let unread = warnings.new_ones(&planned, host).err();
         let found = unread.into_iter().chain(planned.err()).flatten();
         for fault in found.filter(|fault| fault.severity == Severity::Error) {
@@ -132,6 +135,19 @@ fn epoch(dockerfile: &Dockerfile, request: &Request, host: &Host<'_>) -> Result<
             Ok(epoch) => Ok(Some(epoch)),
             Err(_) => Err(Diagnostic::error(format!("SOURCE_DATE_EPOCH=`{epoch}` is no number of seconds"))),
         },
+    }
+}
+
+/// Where the word `context` stands for SOURCE_DATE_EPOCH, stages are told the time it means, or nothing.
+fn tell_epoch(options: &mut plan::Options, dockerfile: &Dockerfile, host: &Host<'_>) {
+    let name = "SOURCE_DATE_EPOCH";
+    if plan::source_date_epoch(dockerfile, options).as_deref() != Some("context") {
+        return;
+    }
+    match host.epoch() {
+        Some(epoch) => drop(options.build_args.insert(name.into(), epoch.to_string())),
+        None if options.build_args.contains_key(name) => drop(options.build_args.remove(name)),
+        None => drop(options.build_args.insert(name.into(), String::new())),
     }
 }
 
@@ -248,8 +264,9 @@ fn check_syntax(dockerfile: &Dockerfile, request: &Request) -> Result<(), Vec<Di
 
 /// Resolves what the target needs, then plans. ONBUILD triggers of a base may ask for more bases, so
 /// asking goes on until nothing is missing.
-fn plan(request: &Request, dockerfile: &Dockerfile, platform: &Platform, host: &Host<'_>) -> Planned {
-    let options = plan::Options { platform: platform.clone(), ..request.options.clone() };
+fn plan(options: &plan::Options, dockerfile: &Dockerfile, platform: &Platform, host: &Host<'_>) -> Planned {
+    let mut options = plan::Options { platform: platform.clone(), ..options.clone() };
+    tell_epoch(&mut options, dockerfile, host);
     let mut known = Bases::new();
     let mut records = BTreeMap::new();
     loop {

@@ -398,6 +398,7 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
     };
     let options = plan::Options {
         target: arguments.target.clone(),
+        plans_every_stage: false,
         build_args: build_args.clone(),
         labels,
         platform: platforms[0].clone(),

@@ -13,7 +13,8 @@ use crate::layer;
 pub struct User {
     pub uid: u32,
     pub gid: u32,
-    /// Supplementary groups.
+    /// Supplementary groups. The primary one is among them: without it a process that changes its group would
+    /// shed what files deny to the first one (CVE-2023-25173).
     pub groups: Vec<u32>,
     /// From passwd; `/` where the user has no entry.
     pub home: String,
@@ -22,23 +23,20 @@ pub struct User {
 /// As large as such a file may be.
 const MAX_BYTES: u64 = 10 << 20;
 
-/// Resolves USER (`name|uid[:group|gid]`; empty for root) in the rootfs that `layers` (topmost first) make.
+/// Resolves USER (`name|uid[:group|gid]`; empty for `0`) in the rootfs that `layers` (topmost first) make.
 ///
 /// A name or a number alone has the primary group of its entry and every group that lists its
-/// name; a number without an entry has group 0. With a group there are no supplementary ones. Two
+/// name; a number without an entry has group 0. With a group there are no others. Two
 /// numbers are taken as they are.
 pub fn user(layers: &[BorrowedFd<'_>], spec: &str) -> Result<User> {
     let users = users(&read(layers, "passwd")?);
-    let (name, group) = split(spec);
+    let (name, group) = split(if spec.is_empty() { "0" } else { spec });
     let home = |uid: u32| {
         let entry = users.iter().find(|entry| entry.uid == uid);
         entry.map(|entry| entry.home.as_str()).filter(|home| !home.is_empty()).unwrap_or("/").to_owned()
     };
-    if name.is_empty() && group.is_none() {
-        return Ok(User { home: home(0), ..User::default() });
-    }
     if let (Some(uid), Some(gid)) = (number(name), group.and_then(number)) {
-        return Ok(User { uid, gid, groups: Vec::new(), home: home(uid) });
+        return Ok(User { uid, gid, groups: vec![gid], home: home(uid) });
     }
     let (uid, entry) = match number(name) {
         // A name may look like a number; then it is the name that is meant.
@@ -54,12 +52,15 @@ pub fn user(layers: &[BorrowedFd<'_>], spec: &str) -> Result<User> {
             Some(gid) => groups.iter().find(|entry| entry.name == group).map_or(gid, |entry| entry.gid),
             None => find_group(&groups, group)?.gid,
         };
-        return Ok(User { uid, gid, groups: Vec::new(), home });
+        return Ok(User { uid, gid, groups: vec![gid], home });
     }
-    let supplementary = entry.map_or_else(Vec::new, |user| {
-        groups.iter().filter(|group| group.members.contains(&user.name)).map(|group| group.gid).collect()
-    });
-    Ok(User { uid, gid: entry.map_or(0, |entry| entry.gid), groups: supplementary, home })
+    let gid = entry.map_or(0, |entry| entry.gid);
+    let listing = |group: &&GroupEntry| entry.is_some_and(|user| group.members.contains(&user.name));
+    let mut supplementary: Vec<u32> = groups.iter().filter(listing).map(|group| group.gid).collect();
+    if !supplementary.contains(&gid) {
+        supplementary.insert(0, gid);
+    }
+    Ok(User { uid, gid, groups: supplementary, home })
 }
 
 /// Resolves `--chown` (`user[:group]`) in the rootfs that `layers` (topmost first) make: a name alone has its primary group, a
@@ -202,8 +203,7 @@ mod tests {
         check(include_str!("../../testdata/container/users/user.txt"), |root, spec| {
             let User { uid, gid, groups, home } = user(root, spec)?;
             let groups: Vec<String> = groups.iter().map(u32::to_string).collect();
-            let groups = if groups.is_empty() { "-".to_owned() } else { groups.join(",") };
-            Ok(format!("{uid} {gid} {groups} {home}"))
+            Ok(format!("{uid} {gid} {} {home}", groups.join(",")))
         });
     }
 
@@ -220,8 +220,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = open(dir.path());
         let home = "/".to_owned();
-        assert_eq!(user(&[root.as_fd()], "").unwrap(), User { home: home.clone(), ..User::default() });
-        assert_eq!(user(&[root.as_fd()], "5").unwrap(), User { uid: 5, home, ..User::default() });
+        let groups = vec![0];
+        let root_user = User { groups: groups.clone(), home: home.clone(), ..User::default() };
+        assert_eq!(user(&[root.as_fd()], "").unwrap(), root_user);
+        assert_eq!(user(&[root.as_fd()], "5").unwrap(), User { uid: 5, groups, home, ..User::default() });
         assert_eq!(owner(&[root.as_fd()], "5:6").unwrap(), (5, 6));
         assert_eq!(
             user(&[root.as_fd()], "root").unwrap_err().message,

@@ -25,6 +25,8 @@ pub struct Place<'a> {
     pub path: &'a [u8],
     pub land: &'a [u8],
     pub facts: &'a Facts,
+    /// See [`Entry::is_passed`].
+    pub is_passed: bool,
 }
 
 /// The entries of all selections so far. Digests of files come in later.
@@ -112,6 +114,7 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             mtime: facts.key.mtime,
             xattrs,
             link_group,
+            is_passed: place.is_passed,
         });
         Ok(())
     }

@@ -49,6 +49,7 @@ fn write(line: &mut Vec<u8>, name: &[u8], entry: &Entry) {
     line.push(0);
     let kind = match &entry.kind {
         EntryKind::File { .. } => "file",
+        EntryKind::Directory if entry.is_passed => "passed-directory",
         EntryKind::Directory => "directory",
         EntryKind::Symlink { .. } => "link",
         EntryKind::Fifo => "fifo",
@@ -252,6 +253,7 @@ mod tests {
             mtime: (1, 2),
             xattrs: Vec::new(),
             link_group: None,
+            is_passed: false,
         }
     }
 

@@ -108,6 +108,8 @@ pub struct Entry {
     /// Device and inode of a file with several links, so that the copies can be linked too; not
     /// part of the digest.
     pub link_group: Option<(u64, u64)>,
+    /// A directory that comes for what is in it alone: neither was it named, nor does a pattern select it.
+    pub is_passed: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -254,15 +254,17 @@ impl<'scope> Selector<'_, 'scope, '_> {
 
     pub(super) fn push_leaf(&mut self, leaf: &Leaf, land: &[u8]) -> diag::Result<()> {
         let directory = &leaf.directory.fd;
-        self.out.push(&Place { directory, name: &leaf.name, path: &leaf.path, land, facts: &leaf.facts })
+        let (name, path, facts) = (&leaf.name, &leaf.path, &leaf.facts);
+        self.out.push(&Place { directory, name, path, land, facts, is_passed: false })
     }
 
+    /// A directory on the way to what is selected; with an empty `land` the one where the ways begin.
     pub(super) fn push_directory(&mut self, directory: &Directory, land: &[u8]) -> diag::Result<()> {
         let doing = || format!("cannot read `{}` in {}", directory.path.escape_ascii(), self.tree.described());
         let fd = look::open(directory.fd.as_fd(), b".").context(doing)?;
         let facts = Facts::of_open(&fd).context(doing)?;
-        let path = &directory.path;
-        self.out.push(&Place { directory: &Arc::new(fd), name: b".", path, land, facts: &facts })
+        let (directory, path) = (&Arc::new(fd), &directory.path);
+        self.out.push(&Place { directory, name: b".", path, land, facts: &facts, is_passed: !land.is_empty() })
     }
 }
 

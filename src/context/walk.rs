@@ -123,7 +123,10 @@ impl<'a> Walk<'_, 'a, '_> {
     /// Adds the directory `self.path`, which is at `spot`, and makes it the current one.
     fn enter(&mut self, seen: Seen, spot: &Spot, out: &mut Collector<'_, '_, '_>) -> Result<()> {
         let first_entry = out.len();
-        out.push(&Place { directory: &seen.fd, name: b".", path: &self.path, land: &self.land, facts: &seen.facts })?;
+        let is_selected = self.scene.filter.selects(spot.verdicts);
+        let (path, land, facts) = (&self.path, &self.land, &seen.facts);
+        let is_passed = !is_selected && !land.is_empty();
+        out.push(&Place { directory: &seen.fd, name: b".", path, land, facts, is_passed })?;
         let (mut inquiries, mut looks) = (VecDeque::new(), VecDeque::new());
         // Questions keep directories open, too.
         if self.ahead.is_of_use() && self.levels.len() < OPEN_LEVELS {
@@ -142,7 +145,7 @@ impl<'a> Walk<'_, 'a, '_> {
             land_length: self.land.len(),
             first_entry,
             is_visible: !self.scene.hides(spot.context),
-            is_selected: self.scene.filter.selects(spot.verdicts),
+            is_selected,
         });
         if let Some(far) = self.levels.len().checked_sub(OPEN_LEVELS + 1) {
             self.levels[far].fd = None;
@@ -209,7 +212,8 @@ impl<'a> Walk<'_, 'a, '_> {
             if facts.file_type == FileType::Directory {
                 return Err(Diagnostic::error(self.doing()).caused_by("it was replaced while it was read"));
             }
-            out.push(&Place { directory: &fd, name: &child.name, path: &self.path, land: &self.land, facts: &facts })?;
+            let (path, land, facts) = (&self.path, &self.land, &facts);
+            out.push(&Place { directory: &fd, name: &child.name, path, land, facts, is_passed: false })?;
         }
         if let Some(level) = self.levels.last_mut() {
             level.is_visible = true;

@@ -212,10 +212,15 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         match &entry.kind {
             EntryKind::Directory => {
                 place::check_name(name, &path)?;
-                let fd = match self.make_or_open_directory(parent, name) {
+                let (fd, is_made) = match self.make_or_open_directory(parent, name) {
                     Err(Errno::NOTDIR | Errno::LOOP) => return Err(onto_a_file(&path)),
                     other => other.context(|| format!("cannot make the directory `{}`", shown(&path)))?,
                 };
+                if entry.is_passed && !is_made {
+                    // BuildKit gives it the mode of the source, whatever `--chmod` says, and nothing else.
+                    return node::set_mode(fd.as_fd(), entry.mode)
+                        .context(|| format!("cannot give `{}` the mode {:04o}", shown(&path), entry.mode));
+                }
                 node::set_attributes(fd.as_fd(), &attributes, records).context(|| attributes.refused(&shown(&path)))?;
                 return Ok(());
             }
@@ -247,12 +252,13 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             .context(|| attributes.refused(&shown(&path)))
     }
 
-    fn make_or_open_directory(&mut self, parent: &Directory, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+    /// The directory, and whether it is new.
+    fn make_or_open_directory(&mut self, parent: &Directory, name: &[u8]) -> rustix::io::Result<(OwnedFd, bool)> {
         match node::make_directory(parent.fd.as_fd(), name) {
-            Err(Errno::EXIST) => node::open_directory(parent.fd.as_fd(), name),
+            Err(Errno::EXIST) => Ok((node::open_directory(parent.fd.as_fd(), name)?, false)),
             other => {
                 self.root.touch(&parent.path);
-                other
+                Ok((other?, true))
             }
         }
     }

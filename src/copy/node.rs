@@ -84,6 +84,10 @@ pub(super) fn set_attributes(fd: BorrowedFd<'_>, attributes: &Attributes<'_>, re
 
 pub(super) fn set_owner_and_mode(fd: BorrowedFd<'_>, owner: Owner, mode: u32, records: Records) -> Result<()> {
     records.set_owner(fd, owner.uid, owner.gid)?;
+    set_mode(fd, mode)
+}
+
+pub(super) fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
     rustix::fs::fchmod(fd, Mode::from_raw_mode(mode))
 }
 

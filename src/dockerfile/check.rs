@@ -58,9 +58,11 @@ impl Check {
         let own = Self::above(warning, file);
         let skips = |check: &Self| check.skipped.has(rule);
         let wants = |check: &Self| check.experimental.has(rule);
-        !skips(self)
-            && !own.iter().any(skips)
-            && (!EXPERIMENTAL.contains(&rule) || wants(self) || own.iter().any(wants))
+        // One that must be asked for is there when it is, whatever is skipped.
+        match EXPERIMENTAL.contains(&rule) {
+            true => wants(self) || own.iter().any(wants),
+            false => !skips(self) && !own.iter().any(skips),
+        }
     }
 
     /// The directives in the comments right above the instruction that `warning` points at.
@@ -123,6 +125,7 @@ mod tests {
         let text = "# bad\nARG X\nFROM scratch";
         assert!(told(text, "").is_empty());
         assert_eq!(told(text, "experimental=all"), ["InvalidDefinitionDescription"]);
+        assert_eq!(told(text, "skip=all;experimental=InvalidDefinitionDescription").len(), 1);
         assert_eq!(told("FROM scratch\n# bad\n# check=experimental=all\nARG X", "").len(), 1);
         assert_eq!(told("FROM scratch\n# X is good\n# check=experimental=all\nARG X", "").len(), 0);
     }

@@ -427,6 +427,9 @@ impl<'a> Graph<'a> {
         loop {
             self.reachable.clear();
             let mut pending = vec![self.target];
+            if self.options.plans_every_stage {
+                pending.extend(0..self.nodes.len());
+            }
             while let Some(index) = pending.pop() {
                 if self.reachable.insert(index) {
                     pending.extend(self.needs(index));

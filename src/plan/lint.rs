@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::diag::{Diagnostic, Source, nearest};
-use crate::dockerfile::expand;
+use crate::dockerfile::expand::{self, Variables as _};
 use crate::dockerfile::{Dockerfile, From, Word};
 use crate::image::{Platform, Reference};
 
@@ -57,19 +57,18 @@ pub(super) fn froms(dockerfile: &Dockerfile, options: &Options, globals: &Scope)
 
 fn platform(from: &From, escape: char, globals: &Scope) -> Option<Diagnostic> {
     let word = from.platform.as_ref()?;
-    if matches!(word.raw.as_str(), "$TARGETPLATFORM" | "${TARGETPLATFORM}") {
-        return Some(
-            Diagnostic::warning("RedundantTargetPlatform", "the target platform is the default of `--platform`").at(
-                &from.source,
-                word.span,
-                "",
-            ),
-        );
+    let expanded = expand::expand(&word.raw, escape, globals).ok()?.text;
+    // Where nothing is set, all that it asks for is unset.
+    let asked = expand::expand(&word.raw, escape, &Scope::default()).map(|expanded| expanded.unset);
+    match asked.as_deref() {
+        Ok([]) => {}
+        Ok([name]) if name == "TARGETPLATFORM" && globals.get(name) == Some(&expanded) => {
+            let message = "the target platform is the default of `--platform`";
+            return Some(Diagnostic::warning("RedundantTargetPlatform", message).at(&from.source, word.span, ""));
+        }
+        _ => return None,
     }
-    if word.raw.contains('$') {
-        return None;
-    }
-    let platform: Platform = expand::expand(&word.raw, escape, globals).ok()?.text.parse().ok()?;
+    let platform: Platform = expanded.parse().ok()?;
     // A stage named for its platform says that the constant is meant.
     let name = from.name.as_deref().unwrap_or_default();
     if name.contains(&platform.os) || name.contains(&platform.architecture) {

@@ -137,10 +137,16 @@ impl Walk<'_> {
         }
     }
 
+    /// The image is, so far: such a one can be made of files and settings.
+    fn is_windows(&self) -> bool {
+        self.state.config.os == "windows"
+    }
+
     pub(super) fn shell_argv(&self, text: &str) -> Vec<String> {
         let mut argv = self.state.config.config.shell.clone();
         if argv.is_empty() {
-            argv = vec!["/bin/sh".into(), "-c".into()];
+            let default: &[&str] = if self.is_windows() { &["cmd", "/S", "/C"] } else { &["/bin/sh", "-c"] };
+            argv = default.iter().map(ToString::to_string).collect();
         }
         argv.push(text.to_owned());
         argv

@@ -46,6 +46,8 @@ pub use outline::{Outline, OutlineArg, Target, outline};
 #[derive(Clone, Debug)]
 pub struct Options {
     pub target: Option<String>,
+    /// Stages that the target does not need are planned too, as `--check` of a whole file asks.
+    pub plans_every_stage: bool,
     /// `--build-arg`, values already taken from the environment where none was given.
     pub build_args: BTreeMap<String, String>,
     /// `--label`, applied last.
@@ -150,6 +152,9 @@ pub fn plan(dockerfile: &Dockerfile, options: &Options, bases: &Bases) -> Result
 /// The config of the image: that of the target stage, for the platform that was asked for, with `--label`.
 fn finish(mut config: ImageConfig, options: &Options) -> ImageConfig {
     config.config.labels.extend(options.labels.clone());
+    if config.os == "windows" {
+        config.config.working_dir = config.config.working_dir.replace('/', "\\");
+    }
     let target = &options.platform;
     if options.platform_is_explicit || config.architecture.is_empty() || config.os.is_empty() {
         let is_same = config.os == target.os && config.architecture == target.architecture;

@@ -144,7 +144,8 @@ fn begin(
     if node.is_replaced {
         return state;
     }
-    if !config.env.iter().any(|variable| split_variable(variable).0 == "PATH") {
+    // Windows has one of its own.
+    if state.platform.os != "windows" && !config.env.iter().any(|variable| split_variable(variable).0 == "PATH") {
         config.env.push(format!("PATH={DEFAULT_PATH}"));
     }
     // ENV wins again over an ARG that came after it in the parent stage.
@@ -228,7 +229,9 @@ fn empty_config(platform: &Platform) -> ImageConfig {
         ..ImageConfig::default()
     };
     config.config.working_dir = "/".into();
-    config.config.env = vec![format!("PATH={DEFAULT_PATH}")];
+    if platform.os != "windows" {
+        config.config.env = vec![format!("PATH={DEFAULT_PATH}")];
+    }
     config
 }
 

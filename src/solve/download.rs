@@ -90,6 +90,7 @@ impl Solver<'_> {
             mtime: (*mtime, 0),
             xattrs: Vec::new(),
             link_group: None,
+            is_passed: false,
         };
         let listing = Listing { selections: vec![Selection { name: download.name.clone(), entries: vec![entry] }] };
         let tree = Tree::open(&self.host.store.root().join("blobs/sha256"), None)?;

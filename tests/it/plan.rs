@@ -55,6 +55,7 @@ impl Settings {
     fn options(&self) -> Options {
         Options {
             target: self.target.clone(),
+            plans_every_stage: false,
             build_args: self.args.clone(),
             labels: self.labels.clone(),
             platform: self.platform.as_deref().unwrap_or("linux/amd64").parse().unwrap(),

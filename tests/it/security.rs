@@ -353,13 +353,13 @@ fn a_step_has_the_groups_of_its_user() {
         assert_eq!(
             said,
             [
-                "Groups: 10 50 0",
-                "Groups: 8 50 1234",
-                "Groups: 8",
-                "Groups: 8 50 1234",
-                "Groups: 77",
-                "Groups: 0",
-                "Groups: 0"
+                "Groups: 0 10 50 0",
+                "Groups: 8 50 1234 1234",
+                "Groups: 8 8",
+                "Groups: 8 50 1234 1234",
+                "Groups: 77 77",
+                "Groups: 0 0",
+                "Groups: 0 0"
             ],
             "{}",
             ended.stderr

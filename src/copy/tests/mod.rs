@@ -357,6 +357,7 @@ fn trees_deeper_than_a_path_may_be_long() {
         mtime: (7, 0),
         xattrs: Vec::new(),
         link_group: None,
+        is_passed: false,
     };
     let below = |depth: usize| vec![name.as_str(); depth].join("/");
     let mut entries: Vec<Entry> = (0..=30).map(|depth| entry(below(depth), EntryKind::Directory)).collect();
