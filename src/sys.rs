@@ -545,7 +545,7 @@ pub fn make_tap(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     // SAFETY: this request reads and writes one `ifreq`, which is live.
     checked(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF as _, &raw mut request) }.into())?;
     // SAFETY: this request takes a number.
-    checked(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST as _, 1) }.into())?;
+    checked(unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETPERSIST as _, libc::c_ulong::from(1_u8)) }.into())?;
     Ok(())
 }
 
