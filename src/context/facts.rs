@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{AtFlags, FileType, Statx, StatxFlags};
 use rustix::io;
+use rustix::path::Arg;
 
 use super::index::FileKey;
 
@@ -22,7 +23,7 @@ pub struct Facts {
 
 impl Facts {
     /// About `name` itself, not about what a link leads to.
-    pub fn of(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<Self> {
+    pub fn of(directory: BorrowedFd<'_>, name: impl Arg) -> io::Result<Self> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
         rustix::fs::statx(directory, name, flags, StatxFlags::BASIC_STATS).map(|stat| Self::from(&stat))
     }

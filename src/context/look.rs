@@ -1,17 +1,19 @@
 //! A look into one directory: what is in it, sorted by name, what the rules say of each, and the facts
 //! about what is wanted.
 
+use std::ffi::{CStr, CString};
 use std::ops::Range;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags, RawDir};
+use rustix::fs::FileType;
 use rustix::io;
 
 use super::Tree;
 use super::ahead::Question;
 use super::facts::Facts;
 use super::ignore::{IgnoreRules, Verdict};
+use crate::layer::node::{names, open_directory};
 
 /// What decides beside the tree's own ignore rules. Their paths are those relative to the source.
 #[derive(Clone, Default)]
@@ -67,7 +69,7 @@ pub struct Spot {
 
 /// Something in a directory.
 pub struct Child {
-    pub name: Vec<u8>,
+    pub name: CString,
     /// As far as the file system tells with the name.
     pub file_type: FileType,
     /// The tree's ignore rules hide it.
@@ -114,18 +116,17 @@ const CHUNK: usize = 128;
 
 impl Scene<'_> {
     /// Looks into `name` in `parent`, which is at `spot`.
-    pub fn look(&self, parent: BorrowedFd<'_>, name: &[u8], spot: &Spot) -> io::Result<Seen> {
-        let fd = open(parent, name)?;
+    pub fn look(&self, parent: BorrowedFd<'_>, name: &CStr, spot: &Spot) -> io::Result<Seen> {
+        let fd = open_directory(parent, name)?;
         let facts = Facts::of_open(&fd)?;
-        let mut names = names(&fd)?;
-        names.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        let names = names(fd.as_fd())?;
         let mut below = spot.clone();
         let children = names.into_iter().map(|(name, file_type)| self.judge(spot, &mut below, name, file_type));
         Ok(Seen { children: children.collect(), fd: Arc::new(fd), facts, first: Vec::new() })
     }
 
     /// What the rules say of something in the directory at `spot`. `below` is a place to write its paths.
-    fn judge(&self, spot: &Spot, below: &mut Spot, name: Vec<u8>, file_type: FileType) -> Child {
+    fn judge(&self, spot: &Spot, below: &mut Spot, name: CString, file_type: FileType) -> Child {
         let rules = self.tree.ignore.as_ref();
         let Filter { exclude, include } = &self.filter;
         if rules.is_none() && exclude.is_none() && include.is_none() {
@@ -140,8 +141,8 @@ impl Scene<'_> {
                 verdicts: spot.verdicts,
             };
         }
-        go_down(&mut below.path, spot.path.len(), &name);
-        go_down(&mut below.land, spot.land.len(), &name);
+        go_down(&mut below.path, spot.path.len(), name.to_bytes());
+        go_down(&mut below.land, spot.land.len(), name.to_bytes());
         let context = rules.map_or(spot.context, |rules| rules.judge(spot.context, &below.path));
         let verdicts = self.filter.judge(spot.verdicts, &below.land);
         let is_directory = matches!(file_type, FileType::Directory | FileType::Unknown);
@@ -175,7 +176,7 @@ pub fn go_down(path: &mut Vec<u8>, length: usize, name: &[u8]) {
 pub struct Look<'a> {
     pub scene: Scene<'a>,
     pub parent: Arc<OwnedFd>,
-    pub name: Vec<u8>,
+    pub name: CString,
     pub spot: Spot,
 }
 
@@ -190,7 +191,8 @@ impl Question for Look<'_> {
         let mut seen = self.scene.look(self.parent.as_fd(), &self.name, &self.spot)?;
         if is_ahead {
             let wanted = seen.children.iter().filter(|child| child.is_wanted_file());
-            seen.first = wanted.take(FIRST_FACTS).map(|child| Facts::of(seen.fd.as_fd(), &child.name)).collect();
+            seen.first =
+                wanted.take(FIRST_FACTS).map(|child| Facts::of(seen.fd.as_fd(), child.name.as_c_str())).collect();
         }
         Ok(seen)
     }
@@ -212,7 +214,7 @@ impl Question for Inquiry {
 
     fn ask(&self, _is_ahead: bool) -> Self::Answer {
         let wanted = self.children[self.range.clone()].iter().filter(|child| child.is_wanted_file());
-        wanted.map(|child| Facts::of(self.directory.as_fd(), &child.name)).collect()
+        wanted.map(|child| Facts::of(self.directory.as_fd(), child.name.as_c_str())).collect()
     }
 }
 
@@ -226,25 +228,4 @@ pub fn inquiries(seen: &Seen) -> Vec<Inquiry> {
     let range = |chunk: &[usize]| Some(*chunk.first()?..*chunk.last()? + 1);
     let inquiry = |range| Inquiry { directory: Arc::clone(&seen.fd), children: Arc::clone(&seen.children), range };
     left.chunks(CHUNK).filter_map(range).map(inquiry).collect()
-}
-
-/// Names and kinds of what is in an open directory, in no order.
-pub fn names(fd: &OwnedFd) -> io::Result<Vec<(Vec<u8>, FileType)>> {
-    let mut buffer = Vec::with_capacity(32 << 10);
-    let mut entries = RawDir::new(fd, buffer.spare_capacity_mut());
-    let mut names = Vec::new();
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            names.push((name.to_vec(), entry.file_type()));
-        }
-    }
-    Ok(names)
-}
-
-/// Opens a directory for reading.
-pub fn open(directory: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(directory, name, flags, Mode::empty())
 }

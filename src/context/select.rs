@@ -15,12 +15,13 @@ use super::collect::{Collector, Place, fill};
 use super::facts::Facts;
 use super::hash::Hashers;
 use super::ignore::IgnoreRules;
-use super::look::{self, Filter, Verdicts};
+use super::look::{Filter, Verdicts};
 use super::pattern::{Pattern, components, has_wildcard, unescape};
 use super::resolve::{Directory, Found, Leaf, Missing, Resolver, join};
 use super::walk::{Start, Walked, walk};
 use super::{Entry, HashIndex, Listing, Selection, Tree};
 use crate::diag::{self, Context as _, Diagnostic};
+use crate::layer::node::{self, open_directory};
 
 /// What to select.
 #[derive(Clone, Debug)]
@@ -261,7 +262,7 @@ impl<'scope> Selector<'_, 'scope, '_> {
     /// A directory on the way to what is selected; with an empty `land` the one where the ways begin.
     pub(super) fn push_directory(&mut self, directory: &Directory, land: &[u8]) -> diag::Result<()> {
         let doing = || format!("cannot read `{}` in {}", directory.path.escape_ascii(), self.tree.described());
-        let fd = look::open(directory.fd.as_fd(), b".").context(doing)?;
+        let fd = open_directory(&directory.fd, c".").context(doing)?;
         let facts = Facts::of_open(&fd).context(doing)?;
         let (directory, path) = (&Arc::new(fd), &directory.path);
         self.out.push(&Place { directory, name: b".", path, land, facts: &facts, is_passed: !land.is_empty() })
@@ -271,9 +272,7 @@ impl<'scope> Selector<'_, 'scope, '_> {
 /// The names in a directory, sorted.
 pub(super) fn children(tree: &Tree, directory: &Directory) -> diag::Result<Vec<Vec<u8>>> {
     let doing = || format!("cannot read `{}` in {}", directory.path.escape_ascii(), tree.described());
-    let fd = look::open(directory.fd.as_fd(), b".").context(doing)?;
-    let names = look::names(&fd).context(doing)?;
-    let mut names: Vec<Vec<u8>> = names.into_iter().map(|(name, _)| name).collect();
-    names.sort_unstable();
-    Ok(names)
+    let fd = open_directory(&directory.fd, c".").context(doing)?;
+    let names = node::names(fd.as_fd()).context(doing)?;
+    Ok(names.into_iter().map(|(name, _)| name.into_bytes()).collect())
 }

@@ -223,6 +223,7 @@ fn the_listing_depends_on_neither_threads_nor_directory_order() {
         .map(|number| {
             (format!("d{}/e{}/f{number}", number % 7, number % 11), format!("{}", number % 100).repeat(number % 50))
         })
+        .chain((0..700).map(|number| (format!("flat/f{number}"), "x".to_owned())))
         .collect();
     for (name, content) in &names {
         plant(one.path(), &format!("{name}={content}"));
@@ -235,7 +236,7 @@ fn the_listing_depends_on_neither_threads_nor_directory_order() {
         select(&tree(root, None), &request, None).unwrap().lines()
     };
     let expected = lines(one.path(), 1);
-    assert_eq!(expected.len(), 1 + 7 + 77 + 800);
+    assert_eq!(expected.len(), 1 + 7 + 77 + 800 + 1 + 700);
     for threads in [2, 3, 8] {
         assert!(lines(one.path(), threads) == expected);
     }
@@ -434,7 +435,7 @@ fn a_file_is_read_again_only_when_it_has_changed() {
     // The index is believed: with other digests in it, they are what is listed.
     let lying = HashIndex::new(LATER);
     for name in ["f", "x"] {
-        let key = facts::Facts::of(tree.root(), name.as_bytes()).unwrap().key;
+        let key = facts::Facts::of(tree.root(), name).unwrap().key;
         let digest = Digest::of(b"a lie");
         lying.insert(key, index::Remembered { digest, has_xattrs: name == "x" });
     }
@@ -461,7 +462,7 @@ fn an_edit_in_the_same_tick_is_seen() {
     let path = directory.path().join("f");
     let tree = tree(directory.path(), None);
     plant(directory.path(), "f=0");
-    let index = HashIndex::new(facts::Facts::of(tree.root(), b"f").unwrap().key.ctime.0);
+    let index = HashIndex::new(facts::Facts::of(tree.root(), "f").unwrap().key.ctime.0);
     for round in 0..200 {
         let content = format!("{:03}", round % 7);
         fs::write(&path, &content).unwrap();

@@ -18,6 +18,7 @@ use super::facts::Facts;
 use super::look::{self, Child, Filter, Inquiry, Look, Scene, Seen, Spot, Verdicts, go_down};
 use super::resolve::Directory;
 use crate::diag::{Context as _, Diagnostic, Result};
+use crate::layer::node::open_directory;
 
 /// How many directories of the current path are kept open. A tree may be nested deeper than a
 /// process may have files open: those further up are found again through `..`.
@@ -85,7 +86,7 @@ pub fn walk<'a>(
         Walk { scene: Scene { tree, filter }, ahead, path: Vec::new(), land: Vec::new(), levels: Vec::new() };
     walk.path.clone_from(&spot.path);
     walk.land.clone_from(&spot.land);
-    let seen = walk.scene.look(start.directory.fd.as_fd(), b".", &spot).context(|| walk.doing())?;
+    let seen = walk.scene.look(start.directory.fd.as_fd(), c".", &spot).context(|| walk.doing())?;
     walk.enter(seen, &spot, out)?;
     if let Some(level) = walk.levels.last_mut() {
         level.is_selected = start.is_selected;
@@ -158,8 +159,8 @@ impl<'a> Walk<'_, 'a, '_> {
         let wanted = seen.children.iter().filter(|child| child.is_wanted_directory());
         let look = |child: &Child| {
             let Spot { mut path, mut land, .. } = spot.clone();
-            go_down(&mut path, spot.path.len(), &child.name);
-            go_down(&mut land, spot.land.len(), &child.name);
+            go_down(&mut path, spot.path.len(), child.name.to_bytes());
+            go_down(&mut land, spot.land.len(), child.name.to_bytes());
             Look {
                 scene: self.scene.clone(),
                 parent: Arc::clone(&seen.fd),
@@ -183,14 +184,14 @@ impl<'a> Walk<'_, 'a, '_> {
             return self.leave(out);
         };
         level.next += 1;
-        go_down(&mut self.path, level.path_length, &child.name);
-        go_down(&mut self.land, level.land_length, &child.name);
+        go_down(&mut self.path, level.path_length, child.name.to_bytes());
+        go_down(&mut self.land, level.land_length, child.name.to_bytes());
         let fd = match &level.fd {
             Some(fd) => Arc::clone(fd),
             None => return Err(Diagnostic::error(self.doing())), // `leave` has opened it again
         };
         let file_type = match child.file_type {
-            FileType::Unknown => match Facts::of(fd.as_fd(), &child.name) {
+            FileType::Unknown => match Facts::of(fd.as_fd(), child.name.as_c_str()) {
                 // What has vanished since the directory was read is as good as never there.
                 Err(Errno::NOENT) => return Ok(None),
                 facts => facts.context(|| self.doing())?.file_type,
@@ -205,7 +206,7 @@ impl<'a> Walk<'_, 'a, '_> {
         }
         if child.is_selected {
             let found = if child.is_wanted_file() { self.next_facts() } else { None };
-            let facts = match found.unwrap_or_else(|| Facts::of(fd.as_fd(), &child.name)) {
+            let facts = match found.unwrap_or_else(|| Facts::of(fd.as_fd(), child.name.as_c_str())) {
                 Err(Errno::NOENT) => return Ok(None),
                 facts => facts.context(|| self.doing())?,
             };
@@ -213,7 +214,7 @@ impl<'a> Walk<'_, 'a, '_> {
                 return Err(Diagnostic::error(self.doing()).caused_by("it was replaced while it was read"));
             }
             let (path, land, facts) = (&self.path, &self.land, &facts);
-            out.push(&Place { directory: &fd, name: &child.name, path, land, facts, is_passed: false })?;
+            out.push(&Place { directory: &fd, name: child.name.to_bytes(), path, land, facts, is_passed: false })?;
         }
         if let Some(level) = self.levels.last_mut() {
             level.is_visible = true;
@@ -280,7 +281,7 @@ impl<'a> Walk<'_, 'a, '_> {
         parent.is_selected |= is_kept;
         if let (None, Some(below)) = (&parent.fd, &done.fd) {
             let id_before = parent.id;
-            let fd = look::open(below.as_fd(), b"..").context(|| self.doing())?;
+            let fd = open_directory(below, c"..").context(|| self.doing())?;
             let facts = Facts::of_open(&fd);
             if id(&facts.context(|| self.doing())?) != id_before {
                 return Err(Diagnostic::error(self.doing()).caused_by("it was moved while it was read"));

@@ -3,6 +3,7 @@
 //! symbolic link in the middle is ever in play.
 
 use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid};
@@ -130,8 +131,8 @@ pub fn open_file(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
 pub fn names(dir: BorrowedFd<'_>) -> Result<Vec<(CString, FileType)>, Errno> {
     // A second reading of the same descriptor would start at the end.
     fs::seek(dir, fs::SeekFrom::Start(0))?;
-    let mut buffer = Vec::with_capacity(32 << 10);
-    let mut entries = RawDir::new(dir, buffer.spare_capacity_mut());
+    let mut buffer = [MaybeUninit::uninit(); 32 << 10];
+    let mut entries = RawDir::new(dir, &mut buffer);
     let mut names = Vec::new();
     while let Some(entry) = entries.next() {
         let entry = entry?;
