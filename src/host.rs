@@ -174,7 +174,7 @@ pub trait Executor: Send + Sync {
     fn cancel(&self);
 
     /// Says that nothing is going to be executed any more.
-    fn rest(&self) {}
+    fn rest(&self);
 }
 
 impl Executor for Spawner {

@@ -260,6 +260,8 @@ impl crate::host::Executor for NothingRuns {
     fn expect(&self, _: &crate::container::Expectation) {}
 
     fn cancel(&self) {}
+
+    fn rest(&self) {}
 }
 
 /// What the command line says of the world.

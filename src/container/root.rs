@@ -41,7 +41,7 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
         template.skeleton.try_clone().context(|| "cannot take another descriptor")?
     } else {
         let targets = container.mounts.iter().map(|mount| mount.target.as_str());
-        skeleton::make(targets.zip(sources.iter().map(|source| source.shape)), &template.mapping)?
+        skeleton::make(targets.zip(sources.iter().map(|source| source.shape)), &template.realm.mapping)?
     };
     let overlay = overlay(container, prepared, skeleton.as_fd(), template)?;
     let is_sandboxed = container.security == Security::Sandbox;
@@ -53,8 +53,8 @@ pub fn assemble(container: &Container, template: &Template, prepared: &Prepared)
         true => mount::filesystem("cgroup2", &[], DATA_ONLY | READ_ONLY).ok(),
         false => None,
     };
-    let queues = device::message_queues(&template.mapping)?;
-    let devices = device::of_host(&template.mapping)?;
+    let queues = device::message_queues(&template.realm.mapping)?;
+    let devices = device::of_host(&template.realm.mapping)?;
     // All that is the host's has been opened.
     move_in(&overlay, template.mount_namespace.as_fd()).context(|| "cannot enter the container's root")?;
     let mut stubs = Vec::new();

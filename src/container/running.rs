@@ -238,9 +238,9 @@ impl Running {
         let supervisor = Supervisor {
             listener: listener.as_fd(),
             step: self.child.pidfd.as_fd(),
-            proc: template.proc.as_fd(),
-            user_namespace: template.user_namespace.as_fd(),
-            mapping: &template.mapping,
+            proc: template.realm.proc.as_fd(),
+            user_namespace: template.realm.user_namespace.as_fd(),
+            mapping: &template.realm.mapping,
             layer: mounted.overlay.as_fd(),
             records: self.prepared.records,
             host_devices: &template.host_devices,

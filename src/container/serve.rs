@@ -46,7 +46,7 @@ pub fn serve(requests: &OwnedFd) {
 
 struct State {
     settled: Result<()>,
-    realm: Option<Realm>,
+    realm: Option<Arc<Realm>>,
     template: Option<Template>,
     networks: Option<Networks>,
     /// For their networks, in the order of their requests.
@@ -56,7 +56,7 @@ struct State {
     is_left: bool,
 }
 
-/// Waits once and does what there is to do; whether there is a builder still.
+/// Waits once and does what there is to do; whether there is a builder still, and anything it may want.
 fn turn(requests: &OwnedFd, state: &mut State) -> Result<bool> {
     let Woken { requested, has_news, events } = wait(requests.as_fd(), state)?;
     for (index, event) in events {
@@ -160,7 +160,7 @@ fn handle(packet: &[u8], mut fds: Vec<OwnedFd>, state: &mut State) {
             }
             let Some(template) = &state.template else { return };
             for step in &mut state.running {
-                step.signal(template.proc.as_fd(), signal);
+                step.signal(template.realm.proc.as_fd(), signal);
             }
         }
         // Not from our builder; whoever waits sees the reply socket close.
@@ -180,16 +180,16 @@ fn prepare(expectation: &Expectation, state: &mut State) -> Result<()> {
 }
 
 /// Made when the first step is near.
-fn realm<'a>(settled: &Result<()>, realm: &'a mut Option<Realm>) -> Result<&'a Realm> {
-    settled.clone()?;
-    Ok(match realm {
-        Some(realm) => realm,
-        none => none.insert(Realm::new()?),
+fn realm(state: &mut State) -> Result<Arc<Realm>> {
+    state.settled.clone()?;
+    Ok(match &state.realm {
+        Some(realm) => Arc::clone(realm),
+        None => Arc::clone(state.realm.insert(Arc::new(Realm::new()?))),
     })
 }
 
 fn networks(state: &mut State) -> Result<&mut Networks> {
-    let realm = realm(&state.settled, &mut state.realm)?;
+    let realm = realm(state)?;
     Ok(match &mut state.networks {
         Some(networks) => networks,
         none => none.insert(Networks::start(realm.proc.as_fd(), realm.user_namespace.as_fd(), &realm.mapping)?),
@@ -197,7 +197,7 @@ fn networks(state: &mut State) -> Result<&mut Networks> {
 }
 
 fn template(state: &mut State) -> Result<&mut Template> {
-    let realm = realm(&state.settled, &mut state.realm)?;
+    let realm = realm(state)?;
     Ok(match &mut state.template {
         Some(template) => template,
         none => none.insert(Template::new(realm)?),
@@ -239,12 +239,11 @@ fn lane_for(container: &Container, state: &mut State) -> Result<Found> {
         Network::Default => Kind::Connected,
         Network::None => Kind::Alone,
     };
-    let networks = networks(state)?;
-    let found = networks.take(kind);
+    let found = networks(state)?.take(kind);
     if matches!(found, Found::Later) {
         let name_servers = NameServers::find(&template::host_resolv_conf()?, &container.dns);
         let waiting = 1 + state.waiting.iter().filter(|other| other.container.network == container.network).count();
-        self::networks(state)?.expect(kind, waiting, name_servers);
+        networks(state)?.expect(kind, waiting, name_servers);
     }
     Ok(found)
 }

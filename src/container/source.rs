@@ -84,11 +84,13 @@ fn open(kind: &MountKind, template: &Template, files: &mut Option<Files>) -> Res
                 Some(files) => files,
                 None => files.insert(Files::new(template)?),
             };
-            files.add(content, *mode, (*uid, *gid), &template.mapping)
+            files.add(content, *mode, (*uid, *gid), &template.realm.mapping)
         }
-        MountKind::Device { path, mode, uid, gid } => host_node::device(path, *mode, (*uid, *gid), &template.mapping),
+        MountKind::Device { path, mode, uid, gid } => {
+            host_node::device(path, *mode, (*uid, *gid), &template.realm.mapping)
+        }
         MountKind::Host { path, is_readonly } => host_node::files(path, *is_readonly),
-        MountKind::Socket { path, mode, uid, gid } => socket(path, *mode, (*uid, *gid), &template.mapping),
+        MountKind::Socket { path, mode, uid, gid } => socket(path, *mode, (*uid, *gid), &template.realm.mapping),
     }
 }
 
@@ -130,7 +132,7 @@ fn within(tree: &OwnedFd, path: &str, template: &Template) -> Result<OwnedFd> {
 /// Contexts lie on any file system; one that cannot map ids is shown as it is, where root inside
 /// reads what everybody may. In a user namespace that is all there is to do: the user is root there.
 fn map_context(mount: BorrowedFd<'_>, root: &Path, template: &Template) -> Result<()> {
-    if !template.mapping.is_shifted() {
+    if !template.realm.mapping.is_shifted() {
         return Ok(());
     }
     match mount::map_ids(mount, template.map_of_context(root)?) {
@@ -154,7 +156,7 @@ pub fn mapped(path: &Path, template: &Template) -> Result<OwnedFd> {
 /// A mount that the builder made, as it looks inside; it is left as it was.
 pub fn mapped_copy(given: BorrowedFd<'_>, template: &Template) -> Result<OwnedFd> {
     let doing = || "cannot take over a mount";
-    if !template.mapping.is_shifted() {
+    if !template.realm.mapping.is_shifted() {
         return given.try_clone_to_owned().context(doing);
     }
     if !template.copies_detached {
@@ -167,15 +169,15 @@ pub fn mapped_copy(given: BorrowedFd<'_>, template: &Template) -> Result<OwnedFd
 
 /// Shows what the store has at `path` as steps see it.
 fn map(mount: BorrowedFd<'_>, path: &Path, template: &Template) -> Result<()> {
-    if !template.mapping.is_shifted() {
+    if !template.realm.mapping.is_shifted() {
         return Ok(());
     }
     // Made for steps alone, where ids cannot be mapped.
     let stat = rustix::fs::fstat(mount).context(|| format!("cannot look at `{}`", path.display()))?;
-    if template.mapping.is_inside(stat.st_uid, stat.st_gid) {
+    if template.realm.mapping.is_inside(stat.st_uid, stat.st_gid) {
         return Ok(());
     }
-    mount::map_ids(mount, template.user_namespace.as_fd()).map_err(|errno| unmappable(path, errno))
+    mount::map_ids(mount, template.realm.user_namespace.as_fd()).map_err(|errno| unmappable(path, errno))
 }
 
 /// What to say when the ids of a mount cannot be mapped.

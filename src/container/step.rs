@@ -79,20 +79,21 @@ fn start(
     streams: &Streams,
     reports: &OwnedFd,
 ) -> Result<Infallible, Refusal> {
-    let user = &template.mapping.user(&container.user);
-    let owner = ids_outside(user, &template.mapping)?;
+    let user = &template.realm.mapping.user(&container.user);
+    let owner = ids_outside(user, &template.realm.mapping)?;
     join(prepared.group.as_ref())?;
     rustix::process::setsid().context(|| "cannot begin a session")?;
     // From here on what this process makes belongs to root inside.
-    sys::set_filesystem_ids(template.mapping.root(), template.mapping.root());
+    sys::set_filesystem_ids(template.realm.mapping.root(), template.realm.mapping.root());
     if let Some(lane) = lane {
         move_into_link_name_space(lane.namespace.as_fd(), Some(LinkNameSpaceType::Network))
             .context(|| "cannot enter the network namespace")?;
     }
 
     let root = root::assemble(container, template, prepared)?;
-    let workdir = make_directories(root.overlay.as_fd(), &container.workdir, (user.uid, user.gid), &template.mapping)
-        .context(|| format!("cannot enter the working directory `{}`", container.workdir))?;
+    let workdir =
+        make_directories(root.overlay.as_fd(), &container.workdir, (user.uid, user.gid), &template.realm.mapping)
+            .context(|| format!("cannot enter the working directory `{}`", container.workdir))?;
     announce(root, reports)?;
     enter(workdir, &container.workdir)?;
 
@@ -112,7 +113,7 @@ fn start(
         caps::bound(caps::DEFAULT)?;
     }
     filter(&prepared.filter, reports)?;
-    take_ids(user, &template.mapping)?;
+    take_ids(user, &template.realm.mapping)?;
     if is_sandboxed {
         caps::set(if user.uid == 0 { caps::DEFAULT } else { CapabilitySet::empty() })?;
     }
@@ -201,7 +202,7 @@ const LAST_MOMENTS: u32 = 100_000;
 /// The kernel lets in no process of several threads, and a thread may have named the layers.
 fn enter_user_namespace(template: &Template, security: Security) -> Result<()> {
     let doing = || "cannot enter the step's user namespace";
-    let enter = || move_into_link_name_space(template.user_namespace.as_fd(), Some(LinkNameSpaceType::User));
+    let enter = || move_into_link_name_space(template.realm.user_namespace.as_fd(), Some(LinkNameSpaceType::User));
     let mut entered = enter();
     for _ in 0..LAST_MOMENTS {
         if entered != Err(Errno::INVAL) {

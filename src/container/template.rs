@@ -17,7 +17,6 @@ use super::overlay::{self, Attributes};
 use super::passwd::User;
 use super::realm::Realm;
 use super::seccomp::Base;
-use super::userns::Mapping;
 use super::{Container, Given, MountKind, hosts, mount, seccomp, skeleton, source, userns};
 use crate::diag::{Context, Result};
 use crate::layer::Records;
@@ -25,10 +24,7 @@ use crate::plan::Security;
 use crate::sys::{self, Stack};
 
 pub struct Template {
-    /// As [`Realm`] has them.
-    pub proc: OwnedFd,
-    pub mapping: Mapping,
-    pub user_namespace: OwnedFd,
+    pub realm: Arc<Realm>,
     /// Copied for each step; has nothing of the host's.
     pub mount_namespace: OwnedFd,
     /// For steps without mounts of their own.
@@ -82,24 +78,21 @@ pub struct Prepared {
 const MAPPED_KEPT: usize = 256;
 
 impl Template {
-    pub fn new(realm: &Realm) -> Result<Self> {
+    pub fn new(realm: Arc<Realm>) -> Result<Self> {
         let doing = || "cannot prepare for containers";
-        let proc = realm.proc.try_clone().context(doing)?;
-        let user_namespace = realm.user_namespace.try_clone().context(doing)?;
-        let mapping = realm.mapping.clone();
-        let host_devices = device::of_host(&mapping)?;
-        let mount_namespace = mount::bare_namespace(proc.as_fd())?;
+        let host_devices = device::of_host(&realm.mapping)?;
+        let mount_namespace = mount::bare_namespace(realm.proc.as_fd())?;
         let files = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "16m")], mount::NO_SUID | mount::NO_EXEC)?;
         let copies_detached = mount::copies_detached()?;
         if !copies_detached {
             mount::anchor(files.as_fd()).context(doing)?;
         }
         let sys = mount::host_directory(Path::new("/sys")).context(|| "cannot open `/sys`")?;
-        let skeleton = skeleton::make([], &mapping)?;
+        let skeleton = skeleton::make([], &realm.mapping)?;
         // A kernel without overlays has steps that need none.
         let _ = overlay::learn(skeleton.as_fd());
         Ok(Self {
-            masks: mask::find(proc.as_fd(), sys.as_fd()),
+            masks: mask::find(realm.proc.as_fd(), sys.as_fd()),
             skeleton,
             has_cgroup2: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC),
             filters: BTreeMap::new(),
@@ -108,9 +101,7 @@ impl Template {
             swapped: BTreeMap::new(),
             groups: Groups::default(),
             handlers: Handlers::default(),
-            proc,
-            mapping,
-            user_namespace,
+            realm,
             mount_namespace,
             spare: None,
             stack: None,
@@ -122,13 +113,17 @@ impl Template {
 
     /// What overlays of this process use.
     pub fn attributes(&self) -> Attributes {
-        if self.mapping.is_shifted() { Attributes::Trusted } else { Attributes::User }
+        if self.realm.mapping.is_shifted() { Attributes::Trusted } else { Attributes::User }
     }
 
     /// `lane` is the network that the step will be in; the host's if `None`.
     pub fn prepare(&mut self, container: &Container, lane: Option<&Lane>) -> Result<Prepared> {
-        self.handlers.provide(&container.platform.architecture, self.proc.as_fd(), self.user_namespace.as_fd());
-        let is_shifted = self.mapping.is_shifted();
+        self.handlers.provide(
+            &container.platform.architecture,
+            self.realm.proc.as_fd(),
+            self.realm.user_namespace.as_fd(),
+        );
+        let is_shifted = self.realm.mapping.is_shifted();
         for mount in container.mounts.iter().filter(|_| is_shifted) {
             if let MountKind::Context { root, .. } = &mount.kind {
                 self.swap(owner(root)?)?;
@@ -219,8 +214,8 @@ impl Template {
     }
 
     fn devices(&self, shm_size_bytes: u64) -> Result<Devices> {
-        let namespaces = Namespaces { user: self.user_namespace.as_fd(), mount: self.mount_namespace.as_fd() };
-        Devices::new(shm_size_bytes, &self.mapping, namespaces)
+        let namespaces = Namespaces { user: self.realm.user_namespace.as_fd(), mount: self.mount_namespace.as_fd() };
+        Devices::new(shm_size_bytes, &self.realm.mapping, namespaces)
     }
 
     /// Layer dirs as they look inside. They are kept for later steps: a detached mount dissolves with
@@ -255,7 +250,7 @@ impl Template {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let file = rustix::fs::openat(&self.files, &name, flags, Mode::from_raw_mode(0o644)).context(doing)?;
         write_all(file.as_fd(), text.as_bytes()).context(doing)?;
-        self.mapping.give(&file, 0, 0).context(doing)?;
+        self.realm.mapping.give(&file, 0, 0).context(doing)?;
         let place =
             rustix::fs::openat(&self.files, &name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
         copy(self.texts.entry(text).or_insert(place)).context(doing)
@@ -266,7 +261,7 @@ impl Template {
             let (uid_map, gid_map) = (userns::map_swapping(owner.0), userns::map_swapping(owner.1));
             // Where mounts are anchored this process may make no other.
             let mounts = Some(self.mount_namespace.as_fd()).filter(|_| !self.copies_detached);
-            entry.insert(userns::create(self.proc.as_fd(), mounts, &uid_map, &gid_map)?);
+            entry.insert(userns::create(self.realm.proc.as_fd(), mounts, &uid_map, &gid_map)?);
         }
         Ok(())
     }
@@ -275,7 +270,7 @@ impl Template {
     /// Only for roots that [`Template::prepare`] has seen.
     pub fn map_of_context(&self, root: &Path) -> Result<BorrowedFd<'_>> {
         // Another owner since then shows as it is on disk.
-        Ok(self.swapped.get(&owner(root)?).unwrap_or(&self.user_namespace).as_fd())
+        Ok(self.swapped.get(&owner(root)?).unwrap_or(&self.realm.user_namespace).as_fd())
     }
 }
 

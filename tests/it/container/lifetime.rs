@@ -14,6 +14,14 @@ use wythe::container::{Container, Limits, Mount, MountKind, Spawner, Status};
 use super::bench::{Bench, groups_of, is_a_builds, processes_with};
 
 #[test]
+fn who_is_left_ends_what_runs_and_begins_nothing() {
+    let bench = Bench::new();
+    bench.while_running("echo ready; while :; do sleep 1000; done", |_| bench.spawner.leave());
+    let error = bench.run(&bench.script("true")).exit.unwrap_err();
+    assert_eq!(error.message, "the spawner process is gone, and all containers with it");
+}
+
+#[test]
 fn exit_statuses() {
     let bench = Bench::new();
     for status in [0, 1, 42, 126, 127, 255] {
