@@ -194,3 +194,48 @@ impl<J: Job> Drop for Crew<'_, '_, J> {
         self.shared.changed.notify_all();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Squaring(usize);
+
+    impl Job for Squaring {
+        type Output = usize;
+
+        fn slot(&self) -> usize {
+            self.0
+        }
+
+        fn size_bytes(&self) -> u64 {
+            1
+        }
+
+        fn run(&self, _buffer: &mut Vec<u8>) -> Result<usize> {
+            match self.0 {
+                number @ (300 | 700) => Err(Diagnostic::error(number.to_string())),
+                number => Ok(number * number),
+            }
+        }
+    }
+
+    fn finish(numbers: std::ops::Range<usize>, threads: usize) -> Result<Vec<usize>, (usize, Box<Diagnostic>)> {
+        std::thread::scope(|scope| {
+            let crew = Crew::new(scope, threads);
+            numbers.for_each(|number| crew.push(Squaring(number)));
+            crew.finish()
+        })
+    }
+
+    #[test]
+    fn every_job_is_done_and_the_first_that_fails_is_told() {
+        for threads in [1, 2, 5] {
+            let mut done = finish(0..300, threads).unwrap();
+            done.sort_unstable();
+            assert!(done.into_iter().eq((0..300).map(|number| number * number)));
+            let (slot, error) = finish(0..1000, threads).unwrap_err();
+            assert_eq!((slot, error.message.as_str()), (300, "300"));
+        }
+    }
+}
