@@ -1,4 +1,5 @@
-//! Files of a copy: who lands them makes them, in order, and a crew gives them their content.
+//! Files of a copy: who lands them makes them, in order, and a crew gives them their content, or looks at what an
+//! earlier layer has of them.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -24,6 +25,20 @@ pub(super) struct Source<'a> {
     can_clone: AtomicBool,
 }
 
+/// What the crew has to do for a file.
+pub(super) enum Task<'a> {
+    Fill(Filling<'a>),
+    Check(Checking<'a>),
+}
+
+/// A file of an earlier layer that is to be taken if it has this content.
+pub(super) struct Checking<'a> {
+    pub slot: usize,
+    pub file: File,
+    pub size_bytes: u64,
+    pub digest: &'a Digest,
+}
+
 /// A file to be filled.
 pub(super) struct Filling<'a> {
     pub slot: usize,
@@ -39,29 +54,48 @@ pub(super) struct Filling<'a> {
     pub records: Records,
 }
 
-pub(super) type Fillers<'scope, 'env> = Crew<'scope, 'env, Filling<'scope>>;
+pub(super) type Fillers<'scope, 'env> = Crew<'scope, 'env, Task<'scope>>;
 
-impl Job for Filling<'_> {
-    type Output = ();
+impl Job for Task<'_> {
+    /// The slot of a file that is to be copied after all: what an earlier layer has of it is damaged.
+    type Output = Option<usize>;
 
     fn slot(&self) -> usize {
-        self.slot
+        match self {
+            Self::Fill(filling) => filling.slot,
+            Self::Check(checking) => checking.slot,
+        }
     }
 
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        match self {
+            Self::Fill(filling) => filling.size_bytes,
+            Self::Check(checking) => checking.size_bytes,
+        }
     }
 
-    fn run(&self, buffer: &mut Vec<u8>) -> Result<()> {
+    fn run(&self, buffer: &mut Vec<u8>) -> Result<Option<usize>> {
+        match self {
+            Self::Fill(filling) => filling.fill(buffer).map(|()| None),
+            Self::Check(checking) => {
+                let mut hasher = Hasher::default();
+                buffer.resize(BUFFER_BYTES, 0);
+                let is_whole = hash(&checking.file, &mut hasher, buffer).is_ok() && hasher.finish() == *checking.digest;
+                Ok((!is_whole).then_some(checking.slot))
+            }
+        }
+    }
+}
+
+impl Filling<'_> {
+    pub fn fill(&self, buffer: &mut Vec<u8>) -> Result<()> {
         buffer.resize(BUFFER_BYTES, 0);
         if self.copy(buffer)? != *self.digest {
             return Err(changed(self.entry));
         }
         self.attributes.dress(self.out.as_fd(), &self.path, self.records)
     }
-}
 
-impl Filling<'_> {
     /// Copies the content of the entry and returns the digest of what was copied.
     fn copy(&self, buffer: &mut [u8]) -> Result<Digest> {
         let mut input = self.source.open(self.entry, self.size_bytes)?;
@@ -74,7 +108,7 @@ impl Filling<'_> {
             can_clone.store(is_cloned, Ordering::Relaxed);
             if is_cloned {
                 // The clone is what lands, so it is what is hashed.
-                io::copy(&mut Hashed(&mut hasher, &self.out), &mut io::sink())
+                hash(&self.out, &mut hasher, buffer)
                     .context(|| format!("cannot read `{}`", shown(&self.path)))?;
                 return Ok(hasher.finish());
             }
@@ -103,14 +137,15 @@ impl<'a> Source<'a> {
     }
 }
 
-/// Hashes what is read from a file.
-struct Hashed<'a>(&'a mut Hasher, &'a File);
-
-impl Read for Hashed<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = (&mut &*self.1).read(buffer)?;
-        self.0.update(&buffer[..count]);
-        Ok(count)
+/// Hashes what is left to read of a file.
+fn hash(mut file: &File, hasher: &mut Hasher, buffer: &mut [u8]) -> io::Result<()> {
+    loop {
+        match file.read(buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => hasher.update(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -11,7 +11,8 @@ use rustix::io::Errno;
 use super::archive::{self, Limits};
 use super::chmod::Mode;
 use super::content;
-use super::file::{Fillers, Filling, Source, changed, source_name};
+use super::earlier::{Earlier, Kept};
+use super::file::{Checking, Fillers, Filling, Source, Task, changed, source_name};
 use super::node::{self, Attributes};
 use super::place::{self, Directory, Follows, Makes, Root, Spot, shown};
 use super::{Blob, Landing, Owner};
@@ -25,6 +26,9 @@ pub(super) struct Lander<'c, 'scope, 'env> {
     fillers: &'c Fillers<'scope, 'env>,
     /// How many files were given to them.
     files: usize,
+    earlier: Option<Earlier<'c>>,
+    /// The files found there, by the number they were given with.
+    kept: BTreeMap<usize, Keeping<'scope>>,
     root: Root<'c>,
     /// Below the root, `..` resolved as text.
     destination: Vec<u8>,
@@ -39,6 +43,17 @@ pub(super) struct Lander<'c, 'scope, 'env> {
 /// Files of one selection that have several links: where the first of them landed.
 type Links = BTreeMap<(u64, u64), (Vec<u8>, Vec<u8>)>;
 
+/// A file that an earlier layer has.
+struct Keeping<'a> {
+    /// The path of its directory.
+    parent: Vec<u8>,
+    name: Vec<u8>,
+    entry: &'a Entry,
+    size_bytes: u64,
+    digest: &'a Digest,
+    attributes: Attributes<'a>,
+}
+
 impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
     pub fn new(
         source: &'scope Source<'scope>,
@@ -51,6 +66,8 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             source,
             fillers,
             files: 0,
+            earlier: None,
+            kept: BTreeMap::new(),
             root: Root::new(root, landing.now)?,
             destination: place::clamped(written.as_bytes()),
             is_directory: landing.has_parents || ["/", "/.", "/.."].iter().any(|end| written.ends_with(end)),
@@ -61,8 +78,34 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         })
     }
 
-    pub fn finish(self) -> Result<()> {
-        self.root.finish()
+    /// Lets files be taken from the dir of an earlier layer. No two files that land may have one name.
+    pub fn may_keep(&mut self, earlier: BorrowedFd<'c>) {
+        self.earlier = Earlier::of(earlier, self.root.records);
+    }
+
+    /// Copies a file after all.
+    pub fn copy_kept(&mut self, file: usize) -> Result<()> {
+        let Some(Keeping { parent, name, entry, size_bytes, digest, attributes }) = self.kept.remove(&file) else {
+            return Ok(());
+        };
+        let time = self.root.time(&parent);
+        let parent = Directory { fd: self.root.open(&parent)?, path: parent };
+        let filling = self.filling(&parent, &name, entry, (size_bytes, digest), attributes)?;
+        // It is where it would have been before the time was known.
+        if let Some(time) = time {
+            self.root.set_time(parent.path, time);
+        }
+        filling.fill(&mut Vec::new())
+    }
+
+    /// What is still to be linked.
+    pub fn finish(self) -> Result<Kept> {
+        let mut kept = Kept::default();
+        for file in self.kept.values() {
+            kept.add(&file.parent, &file.name, self.root.time(&file.parent));
+        }
+        self.root.finish()?;
+        Ok(kept)
     }
 
     /// Its files may be empty until the fillers have finished.
@@ -315,8 +358,54 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             // Whose error is the one that counts.
             return Err(changed(entry));
         }
+        let task = match self.keep(parent, name, entry, (size_bytes, digest), attributes)? {
+            Some(checking) => Task::Check(checking),
+            None => Task::Fill(self.filling(parent, name, entry, (size_bytes, digest), attributes)?),
+        };
+        self.fillers.push(task);
+        self.files += 1;
+        if let Some(group) = group {
+            links.insert(group, (parent.path.clone(), name.to_vec()));
+        }
+        Ok(())
+    }
+
+    /// Takes the file from the earlier layer, where there is one that looks like it and nothing is in its way.
+    fn keep(
+        &mut self,
+        parent: &Directory,
+        name: &[u8],
+        entry: &'scope Entry,
+        (size_bytes, digest): (u64, &'scope Digest),
+        attributes: Attributes<'scope>,
+    ) -> Result<Option<Checking<'scope>>> {
+        let Some(earlier) = &mut self.earlier else { return Ok(None) };
+        // One of several names is the file that the others are linked to.
+        let Some(file) = earlier.file(parent, name, size_bytes, &attributes).filter(|_| entry.link_group.is_none())
+        else {
+            return Ok(None);
+        };
+        let in_the_way = place::kind_of(parent.fd.as_fd(), name);
+        if in_the_way.context(|| format!("cannot read `{}`", shown(&parent.join(name))))?.is_some() {
+            return Ok(None);
+        }
+        self.root.touch(&parent.path);
+        let keeping =
+            Keeping { parent: parent.path.clone(), name: name.to_vec(), entry, size_bytes, digest, attributes };
+        self.kept.insert(self.files, keeping);
+        Ok(Some(Checking { slot: self.files, file, size_bytes, digest }))
+    }
+
+    fn filling(
+        &mut self,
+        parent: &Directory,
+        name: &[u8],
+        entry: &'scope Entry,
+        (size_bytes, digest): (u64, &'scope Digest),
+        attributes: Attributes<'scope>,
+    ) -> Result<Filling<'scope>> {
         let out = File::from(self.make(parent, name, node::make_file)?);
-        self.fillers.push(Filling {
+        Ok(Filling {
             slot: self.files,
             source: self.source,
             entry,
@@ -326,12 +415,7 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             path: parent.join(name),
             attributes,
             records: self.root.records,
-        });
-        self.files += 1;
-        if let Some(group) = group {
-            links.insert(group, (parent.path.clone(), name.to_vec()));
-        }
-        Ok(())
+        })
     }
 
     /// Unpacks the entry if it is an archive; returns whether it is.

@@ -16,6 +16,7 @@
 mod archive;
 pub mod chmod;
 mod content;
+mod earlier;
 mod file;
 mod land;
 mod node;
@@ -26,6 +27,7 @@ mod tests;
 use std::io::Read;
 use std::os::fd::BorrowedFd;
 
+pub use self::earlier::Kept;
 use self::file::{Fillers, Source};
 use self::land::Lander;
 use crate::context::{Listing, Tree};
@@ -66,15 +68,32 @@ pub struct Landing<'a> {
 /// Where the kernel does not let us make devices, and neither may they be recorded in `root`, members of an
 /// unpacked archive that are devices are left out; a device named by the listing is an error there.
 pub fn land(tree: &Tree, listing: &Listing, root: BorrowedFd<'_>, landing: &Landing<'_>) -> Result<()> {
+    land_beside(tree, listing, root, landing, None).map(drop)
+}
+
+/// The same, but files that are as they are to be in `earlier`, the dir of a layer that a copy to the same place
+/// made, do not land: the caller links what is returned. Directories are all there, with their times. Nothing is
+/// taken from there for a listing of several selections, where one file may take the place of another.
+pub fn land_beside(
+    tree: &Tree,
+    listing: &Listing,
+    root: BorrowedFd<'_>,
+    landing: &Landing<'_>,
+    earlier: Option<BorrowedFd<'_>>,
+) -> Result<Kept> {
     let source = Source::new(tree.root());
     std::thread::scope(|scope| {
         let fillers = Fillers::new(scope, parallel::processors());
         let mut lander = Lander::new(&source, &fillers, root, landing)?;
+        if let (Some(earlier), [_]) = (earlier, listing.selections.as_slice()) {
+            lander.may_keep(earlier);
+        }
         let landed = listing.selections.iter().try_for_each(|selection| lander.selection(selection));
-        let finished = landed.and_then(|()| lander.finish());
         // What failed first counts: a file that was begun before.
-        fillers.finish().map_err(|(_, error)| *error)?;
-        finished
+        let damaged = fillers.finish().map_err(|(_, error)| *error)?;
+        landed?;
+        damaged.into_iter().flatten().try_for_each(|file| lander.copy_kept(file))?;
+        lander.finish()
     })
 }
 
@@ -97,7 +116,7 @@ pub fn land_blob(blob: &Blob<'_>, root: BorrowedFd<'_>, landing: &Landing<'_>) -
         let fillers = Fillers::new(scope, 1);
         let mut lander = Lander::new(&source, &fillers, root, landing)?;
         lander.blob(blob)?;
-        lander.finish()
+        lander.finish().map(drop)
     })
 }
 

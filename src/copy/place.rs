@@ -210,6 +210,11 @@ impl<'a> Root<'a> {
         }
     }
 
+    /// What the modification time of the directory `path` is to be in the end, as far as is known.
+    pub fn time(&self, path: &[u8]) -> Option<(i64, u32)> {
+        self.times.get(path).copied()
+    }
+
     /// Sets the times; nothing may be made afterwards.
     pub fn finish(self) -> Result<()> {
         for (path, mtime) in &self.times {

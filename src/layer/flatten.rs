@@ -44,11 +44,7 @@ pub fn flatten(layers: &[BorrowedFd<'_>], into: BorrowedFd<'_>) -> Result<(), Er
             levels.push(next);
             continue;
         }
-        match rustix::fs::linkat(found.dir, &name, ladder.fd(), &name, AtFlags::empty()) {
-            // It has as many names as a file can have.
-            Err(Errno::MLINK) => drop(staging::duplicate(records, &found, ladder.fd(), &name)?),
-            linked => linked?,
-        }
+        staging::link(records, &found, ladder.fd(), &name)?;
     }
     Ok(())
 }

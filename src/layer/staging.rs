@@ -396,6 +396,15 @@ pub fn duplicate(records: Records, found: &Found<'_>, into: BorrowedFd<'_>, name
     Ok(true)
 }
 
+/// Gives a file of a finished layer dir a further name in another one. It is the same file as long as it can have as
+/// many names.
+pub fn link(records: Records, found: &Found<'_>, into: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    match fs::linkat(found.dir, name, into, name, AtFlags::empty()) {
+        Err(Errno::MLINK) => duplicate(records, found, into, name).map(drop),
+        linked => linked,
+    }
+}
+
 /// A new file that only its owner can read, until its content and owner are right.
 pub fn create_file(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     use rustix::fs::OFlags;

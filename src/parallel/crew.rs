@@ -161,8 +161,8 @@ impl<'scope, 'env, J: Job + 'scope> Crew<'scope, 'env, J> {
         self.shared.lock().error.is_some()
     }
 
-    /// Does what is left, together with the other threads. All results, in no order, or an error and its slot.
-    pub fn finish(self) -> Result<Vec<J::Output>, (usize, Box<Diagnostic>)> {
+    /// Does what is left, together with the other threads. All results so far, in no order, or an error and its slot.
+    pub fn finish(&self) -> Result<Vec<J::Output>, (usize, Box<Diagnostic>)> {
         loop {
             let job = self.shared.lock().take();
             let Some(job) = job else { break };

@@ -1,6 +1,6 @@
 //! Doing what the cache does not know: run a container, copy files, make a directory.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,10 +9,11 @@ use super::held::Held;
 use super::input::Read;
 use super::wreck::Wreck;
 use super::{Keyed, Solved, Solver, Stack, Standing};
-use crate::container::{self, Container, Exit, Footing, Given, Ground, Mount, MountKind, Status, Worker, passwd};
-use crate::context::{EntryKind, Form, Listing, lines};
+use crate::container::{self, Container, Exit, Footing, Given, Ground, Mount, MountKind, Rung, Status, Worker, passwd};
+use crate::context::{Entry, EntryKind, Form, Listing, lines};
 use crate::copy::{self, Landing, Owner};
 use crate::diag::{Context as _, Diagnostic, Result};
+use crate::digest::ChainId;
 use crate::layer::{self, Links, Shift};
 use crate::location;
 use crate::plan::{
@@ -54,7 +55,7 @@ impl Solver<'_> {
                 self.commit(id, draft, Some(&ran), key, begun)
             }
             Op::Copy(copy) => {
-                self.copy(copy, &below, &draft, &key)?;
+                self.copy(id, copy, &below, &draft, &key)?;
                 self.commit(id, draft, None, key, begun)
             }
             Op::Workdir(workdir) => {
@@ -402,7 +403,7 @@ impl Solver<'_> {
 
     // ---- COPY, ADD, WORKDIR
 
-    fn copy(&self, copy: &Copy, below: &Stack, draft: &Draft, key: &Keyed) -> Result<()> {
+    fn copy(&self, id: StepId, copy: &Copy, below: &Stack, draft: &Draft, key: &Keyed) -> Result<()> {
         let owner = match &copy.chown {
             Some(chown) => Some(self.owner(below, chown)?).map(|(uid, gid)| Owner { uid, gid }),
             None => None,
@@ -412,11 +413,43 @@ impl Solver<'_> {
         }
         let nothing = Stack::default();
         let below = if copy.is_link { &nothing } else { below };
-        self.write_over(below, draft, |root| self.copy_into(copy, root, owner, key))?;
+        let earlier = if self.asks_cache(id) { self.earlier_copy(id, copy, key)? } else { None };
+        let mut kept = copy::Kept::default();
+        self.write_over(below, draft, |root| {
+            // Only the kernel's overlay leaves its upper dir for others to go on with.
+            let earlier = earlier.as_ref().filter(|_| self.footing().rung == Rung::Overlay);
+            kept = self.copy_into(copy, root, owner, key, earlier.map(|layer| layer.dir.as_fd()))?;
+            Ok(())
+        })?;
+        if let Some(earlier) = earlier {
+            kept.link(earlier.dir.as_fd(), draft.upper())?;
+        }
         self.remember_listing(key)
     }
 
-    fn copy_into(&self, copy: &Copy, root: &OwnedFd, owner: Option<Owner>, key: &Keyed) -> Result<()> {
+    /// The layer of the copy most like this one, if there is so much in it that files in common count.
+    fn earlier_copy(&self, id: StepId, copy: &Copy, key: &Keyed) -> Result<Option<Arc<Layer>>> {
+        let [Read::Listed { listing, .. }] = key.reads.sources.as_slice() else { return Ok(None) };
+        // Of files that come from several directories, one may take the place of another.
+        if copy.has_parents || !is_much(listing) {
+            return Ok(None);
+        }
+        let Some(record) = self.records.nearest(&key.facts, &self.slot(id))? else { return Ok(None) };
+        let Some((result, parent)) = record.layer.zip(record.facts.get("parent")) else { return Ok(None) };
+        // Those that stand on nothing have no chain there.
+        let parent = parent.parse().ok();
+        self.layers.get(&ChainId::extend(parent.as_ref(), &result.diff_id))
+    }
+
+    /// Copies into `root`. Returns what is there already, in the layer dir `earlier`.
+    fn copy_into(
+        &self,
+        copy: &Copy,
+        root: &OwnedFd,
+        owner: Option<Owner>,
+        key: &Keyed,
+        earlier: Option<BorrowedFd<'_>>,
+    ) -> Result<copy::Kept> {
         let landing = Landing {
             destination: &copy.destination,
             owner,
@@ -428,6 +461,7 @@ impl Solver<'_> {
         };
         // Read only when a source is no context: opened once for all of them.
         let mut rootfs = None;
+        let mut kept = copy::Kept::default();
         for (source, read) in copy.sources.iter().zip(&key.reads.sources) {
             match (source, read) {
                 (CopySource::Heredoc(file), _) => {
@@ -440,7 +474,7 @@ impl Solver<'_> {
                     copy::land_blob(&blob, root.as_fd(), &landing)?;
                 }
                 (CopySource::Path(path), Read::Listed { opened, listing }) => {
-                    copy::land(&opened.tree, listing, root.as_fd(), &landing)
+                    kept = copy::land_beside(&opened.tree, listing, root.as_fd(), &landing, earlier)
                         .map_err(|error| locate(error, Some(path)))?;
                 }
                 (CopySource::Path(path), _) => {
@@ -472,7 +506,7 @@ impl Solver<'_> {
                 (CopySource::Url(_) | CopySource::Git(_), _) => unreachable!("it has no key"),
             }
         }
-        Ok(())
+        Ok(kept)
     }
 
     /// Keeps what a copy read, for `cache explain` to compare with.
@@ -538,6 +572,18 @@ impl Solver<'_> {
         copy::land(tree, listing, draft.upper(), &landing("/", self.host.now()))?;
         Ok((self.commit_alone(draft, facts, "files of a bind mount", begun)?, path))
     }
+}
+
+/// Whether a copy of this pays for a look at what was copied before.
+fn is_much(listing: &Listing) -> bool {
+    const FILES: usize = 16;
+    const BYTES: u64 = 1 << 20;
+    let entries = || listing.selections.iter().flat_map(|selection| &selection.entries);
+    let size = |entry: &Entry| match entry.kind {
+        EntryKind::File { size_bytes, .. } => size_bytes,
+        _ => 0,
+    };
+    entries().nth(FILES).is_some() || entries().map(size).sum::<u64>() >= BYTES
 }
 
 fn landing(destination: &str, now: i64) -> Landing<'_> {

@@ -1,6 +1,7 @@
 //! Wrong hits, each by the way it could come about, and what a store does that was damaged.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 use wythe::digest::Digest;
 
+use super::builder::Builder;
 use super::image::Image;
 use super::sandbox::{Ended, Sandbox, busybox_layout};
 
@@ -85,6 +87,44 @@ fn an_edit_within_a_tick_of_the_clock_is_seen() {
         succeeded(&sandbox.build("image.tar", &[]));
         assert!(holds(&image(&sandbox, "image.tar"), "f", &content), "round {round}");
     }
+}
+
+/// Of a copy that is made again what did not change is no second copy, and nothing of that shows in the image.
+#[test]
+fn a_copy_shares_what_did_not_change_with_the_one_before() {
+    Builder::each(|builder| {
+        let sandbox = builder.sandbox();
+        sandbox.shell("mkdir -p d/0 d/1 d/2");
+        for name in 0..40 {
+            sandbox.write(&format!("d/{}/{name}", name % 3), &format!("content {name}"));
+        }
+        sandbox.write("Dockerfile", "FROM busybox\nRUN echo one > /below\nCOPY d /src\n");
+        builder.built(&[]);
+        let shared = || {
+            let layers = fs::read_dir(builder.store().join("layers")).unwrap().map(|entry| entry.unwrap().path());
+            let sources = layers.map(|layer| layer.join("fs/src")).filter(|path| path.exists());
+            let entries = sources.flat_map(walkdir::WalkDir::new).map(|entry| entry.unwrap());
+            entries.filter(|entry| entry.file_type().is_file() && entry.metadata().unwrap().nlink() == 2).count()
+        };
+        assert_eq!(shared(), 0);
+        // One that looks as before, one gone, one new, and others with the time or the mode of before no more.
+        sandbox.shell(
+            "cd d; touch -r 0/0 ../then; echo CONTENT 0 > 0/0; truncate -s 9 0/0; touch -r ../then 0/0; \
+             rm 1/1; echo new > 2/new; touch 2/2; chmod 755 0/3; mkdir 2/directory",
+        );
+        builder.built(&[]);
+        let diff_id = || image(sandbox, "image.tar").diff_ids.pop();
+        let beside = diff_id();
+        assert_eq!(shared(), 2 * 36);
+        sandbox.write("Dockerfile.alone", "FROM busybox\nCOPY --link d /src\n");
+        builder.built(&["-f", "context/Dockerfile.alone"]);
+        assert_eq!(diff_id(), beside);
+        // On something else, too.
+        sandbox.write("Dockerfile", "FROM busybox\nRUN echo another > /below\nCOPY d /src\n");
+        builder.built(&[]);
+        assert_eq!(diff_id(), beside);
+        assert_eq!(shared(), 2 * 4);
+    });
 }
 
 /// The only layer of the store that holds `name`.

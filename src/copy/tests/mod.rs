@@ -4,7 +4,7 @@
 mod archive;
 mod escape;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -162,8 +162,8 @@ fn select_from(tree: &Tree, sources: &[&str], form: Form) -> Listing {
     select(tree, &request, None).unwrap()
 }
 
-/// Runs one `COPY` or `ADD` line.
-fn copy(line: &str, context: &Path, image: &Path) -> Result<()> {
+/// Runs one `COPY` or `ADD` line; files may be taken from `earlier`.
+fn copy(line: &str, context: &Path, image: &Path, earlier: Option<&Path>) -> Result<()> {
     let mut words = line.split(' ').peekable();
     let unpacks = words.next() == Some("ADD");
     let (mut owner, mut chmod, mut has_parents, mut is_link, mut keeps_owners) = (None, None, false, false, false);
@@ -185,7 +185,9 @@ fn copy(line: &str, context: &Path, image: &Path) -> Result<()> {
     let tree = tree(context, keeps_owners);
     let listing = select_from(&tree, &sources, if has_parents { Form::Parents } else { Form::Wildcard });
     let landing = Landing { destination, owner, chmod, is_link, has_parents, unpacks, now: NOW };
-    land(&tree, &listing, open(image).as_fd(), &landing)
+    let (root, earlier) = (open(image), earlier.map(open));
+    let kept = land_beside(&tree, &listing, root.as_fd(), &landing, earlier.as_ref().map(AsFd::as_fd))?;
+    earlier.map_or(Ok(()), |earlier| kept.link(earlier.as_fd(), root.as_fd()))
 }
 
 /// An overlay over `lower`, mounted nowhere; `None` where the kernel does not let us.
@@ -205,7 +207,13 @@ fn overlay(lower: &Path, beside: &TempDir) -> Option<OwnedFd> {
 
 #[test]
 fn copies_land_as_in_the_cases() {
-    check_cases(false);
+    check_cases(Onto::Directory);
+}
+
+#[test]
+fn copies_land_beside_an_earlier_one_as_in_the_cases() {
+    let shared = check_cases(Onto::Earlier);
+    assert!(shared > 30, "only {shared} files were taken from the earlier copies");
 }
 
 #[test]
@@ -215,12 +223,21 @@ fn copies_land_in_an_overlay_as_in_the_cases() {
         #[allow(clippy::print_stderr)]
         return eprintln!("copies_land_in_an_overlay_as_in_the_cases: no overlay can be mounted here");
     }
-    check_cases(true);
+    check_cases(Onto::Overlay);
 }
 
-fn check_cases(is_overlay: bool) {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Onto {
+    Directory,
+    Overlay,
+    /// A directory, beside what the same copies made in another one.
+    Earlier,
+}
+
+/// How many files landed that are another copy's, too.
+fn check_cases(onto: Onto) -> usize {
     const CASES: &str = include_str!("../../../testdata/copy/cases.txt");
-    let mut count = 0;
+    let (mut count, mut shared) = (0, 0);
     let mut wrong = String::new();
     for case in CASES.split("\n== ").skip(1) {
         let (name, body) = case.split_once('\n').unwrap();
@@ -239,10 +256,16 @@ fn check_cases(is_overlay: bool) {
         make_all(context.path(), &of_context);
         make_all(image.path(), &of_image);
         let beside = TempDir::new().unwrap();
-        let mount = is_overlay.then(|| overlay(image.path(), &beside).unwrap());
+        let copies_of_lines = &lines[first..first + copies];
+        if onto == Onto::Earlier {
+            make_all(beside.path(), &of_image);
+            let _ = copies_of_lines.iter().try_for_each(|line| copy(line, context.path(), beside.path(), None));
+        }
+        let earlier = (onto == Onto::Earlier).then_some(beside.path());
+        let mount = (onto == Onto::Overlay).then(|| overlay(image.path(), &beside).unwrap());
         let mount_path = mount.as_ref().map(|fd| format!("/proc/self/fd/{}/.", fd.as_raw_fd()));
         let image = mount_path.as_ref().map_or(image.path(), Path::new);
-        let result = lines[first..first + copies].iter().try_for_each(|line| copy(line, context.path(), image));
+        let result = copies_of_lines.iter().try_for_each(|line| copy(line, context.path(), image, earlier));
         let expected = lines[first + copies..].iter().map(|line| format!("{line}\n")).collect::<String>();
         let actual = match result {
             Ok(()) => describe(image),
@@ -252,9 +275,33 @@ fn check_cases(is_overlay: bool) {
             writeln!(wrong, "== {name}\n--- expected\n{expected}--- is\n{actual}").unwrap();
         }
         count += 1;
+        shared += earlier.map_or(0, |earlier| files_of_both(earlier, image));
     }
     assert!(wrong.is_empty(), "\n{wrong}");
     assert!(count > 50, "only {count} cases were found");
+    shared
+}
+
+fn files_of_both(one: &Path, other: &Path) -> usize {
+    let files = |root| {
+        let entries = walkdir::WalkDir::new(root).into_iter().map(|entry| entry.unwrap());
+        let files = entries.filter(|entry| entry.file_type().is_file());
+        files.map(|file| file.metadata().unwrap().ino()).collect::<BTreeSet<_>>()
+    };
+    files(one).intersection(&files(other)).count()
+}
+
+#[test]
+fn a_damaged_file_of_an_earlier_copy_is_not_taken() {
+    let (context, earlier, image) = (TempDir::new().unwrap(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    make_all(context.path(), &["f 0644 0:0 100 d/a.txt alpha", "f 0600 0:0 100 d/b.txt beta"]);
+    copy("COPY d /o", context.path(), earlier.path(), None).unwrap();
+    let expected = describe(earlier.path());
+    fs::write(earlier.path().join("o/a.txt"), "ALPHA").unwrap();
+    stamp(&earlier.path().join("o/a.txt"), parse_time("100"));
+    copy("COPY d /o", context.path(), image.path(), Some(earlier.path())).unwrap();
+    assert_eq!(describe(image.path()), expected);
+    assert_eq!(files_of_both(earlier.path(), image.path()), 1);
 }
 
 #[test]
