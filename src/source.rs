@@ -301,7 +301,7 @@ fn tree(facts: Facts, shown: &str, host: &Host<'_>, fill: impl FnOnce(&Draft) ->
     }
     let draft = host.store.draft()?;
     let root_time = fill(&draft)?;
-    let Some((tree, meta)) = draft.identify(&[], None)? else {
+    let Some((tree, meta)) = draft.identify(&[], None, None)? else {
         return of_scratch(host.store.scratch()?, shown.to_owned());
     };
     let result = LayerResult { diff_id: meta.diff_id, tree, size_bytes: meta.size_bytes };

@@ -108,8 +108,7 @@ impl Filling<'_> {
             can_clone.store(is_cloned, Ordering::Relaxed);
             if is_cloned {
                 // The clone is what lands, so it is what is hashed.
-                hash(&self.out, &mut hasher, buffer)
-                    .context(|| format!("cannot read `{}`", shown(&self.path)))?;
+                hash(&self.out, &mut hasher, buffer).context(|| format!("cannot read `{}`", shown(&self.path)))?;
                 return Ok(hasher.finish());
             }
         }

@@ -17,7 +17,8 @@ pub mod whiteout;
 pub mod merged;
 pub mod canonical;
 pub mod header;
-pub mod pack;
+mod pack;
+mod stream;
 pub mod archive;
 pub mod staging;
 pub mod unpack;
@@ -32,7 +33,7 @@ use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 
 use crate::diag::{Context as _, Result};
-use crate::digest::TreeDigest;
+use crate::digest::{Hasher, TreeDigest};
 
 pub use difference::Snapshot;
 pub use merged::{lookup, read_file};
@@ -89,16 +90,23 @@ pub fn translate_fuse_overlay(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>], 
     fuse_overlay::translate(upper, lowers, since).context(|| "cannot read what fuse-overlayfs left")
 }
 
-/// What [`pack`] learned on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packed {
-    pub tree: TreeDigest,
-    pub entries: u64,
+/// Writes a layer dir as a tar: a pure function of the directory's content.
+pub fn pack(dir: BorrowedFd<'_>, out: &mut (dyn Write + Send)) -> Result<()> {
+    pack_as(dir, out, None).map(drop)
 }
 
-/// Writes a layer dir as a tar: a pure function of the directory's content.
-pub fn pack(dir: BorrowedFd<'_>, out: &mut dyn Write) -> Result<Packed> {
-    pack::pack(dir, out)
+/// The same, and finds the digest of what is packed.
+pub fn pack_and_digest(dir: BorrowedFd<'_>, out: &mut (dyn Write + Send)) -> Result<TreeDigest> {
+    let tree = pack_as(dir, out, Some(Hasher::default()))?;
+    Ok(TreeDigest::new(tree.unwrap_or_default().finish()))
+}
+
+fn pack_as(dir: BorrowedFd<'_>, out: &mut (dyn Write + Send), tree: Option<Hasher>) -> Result<Option<Hasher>> {
+    std::thread::scope(|scope| {
+        let mut stream = stream::Stream::new(scope, out, tree);
+        pack::pack(dir, &mut stream)?;
+        stream.finish()
+    })
 }
 
 /// Applies a layer tar (uncompressed) to the empty directory `into`, as a layer dir that stands on

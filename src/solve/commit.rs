@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::execute::Ran;
+use super::input::Read;
 use super::{Keyed, Solved, Solver, Stack, Standing};
 use crate::cache::{Facts, LayerResult, Record};
 use crate::diag::{Diagnostic, Result};
+use crate::digest::{Hasher, TreeDigest};
 use crate::plan::StepId;
 use crate::progress::Outcome;
 use crate::store::{Draft, Layer, LayerMeta};
@@ -29,7 +31,8 @@ impl Solver<'_> {
             Standing::OnStack => self.layers.lowers(&below)?,
             Standing::Alone => Vec::new(),
         };
-        let layer = match identify(&draft, &lowers, ran.map(|ran| ran.skeleton.as_fd()))? {
+        let tree = if is_all_listed(&key) { Some(tree_of(&key.facts)) } else { None };
+        let layer = match identify(&draft, &lowers, ran.map(|ran| ran.skeleton.as_fd()), tree)? {
             None => None,
             Some((result, meta)) => Some(match self.same_tree(&key, &result, &below, standing)? {
                 // The step ran again and made the same files at another time: what stands on the
@@ -62,7 +65,7 @@ impl Solver<'_> {
         title: &str,
         begun: Instant,
     ) -> Result<Option<Arc<Layer>>> {
-        let identified = identify(&draft, &[], None)?;
+        let identified = identify(&draft, &[], None, Some(tree_of(&facts)))?;
         let layer = identified.as_ref().map(|(result, _)| *result);
         let committed = match identified {
             Some((result, meta)) => {
@@ -104,10 +107,28 @@ fn identify(
     draft: &Draft,
     lowers: &[Arc<Layer>],
     skeleton: Option<BorrowedFd<'_>>,
+    tree: Option<TreeDigest>,
 ) -> Result<Option<(LayerResult, LayerMeta)>> {
     let lowers: Vec<_> = lowers.iter().map(|layer| layer.dir.as_fd()).collect();
-    let identified = draft.identify(&lowers, skeleton)?;
+    let identified = draft.identify(&lowers, skeleton, tree)?;
     Ok(identified.map(|(tree, meta)| (LayerResult { diff_id: meta.diff_id, tree, size_bytes: meta.size_bytes }, meta)))
+}
+
+/// Whether the key says all there is to a layer but its times: it is of a copy whose files were listed by their content.
+fn is_all_listed(key: &Keyed) -> bool {
+    let is_listed = |read: &Read| matches!(read, Read::Listed { .. } | Read::Immutable | Read::Heredoc);
+    !key.reads.sources.is_empty() && key.reads.sources.iter().all(is_listed)
+}
+
+/// The tree digest of such a layer, which need not be read for it: equal facts make equal trees on the same parent,
+/// and only there are they compared.
+fn tree_of(facts: &Facts) -> TreeDigest {
+    let mut hasher = Hasher::default();
+    for (name, value) in facts.iter().filter(|(name, _)| *name != "parent") {
+        hasher.field(name.as_bytes());
+        hasher.field(value.as_bytes());
+    }
+    TreeDigest::new(hasher.finish())
 }
 
 fn milliseconds(begun: Instant) -> u64 {

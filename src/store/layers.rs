@@ -102,22 +102,27 @@ impl Draft {
     }
 
     /// Makes it canonical as a layer on `lowers` (topmost first; `skeleton` as for
-    /// [`layer::canonicalize`]) and says what it is; `None` when nothing in it differs from what is below.
+    /// [`layer::canonicalize`]) and says what it is; `None` when nothing in it differs from what is below. `tree` is
+    /// its tree digest, if that is known.
     pub fn identify(
         &self,
         lowers: &[BorrowedFd<'_>],
         skeleton: Option<BorrowedFd<'_>>,
+        tree: Option<TreeDigest>,
     ) -> Result<Option<(TreeDigest, LayerMeta)>> {
         let summary = layer::canonicalize(self.upper(), lowers, skeleton)?;
         if summary.entries == 0 {
             return Ok(None);
         }
         let mut writer = HashingWriter::new(io::sink());
-        let packed = layer::pack(self.upper(), &mut writer)?;
+        let tree = match tree {
+            Some(tree) => layer::pack(self.upper(), &mut writer).map(|()| tree)?,
+            None => layer::pack_and_digest(self.upper(), &mut writer)?,
+        };
         let (_, digest, tar_size_bytes) = writer.finish();
         let meta = LayerMeta {
             diff_id: DiffId::new(digest),
-            tree: Some(packed.tree),
+            tree: Some(tree),
             tar_size_bytes,
             size_bytes: summary.size_bytes,
             entries: summary.entries,
@@ -125,7 +130,7 @@ impl Draft {
             boot_id: String::new(),
             is_synced: false,
         };
-        Ok(Some((packed.tree, meta)))
+        Ok(Some((tree, meta)))
     }
 
     /// Makes it fit to be mounted once more: the kernel takes no work dir again that a `volatile` overlay
@@ -278,12 +283,11 @@ impl Store {
     }
 
     fn is_what_it_claims(&self, layer: &Layer) -> bool {
-        let Some(tree) = layer.meta.tree else { return false };
         let mut out = HashingWriter::new(io::sink());
-        // A directory that cannot be packed is damaged as well.
-        let Ok(packed) = layer::pack(layer.dir.as_fd(), &mut out) else { return false };
+        // One that was unpacked does not always pack to the same, and one that cannot be packed is damaged as well.
+        let is_packed = layer.meta.tree.is_some() && layer::pack(layer.dir.as_fd(), &mut out).is_ok();
         let (_, digest, _) = out.finish();
-        digest == *layer.meta.diff_id.digest() && packed.tree == tree
+        is_packed && digest == *layer.meta.diff_id.digest()
     }
 
     fn write_meta(&self, layer: &Layer) -> Result<()> {

@@ -172,7 +172,7 @@ impl Store {
     }
 
     /// Packs a layer dir, and makes sure that what it packs to is its diff ID.
-    fn pack_dir<W: io::Write>(&self, layer: &Layer, meter: Option<&Meter<'_>>, out: W) -> Result<W> {
+    fn pack_dir<W: io::Write + Send>(&self, layer: &Layer, meter: Option<&Meter<'_>>, out: W) -> Result<W> {
         let mut out = HashingWriter::new(out);
         match meter {
             Some(meter) => layer::pack(layer.dir.as_fd(), &mut Metered { inner: &mut out, meter })?,

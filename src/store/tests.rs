@@ -55,14 +55,14 @@ fn draft(store: &Store, content: &str) -> Draft {
 
 fn meta_of(draft: &Draft) -> LayerMeta {
     let mut out = HashingWriter::new(std::io::sink());
-    let packed = layer::pack(draft.upper(), &mut out).unwrap();
+    let tree = layer::pack_and_digest(draft.upper(), &mut out).unwrap();
     let (_, digest, tar_size_bytes) = out.finish();
     LayerMeta {
         diff_id: DiffId::new(digest),
-        tree: Some(packed.tree),
+        tree: Some(tree),
         tar_size_bytes,
         size_bytes: 4,
-        entries: packed.entries,
+        entries: 1,
         boot_id: String::new(),
         is_synced: false,
     }
