@@ -143,7 +143,7 @@ pub fn receive(store: &Store, input: impl Read + Send) -> Result<Contents> {
         if let Some(digest) = name.strip_prefix("blobs/").and_then(Digest::from_hex) {
             let held = head.layers.iter().find(|held| held.digest == digest && held.size_bytes == size_bytes);
             let held = held.ok_or_else(|| wrong(&format!("nothing says what `{name}` is")))?;
-            if !store.has_foreign_form(&held.diff_id)? {
+            if !store.has_original_form(&held.diff_id)? {
                 // By way of a file, which several threads can read.
                 let mut file = tempfile::tempfile_in(store.root().join("tmp")).context(doing)?;
                 io::copy(&mut member, &mut file).context(doing)?;
@@ -198,7 +198,13 @@ fn form_of(store: &Store, record: &Record) -> Result<Option<Held>> {
             return store.pack(&layer, Compression::ZSTD, None).map(|form| Some(held(form)));
         }
     }
-    Ok(None)
+    // Never unpacked here.
+    match store.carried_form(&result.diff_id)? {
+        None if store.has_any_form(&result.diff_id)? => {
+            store.repack(&result.diff_id, Compression::ZSTD, None).map(|form| Some(held(form)))
+        }
+        carried => Ok(carried.map(held)),
+    }
 }
 
 /// The names that the directory of a step's layer may have.
@@ -215,7 +221,7 @@ fn is_of_use(store: &Store, record: Option<Record>) -> Result<bool> {
             return Ok(true);
         }
     }
-    store.has_foreign_form(&result.diff_id)
+    store.has_original_form(&result.diff_id)
 }
 
 struct Writer<W: Write> {

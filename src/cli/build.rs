@@ -440,6 +440,7 @@ fn request(arguments: &Build) -> Result<(Request, World), Failure> {
         timeout: arguments.limits.timeout.as_deref().map(limits::timeout).transpose()?,
         cache_mount_namespace: build_args.get("BUILDKIT_CACHE_MOUNT_NS").cloned().unwrap_or_default(),
         footing: footing()?,
+        exports_files: outputs.iter().any(|output| matches!(output, Output::Local { .. } | Output::Tar { .. })),
         explains: arguments.explain,
     };
     if settings.jobs == 0 {

@@ -59,7 +59,7 @@ use crate::plan::{Network, Security};
 use crate::progress::Usage;
 
 pub use cgroup::{Limits, OutOfMemory, describe as describe_cgroups};
-pub use footing::{Footing, Given, Ground, Rung, Worker, room_size_bytes, shift_of_steps};
+pub use footing::{Footing, Given, Ground, Rung, Sketch, Worker, room_size_bytes, shift_of_steps};
 pub use hosts::{Dns, HostAddress};
 pub use limit::{raise_open_files, restore_open_files};
 pub use network::host as network_of_host;

@@ -139,6 +139,16 @@ impl Listing {
         hasher.finish()
     }
 
+    /// Of all its files.
+    pub fn size_bytes(&self) -> u64 {
+        let entries = self.selections.iter().flat_map(|selection| &selection.entries);
+        let sizes = entries.map(|entry| match entry.kind {
+            EntryKind::File { size_bytes, .. } => size_bytes,
+            _ => 0,
+        });
+        sizes.fold(0, u64::saturating_add)
+    }
+
     /// One line an entry, as `cache explain` compares them: the key of the line is the path.
     pub fn lines(&self) -> Vec<Vec<u8>> {
         lines::lines(self)

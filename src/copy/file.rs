@@ -28,6 +28,8 @@ pub(super) struct Source<'a> {
 /// What the crew has to do for a file.
 pub(super) enum Task<'a> {
     Fill(Filling<'a>),
+    /// Without its bytes, but as long.
+    Outline(Filling<'a>),
     Check(Checking<'a>),
 }
 
@@ -62,7 +64,7 @@ impl Job for Task<'_> {
 
     fn slot(&self) -> usize {
         match self {
-            Self::Fill(filling) => filling.slot,
+            Self::Fill(filling) | Self::Outline(filling) => filling.slot,
             Self::Check(checking) => checking.slot,
         }
     }
@@ -71,12 +73,14 @@ impl Job for Task<'_> {
         match self {
             Self::Fill(filling) => filling.size_bytes,
             Self::Check(checking) => checking.size_bytes,
+            Self::Outline(_) => 0,
         }
     }
 
     fn run(&self, buffer: &mut Vec<u8>) -> Result<Option<usize>> {
         match self {
             Self::Fill(filling) => filling.fill(buffer).map(|()| None),
+            Self::Outline(filling) => filling.outline().map(|()| None),
             Self::Check(checking) => {
                 let mut hasher = Hasher::default();
                 buffer.resize(BUFFER_BYTES, 0);
@@ -91,14 +95,19 @@ impl Filling<'_> {
     pub fn fill(&self, buffer: &mut Vec<u8>) -> Result<()> {
         buffer.resize(BUFFER_BYTES, 0);
         if self.copy(buffer)? != *self.digest {
-            return Err(changed(self.entry));
+            return Err(changed(&self.entry.path));
         }
+        self.attributes.dress(self.out.as_fd(), &self.path, self.records)
+    }
+
+    fn outline(&self) -> Result<()> {
+        self.out.set_len(self.size_bytes).context(|| format!("cannot make `{}`", shown(&self.path)))?;
         self.attributes.dress(self.out.as_fd(), &self.path, self.records)
     }
 
     /// Copies the content of the entry and returns the digest of what was copied.
     fn copy(&self, buffer: &mut [u8]) -> Result<Digest> {
-        let mut input = self.source.open(self.entry, self.size_bytes)?;
+        let mut input = self.source.open(&self.entry.path, self.size_bytes)?;
         let mut hasher = Hasher::default();
         let can_clone = &self.source.can_clone;
         if self.size_bytes > 0 && can_clone.load(Ordering::Relaxed) {
@@ -113,7 +122,7 @@ impl Filling<'_> {
             }
         }
         let copied = content::fill(&self.out, &mut input, self.size_bytes, buffer, Some(&mut hasher))
-            .context(|| format!("cannot copy `{}` to `{}`", source_name(self.entry), shown(&self.path)));
+            .context(|| format!("cannot copy `{}` to `{}`", source_name(&self.entry.path), shown(&self.path)));
         copied.map(|_| hasher.finish())
     }
 }
@@ -125,14 +134,14 @@ impl<'a> Source<'a> {
     }
 
     /// Opens a file as it was listed: a file, of that size, and no link.
-    pub fn open(&self, entry: &Entry, size_bytes: u64) -> Result<File> {
-        let fd = match place::open_below(self.root, &entry.path, OFlags::RDONLY | OFlags::NONBLOCK) {
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return Err(changed(entry)),
-            other => other.context(|| format!("cannot read `{}`", source_name(entry)))?,
+    pub fn open(&self, path: &[u8], size_bytes: u64) -> Result<File> {
+        let fd = match place::open_below(self.root, path, OFlags::RDONLY | OFlags::NONBLOCK) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return Err(changed(path)),
+            other => other.context(|| format!("cannot read `{}`", source_name(path)))?,
         };
-        let stat = rustix::fs::fstat(&fd).context(|| format!("cannot read `{}`", source_name(entry)))?;
+        let stat = rustix::fs::fstat(&fd).context(|| format!("cannot read `{}`", source_name(path)))?;
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if is_file && u64::try_from(stat.st_size) == Ok(size_bytes) { Ok(fd.into()) } else { Err(changed(entry)) }
+        if is_file && u64::try_from(stat.st_size) == Ok(size_bytes) { Ok(fd.into()) } else { Err(changed(path)) }
     }
 }
 
@@ -148,10 +157,11 @@ fn hash(mut file: &File, hasher: &mut Hasher, buffer: &mut [u8]) -> io::Result<(
     }
 }
 
-pub(super) fn changed(entry: &Entry) -> Diagnostic {
-    Diagnostic::error(format!("`{}` changed during the build", source_name(entry)))
+/// The file at a path of the tree is not what was listed.
+pub(super) fn changed(path: &[u8]) -> Diagnostic {
+    Diagnostic::error(format!("`{}` changed during the build", source_name(path)))
 }
 
-pub(super) fn source_name(entry: &Entry) -> String {
-    crate::layer::node::shown(&entry.path)
+pub(super) fn source_name(path: &[u8]) -> String {
+    crate::layer::node::shown(path)
 }

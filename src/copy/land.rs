@@ -14,6 +14,7 @@ use super::content;
 use super::earlier::{Earlier, Kept};
 use super::file::{Checking, Fillers, Filling, Source, Task, changed, source_name};
 use super::node::{self, Attributes};
+use super::outline::{Outlined, OutlinedFile};
 use super::place::{self, Directory, Follows, Makes, Root, Spot, shown};
 use super::{Blob, Landing, Owner};
 use crate::context::{Entry, EntryKind, Selection};
@@ -29,6 +30,8 @@ pub(super) struct Lander<'c, 'scope, 'env> {
     earlier: Option<Earlier<'c>>,
     /// The files found there, by the number they were given with.
     kept: BTreeMap<usize, Keeping<'scope>>,
+    /// The files without their bytes; `None` where files are copied.
+    outlined: Option<Outlined>,
     root: Root<'c>,
     /// Below the root, `..` resolved as text.
     destination: Vec<u8>,
@@ -68,6 +71,7 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             files: 0,
             earlier: None,
             kept: BTreeMap::new(),
+            outlined: None,
             root: Root::new(root, landing.now)?,
             destination: place::clamped(written.as_bytes()),
             is_directory: landing.has_parents || ["/", "/.", "/.."].iter().any(|end| written.ends_with(end)),
@@ -81,6 +85,15 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
     /// Lets files be taken from the dir of an earlier layer. No two files that land may have one name.
     pub fn may_keep(&mut self, earlier: BorrowedFd<'c>) {
         self.earlier = Earlier::of(earlier, self.root.records);
+    }
+
+    /// Leaves the bytes of files where they are. Then nothing that is there gives way: that is an error.
+    pub fn outline(&mut self) {
+        self.outlined = Some(Outlined::new());
+    }
+
+    pub fn outlined(&mut self) -> Outlined {
+        self.outlined.take().unwrap_or_default()
     }
 
     /// Copies a file after all.
@@ -322,7 +335,9 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
                 let path = shown(&path);
                 return Err(Diagnostic::error(format!("cannot replace the directory `{path}` with a file")));
             }
-            Err(Errno::EXIST) => rustix::fs::unlinkat(fd, name, AtFlags::empty()).and_then(|()| make(fd, name)),
+            Err(Errno::EXIST) if self.outlined.is_none() => {
+                rustix::fs::unlinkat(fd, name, AtFlags::empty()).and_then(|()| make(fd, name))
+            }
             other => other,
         };
         made.context(|| format!("cannot make `{}`", shown(&path)))
@@ -351,15 +366,20 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
                 other => other.map(|()| true),
             };
             if self.make(parent, name, linked)? {
+                self.note_outlined(parent, name, entry, (size_bytes, digest));
                 return Ok(());
             }
         }
         if self.fillers.has_failed() {
             // Whose error is the one that counts.
-            return Err(changed(entry));
+            return Err(changed(&entry.path));
         }
         let task = match self.keep(parent, name, entry, (size_bytes, digest), attributes)? {
             Some(checking) => Task::Check(checking),
+            None if self.outlined.is_some() => {
+                self.note_outlined(parent, name, entry, (size_bytes, digest));
+                Task::Outline(self.filling(parent, name, entry, (size_bytes, digest), attributes)?)
+            }
             None => Task::Fill(self.filling(parent, name, entry, (size_bytes, digest), attributes)?),
         };
         self.fillers.push(task);
@@ -368,6 +388,13 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             links.insert(group, (parent.path.clone(), name.to_vec()));
         }
         Ok(())
+    }
+
+    fn note_outlined(&mut self, parent: &Directory, name: &[u8], entry: &Entry, (size_bytes, digest): (u64, &Digest)) {
+        if let Some(outlined) = &mut self.outlined {
+            let file = OutlinedFile { source: entry.path.clone(), size_bytes, digest: *digest };
+            outlined.insert(parent.join(name), file);
+        }
     }
 
     /// Takes the file from the earlier layer, where there is one that looks like it and nothing is in its way.
@@ -420,8 +447,8 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
 
     /// Unpacks the entry if it is an archive; returns whether it is.
     fn unpack(&mut self, entry: &Entry, size_bytes: u64, digest: &Digest) -> Result<bool> {
-        let mut file = self.source.open(entry, size_bytes)?;
-        let name = source_name(entry);
+        let mut file = self.source.open(&entry.path, size_bytes)?;
+        let name = source_name(&entry.path);
         if !archive::is_archive(&file) {
             return Ok(false);
         }
@@ -434,7 +461,7 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         // changed need not be an archive any more: that it changed is what is to be said.
         io::copy(&mut reader, &mut io::sink()).context(|| format!("cannot read `{name}`"))?;
         let (_, read, _) = reader.finish();
-        if read == *digest { unpacked.map(|()| true) } else { Err(changed(entry)) }
+        if read == *digest { unpacked.map(|()| true) } else { Err(changed(&entry.path)) }
     }
 }
 

@@ -20,6 +20,7 @@ mod earlier;
 mod file;
 mod land;
 mod node;
+mod outline;
 mod place;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ use std::os::fd::BorrowedFd;
 pub use self::earlier::Kept;
 use self::file::{Fillers, Source};
 use self::land::Lander;
+pub use self::outline::Outline;
 use crate::context::{Listing, Tree};
 use crate::diag::Result;
 use crate::parallel;
@@ -95,6 +97,27 @@ pub fn land_beside(
         damaged.into_iter().flatten().try_for_each(|file| lander.copy_kept(file))?;
         lander.finish()
     })
+}
+
+/// The same for a layer that is packed at once: files are as long as they are to be, but without their bytes, which
+/// what is returned tells. Fails also where something would have to give way, or be unpacked.
+pub fn outline<'a>(
+    tree: &'a Tree,
+    listing: &Listing,
+    root: BorrowedFd<'_>,
+    landing: &Landing<'_>,
+) -> Result<Outline<'a>> {
+    let source = Source::new(tree.root());
+    let outlined = std::thread::scope(|scope| {
+        let fillers = Fillers::new(scope, parallel::processors());
+        let mut lander = Lander::new(&source, &fillers, root, landing)?;
+        lander.outline();
+        listing.selections.iter().try_for_each(|selection| lander.selection(selection))?;
+        fillers.finish().map_err(|(_, error)| *error)?;
+        let outlined = lander.outlined();
+        lander.finish().map(|_| outlined)
+    })?;
+    Ok(Outline::new(tree.root(), outlined))
 }
 
 /// A file that is no file of a tree: a heredoc or a download.

@@ -18,6 +18,7 @@ pub mod merged;
 pub mod canonical;
 pub mod header;
 mod pack;
+mod observer;
 mod stream;
 pub mod archive;
 pub mod staging;
@@ -32,8 +33,8 @@ mod fuse_overlay;
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
 
-use crate::diag::{Context as _, Result};
-use crate::digest::{Hasher, TreeDigest};
+use crate::diag::{Context as _, Diagnostic, Result};
+use crate::digest::{Digest, TreeDigest};
 
 pub use difference::Snapshot;
 pub use merged::{lookup, read_file};
@@ -92,21 +93,49 @@ pub fn translate_fuse_overlay(upper: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>], 
 
 /// Writes a layer dir as a tar: a pure function of the directory's content.
 pub fn pack(dir: BorrowedFd<'_>, out: &mut (dyn Write + Send)) -> Result<()> {
-    pack_as(dir, out, None).map(drop)
+    pack_with(dir, None, out, None)
 }
 
 /// The same, and finds the digest of what is packed.
 pub fn pack_and_digest(dir: BorrowedFd<'_>, out: &mut (dyn Write + Send)) -> Result<TreeDigest> {
-    let tree = pack_as(dir, out, Some(Hasher::default()))?;
-    Ok(TreeDigest::new(tree.unwrap_or_default().finish()))
+    let mut tree = observer::Tree::default();
+    pack_with(dir, None, out, Some(&mut tree))?;
+    Ok(tree.finish())
 }
 
-fn pack_as(dir: BorrowedFd<'_>, out: &mut (dyn Write + Send), tree: Option<Hasher>) -> Result<Option<Hasher>> {
+/// The same of a layer dir whose files have their bytes elsewhere.
+pub fn pack_outline(dir: BorrowedFd<'_>, contents: &dyn Contents, out: &mut (dyn Write + Send)) -> Result<()> {
+    let mut check = observer::Check::default();
+    pack_with(dir, Some(contents), out, Some(&mut check))?;
+    check.another().map_or(Ok(()), |path| Err(contents.is_another(&path)))
+}
+
+fn pack_with<'a>(
+    dir: BorrowedFd<'_>,
+    contents: Option<&dyn Contents>,
+    out: &'a mut (dyn Write + Send),
+    observer: Option<&'a mut dyn observer::Observer>,
+) -> Result<()> {
     std::thread::scope(|scope| {
-        let mut stream = stream::Stream::new(scope, out, tree);
-        pack::pack(dir, &mut stream)?;
+        let mut stream = stream::Stream::new(scope, out, observer);
+        pack::pack(dir, contents, &mut stream)?;
         stream.finish()
     })
+}
+
+/// The bytes of files, where a layer dir has only their sizes.
+pub trait Contents {
+    /// Those of the file at `path`; `None` for one that has its own.
+    fn open(&self, path: &[u8]) -> Result<Option<Content>>;
+
+    /// What to say where they are not what they were.
+    fn is_another(&self, path: &[u8]) -> Diagnostic;
+}
+
+pub struct Content {
+    pub file: std::fs::File,
+    /// What its bytes have to be.
+    pub digest: Digest,
 }
 
 /// Applies a layer tar (uncompressed) to the empty directory `into`, as a layer dir that stands on

@@ -12,12 +12,12 @@ use super::header::Member;
 use super::node::{Kind, Ladder, Node, link_target, names, open_directory, open_file, reopen, shown};
 use super::record::Records;
 use super::stream::{Fault, Stream};
-use super::whiteout;
 use super::xattr::{self, Xattrs};
+use super::{Contents, whiteout};
 use crate::diag::{Context, Diagnostic, Result};
 
 /// Writes the entries of a layer dir.
-pub fn pack(dir: BorrowedFd<'_>, stream: &mut Stream<'_, '_>) -> Result<()> {
+pub fn pack(dir: BorrowedFd<'_>, contents: Option<&dyn Contents>, stream: &mut Stream<'_, '_>) -> Result<()> {
     let root = reopen(dir).context(|| "cannot open a layer dir")?;
     let records = Records::of(root.as_fd()).context(|| "cannot read a layer dir")?;
     let mut levels = vec![names(root.as_fd()).context(|| "cannot read a layer dir")?.into_iter()];
@@ -35,13 +35,17 @@ pub fn pack(dir: BorrowedFd<'_>, stream: &mut Stream<'_, '_>) -> Result<()> {
         };
         let parent = path.len();
         path.extend_from_slice(name.to_bytes());
-        match entry((ladder.fd(), &name), records, &mut path, &mut linked, stream) {
+        match entry((ladder.fd(), &name), records, &mut path, &mut linked, contents, stream) {
             Ok(Next::Enter(child)) => {
                 levels.push(names(child.as_fd()).context(|| format!("cannot pack `/{}`", shown(&path)))?.into_iter());
                 ladder.push(child);
             }
             Ok(Next::Sibling) => path.truncate(parent),
-            Err(Fault::Write(diagnostic)) => return Err(diagnostic),
+            Err(Fault::Told(diagnostic)) => return Err(diagnostic),
+            Err(Fault::Short) => {
+                let path = shown(&path);
+                return Err(Diagnostic::error(format!("cannot pack `/{path}`: it became shorter while it was read")));
+            }
             Err(Fault::Read(error)) => {
                 return Err(Diagnostic::error(format!("cannot pack `/{}`", shown(&path))).caused_by(error));
             }
@@ -62,6 +66,7 @@ fn entry(
     records: Records,
     path: &mut Vec<u8>,
     linked: &mut BTreeMap<(u64, u64), Vec<u8>>,
+    contents: Option<&dyn Contents>,
     stream: &mut Stream<'_, '_>,
 ) -> Result<Next, Fault> {
     let Some(node) = records.node_at(dir, name)? else { return Err(Errno::NOENT.into()) };
@@ -93,8 +98,17 @@ fn entry(
     match node.kind {
         Kind::File => {
             stream.member(&member(path, EntryType::Regular, &node, &xattrs))?;
-            if let Some(file) = file {
-                stream.content(file.as_fd(), node.size_bytes)?;
+            let elsewhere = match contents {
+                Some(contents) => contents.open(path)?.map(|content| (contents, content)),
+                None => None,
+            };
+            match (elsewhere, file) {
+                (Some((contents, content)), _) => match stream.content_from(content, node.size_bytes, path) {
+                    Err(Fault::Short) => return Err(Fault::Told(contents.is_another(path))),
+                    other => other?,
+                },
+                (None, Some(file)) => stream.content(file.as_fd(), node.size_bytes)?,
+                (None, None) => {}
             }
         }
         Kind::Symlink => {

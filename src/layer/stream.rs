@@ -1,30 +1,33 @@
 //! The tar of a layer on its way out.
 //!
 //! ```text
-//! pack ── buffer ──▶ tree digest (where it is asked for) ──▶ writer ─┐
-//!   ▲                                                                │
-//!   └──────────────────── buffers, when they are empty ──────────────┘
+//! pack ── buffer ──▶ observer (if there is one) ──▶ writer ─┐
+//!   ▲                                                       │
+//!   └─────────────── buffers, when they are empty ──────────┘
 //! ```
 //!
-//! Hashing is most of the work, so from the second buffer on each of the three has a thread.
+//! Hashing is most of the work of both, so from the second buffer on each has a thread.
 
 use std::io::{self, Write};
 use std::mem;
-use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use rustix::io::Errno;
 
+use super::Content;
 use super::header::{self, BLOCK, Member};
+use super::observer::{Observer, Piece, describe};
 use crate::diag::{Context, Diagnostic, Result};
-use crate::digest::Hasher;
 
 /// What went wrong with an entry.
 pub enum Fault {
     Read(io::Error),
-    Write(Diagnostic),
+    /// A file ended before its size.
+    Short,
+    /// And all is said.
+    Told(Diagnostic),
 }
 
 impl From<Errno> for Fault {
@@ -35,17 +38,18 @@ impl From<Errno> for Fault {
 
 impl From<Diagnostic> for Fault {
     fn from(diagnostic: Diagnostic) -> Self {
-        Self::Write(diagnostic)
+        Self::Told(diagnostic)
     }
 }
 
-/// Members gathered into large writes, and the tree digest made of the same members without their times.
+/// Members gathered into large writes.
 pub struct Stream<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     /// These two are with the line, once there is one.
     out: Option<&'env mut (dyn Write + Send)>,
-    tree: Option<Hasher>,
-    has_tree: bool,
+    observer: Option<&'env mut dyn Observer>,
+    has_observer: bool,
+    shows_members: bool,
     line: Option<Line<'scope>>,
     buffer: Buffer,
     headers: Vec<u8>,
@@ -56,19 +60,13 @@ struct Line<'scope> {
     full: Sender<Buffer>,
     empty: Receiver<Buffer>,
     writer: ScopedJoinHandle<'scope, io::Result<()>>,
-    hasher: Option<ScopedJoinHandle<'scope, Hasher>>,
 }
 
 struct Buffer {
     bytes: Vec<u8>,
     length: usize,
-    /// What the tree digest is to be fed, in order.
+    /// For the observer.
     pieces: Vec<Piece>,
-}
-
-enum Piece {
-    Description(Vec<u8>),
-    Content(Range<usize>),
 }
 
 const BUFFER_BYTES: usize = 512 << 10;
@@ -76,10 +74,22 @@ const BUFFER_BYTES: usize = 512 << 10;
 const BUFFERS: usize = 4;
 
 impl<'scope, 'env> Stream<'scope, 'env> {
-    /// Its threads are of `scope`. The tree digest is made with `tree`, if there is one.
-    pub fn new(scope: &'scope Scope<'scope, 'env>, out: &'env mut (dyn Write + Send), tree: Option<Hasher>) -> Self {
-        let has_tree = tree.is_some();
-        Self { scope, out: Some(out), tree, has_tree, line: None, buffer: Buffer::new(), headers: Vec::new() }
+    /// Its threads are of `scope`, at whose end the observer has seen all.
+    pub fn new(
+        scope: &'scope Scope<'scope, 'env>,
+        out: &'env mut (dyn Write + Send),
+        observer: Option<&'env mut dyn Observer>,
+    ) -> Self {
+        Self {
+            scope,
+            out: Some(out),
+            has_observer: observer.is_some(),
+            shows_members: observer.as_ref().is_some_and(|observer| observer.sees_members()),
+            observer,
+            line: None,
+            buffer: Buffer::new(),
+            headers: Vec::new(),
+        }
     }
 
     pub fn member(&mut self, member: &Member<'_>) -> Result<()> {
@@ -88,7 +98,7 @@ impl<'scope, 'env> Stream<'scope, 'env> {
         header::write(member, &mut headers);
         let written = self.put(&headers);
         self.headers = headers;
-        if self.has_tree {
+        if self.shows_members {
             self.buffer.pieces.push(Piece::Description(describe(member)));
         }
         written
@@ -110,16 +120,29 @@ impl<'scope, 'env> Stream<'scope, 'env> {
                 }
             };
             if count == 0 {
-                return Err(Fault::Read(io::Error::other("it became shorter while it was read")));
+                return Err(Fault::Short);
             }
             self.buffer.length += count;
-            if self.has_tree {
+            if self.has_observer {
                 self.buffer.pieces.push(Piece::Content(at..at + count));
             }
             left -= count as u64;
         }
         let padding = (BLOCK - (size_bytes % BLOCK as u64) as usize) % BLOCK;
         self.put(&[0; BLOCK][..padding])?;
+        Ok(())
+    }
+
+    /// The same of a file that comes from elsewhere and lands at `path`.
+    pub fn content_from(
+        &mut self,
+        Content { file, digest }: Content,
+        size_bytes: u64,
+        path: &[u8],
+    ) -> Result<(), Fault> {
+        self.buffer.pieces.push(Piece::Begin);
+        self.content(file.as_fd(), size_bytes)?;
+        self.buffer.pieces.push(Piece::End { path: path.to_vec(), digest });
         Ok(())
     }
 
@@ -142,7 +165,7 @@ impl<'scope, 'env> Stream<'scope, 'env> {
         if self.line.is_none()
             && let Some(out) = self.out.take()
         {
-            self.line = Some(Line::new(self.scope, out, self.tree.take()));
+            self.line = Some(Line::new(self.scope, out, self.observer.take()));
         }
         if let Some(line) = &self.line {
             let next = line.empty.recv();
@@ -157,56 +180,53 @@ impl<'scope, 'env> Stream<'scope, 'env> {
         Err(Diagnostic::error("cannot write a layer tar"))
     }
 
-    /// Ends the tar and waits until it is written. Returns what the tree digest was made with.
-    pub fn finish(mut self) -> Result<Option<Hasher>> {
+    /// Ends the tar and waits until it is written.
+    pub fn finish(mut self) -> Result<()> {
         self.put(&[0; 2 * BLOCK])?;
         self.end()
     }
 
-    fn end(&mut self) -> Result<Option<Hasher>> {
-        let (written, tree) = match self.line.take() {
+    fn end(&mut self) -> Result<()> {
+        let written = match self.line.take() {
             Some(line) => {
                 let _ = line.full.send(mem::replace(&mut self.buffer, Buffer::new()));
                 line.end()
             }
             None => {
-                let mut tree = self.tree.take();
-                if let Some(tree) = &mut tree {
-                    self.buffer.feed(tree);
+                if let Some(observer) = self.observer.take() {
+                    self.buffer.show(observer);
                 }
-                let written = self.out.take().map_or(Ok(()), |out| {
+                self.out.take().map_or(Ok(()), |out| {
                     out.write_all(&self.buffer.bytes[..self.buffer.length])?;
                     out.flush()
-                });
-                (written, tree)
+                })
             }
         };
-        written.context(|| "cannot write a layer tar")?;
-        Ok(tree)
+        written.context(|| "cannot write a layer tar")
     }
 }
 
 impl<'scope> Line<'scope> {
-    fn new<'env>(scope: &'scope Scope<'scope, 'env>, out: &'env mut (dyn Write + Send), tree: Option<Hasher>) -> Self {
-        let (full, filled) = channel::<Buffer>();
+    fn new<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        out: &'env mut (dyn Write + Send),
+        observer: Option<&'env mut dyn Observer>,
+    ) -> Self {
+        let (full, mut filled) = channel::<Buffer>();
         let (back, empty) = channel();
         (1..BUFFERS).try_for_each(|_| back.send(Buffer::new())).expect("the other end is here");
-        let (filled, hasher) = match tree {
-            None => (filled, None),
-            Some(mut tree) => {
-                let (hashed, to_write) = channel();
-                let hasher = scope.spawn(move || {
-                    for mut buffer in filled {
-                        buffer.feed(&mut tree);
-                        if hashed.send(buffer).is_err() {
-                            break;
-                        }
+        if let Some(observer) = observer {
+            let (shown, to_write) = channel();
+            let to_show = mem::replace(&mut filled, to_write);
+            scope.spawn(move || {
+                for mut buffer in to_show {
+                    buffer.show(observer);
+                    if shown.send(buffer).is_err() {
+                        break;
                     }
-                    tree
-                });
-                (to_write, Some(hasher))
-            }
-        };
+                }
+            });
+        }
         let writer = scope.spawn(move || {
             for mut buffer in filled {
                 out.write_all(&buffer.bytes[..buffer.length])?;
@@ -216,16 +236,12 @@ impl<'scope> Line<'scope> {
             }
             out.flush()
         });
-        Self { full, empty, writer, hasher }
+        Self { full, empty, writer }
     }
 
-    fn end(self) -> (io::Result<()>, Option<Hasher>) {
-        let Self { full, empty, writer, hasher } = self;
-        drop(full);
-        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        drop(empty);
-        let tree = hasher.map(|hasher| hasher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-        (written, tree)
+    fn end(self) -> io::Result<()> {
+        drop(self.full);
+        self.writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
@@ -238,43 +254,16 @@ impl Buffer {
         self.length == BUFFER_BYTES
     }
 
-    fn feed(&mut self, tree: &mut Hasher) {
-        for piece in self.pieces.drain(..) {
-            match piece {
-                Piece::Description(description) => tree.update(&description),
-                Piece::Content(range) => tree.update(&self.bytes[range]),
-            }
-        }
+    fn show(&mut self, observer: &mut dyn Observer) {
+        self.pieces.drain(..).for_each(|piece| observer.see(piece, &self.bytes));
     }
-}
-
-/// A member as the tree digest sees it: everything but the times.
-fn describe(member: &Member<'_>) -> Vec<u8> {
-    let mut out = Vec::with_capacity(member.path.len() + member.link.len() + 64);
-    let mut field = |bytes: &[u8]| {
-        out.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
-        out.extend_from_slice(bytes);
-    };
-    field(member.path);
-    field(&[member.entry_type.as_byte()]);
-    for number in [member.mode, member.uid, member.gid, member.major, member.minor] {
-        field(&number.to_le_bytes());
-    }
-    field(&member.size_bytes.to_le_bytes());
-    field(member.link);
-    field(&(member.xattrs.len() as u64).to_le_bytes());
-    for (name, value) in member.xattrs {
-        field(name.to_bytes());
-        field(value);
-    }
-    out
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd as _;
-
+    use super::super::observer::Check;
     use super::*;
+    use crate::digest::Digest;
 
     /// Takes so many bytes and no more.
     struct Narrow(usize);
@@ -291,31 +280,40 @@ mod tests {
         }
     }
 
-    fn stream(size_bytes: u64, out: &mut (dyn Write + Send), has_tree: bool) -> Result<bool> {
+    /// Streams a file of zeros. Whether it was seen to have other content than this.
+    fn stream(size_bytes: u64, out: &mut (dyn Write + Send), digest: Option<Digest>) -> Result<bool> {
         let file = tempfile::tempfile().unwrap();
         file.set_len(size_bytes).unwrap();
+        let mut check = Check::default();
         std::thread::scope(|scope| {
-            let mut stream = Stream::new(scope, out, has_tree.then(Hasher::default));
-            match stream.content(file.as_fd(), size_bytes) {
-                Ok(()) => stream.finish().map(|tree| tree.is_some()),
-                Err(Fault::Write(error)) => Err(error),
-                Err(Fault::Read(error)) => panic!("{error}"),
+            let observer = digest.is_some().then_some(&mut check as &mut dyn Observer);
+            let mut stream = Stream::new(scope, out, observer);
+            let streamed = match digest {
+                Some(digest) => stream.content_from(Content { file, digest }, size_bytes, b"path"),
+                None => stream.content(file.as_fd(), size_bytes),
+            };
+            match streamed {
+                Ok(()) => stream.finish(),
+                Err(Fault::Told(error)) => Err(error),
+                Err(Fault::Read(_) | Fault::Short) => panic!("the file can be read"),
             }
-        })
+        })?;
+        Ok(check.another().is_some())
     }
 
     #[test]
     fn all_is_written_or_it_is_said() {
-        for has_tree in [false, true] {
-            for buffers in [0, 1, 2, 20] {
-                for beside in [-1, 0, 1] {
-                    let Some(size_bytes) = (buffers * BUFFER_BYTES as u64).checked_add_signed(beside) else { continue };
+        for buffers in [0, 1, 2, 20] {
+            for beside in [-1, 0, 1] {
+                let Some(size_bytes) = (buffers * BUFFER_BYTES as u64).checked_add_signed(beside) else { continue };
+                let right = Digest::of(&vec![0; size_bytes as usize]);
+                for (digest, is_another) in [(None, false), (Some(right), false), (Some(Digest::of(b"1")), true)] {
                     let mut out = Vec::new();
-                    assert_eq!(stream(size_bytes, &mut out, has_tree), Ok(has_tree));
+                    assert_eq!(stream(size_bytes, &mut out, digest), Ok(is_another));
                     let padded = size_bytes.next_multiple_of(BLOCK as u64) as usize + 2 * BLOCK;
                     assert_eq!(out.len(), padded);
                     for room in [0, padded / 2, padded - 1] {
-                        let error = stream(size_bytes, &mut Narrow(room), has_tree).unwrap_err();
+                        let error = stream(size_bytes, &mut Narrow(room), digest).unwrap_err();
                         assert_eq!(error.cause.as_deref(), Some("there is no more room"));
                     }
                 }

@@ -11,7 +11,7 @@ use crate::cache::{Facts, LayerResult, Record};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::{Hasher, TreeDigest};
 use crate::plan::StepId;
-use crate::progress::Outcome;
+use crate::progress::{Outcome, Usage};
 use crate::store::{Draft, Layer, LayerMeta};
 
 impl Solver<'_> {
@@ -44,13 +44,26 @@ impl Solver<'_> {
                 }
             }),
         };
+        self.conclude(id, layer, ran.map(|ran| ran.usage), key, begun)
+    }
+
+    /// Records what a step gave.
+    pub(super) fn conclude(
+        &self,
+        id: StepId,
+        layer: Option<LayerResult>,
+        usage: Option<Usage>,
+        key: Keyed,
+        begun: Instant,
+    ) -> Result<Solved> {
+        let step = self.plan.step(id);
         let record = Record {
             facts: key.facts,
             title: step.history.clone().unwrap_or_else(|| step.title.clone()),
             layer,
             created: self.created(),
             elapsed_ms: milliseconds(begun),
-            usage: ran.map(|ran| ran.usage),
+            usage,
         };
         self.records.put(&record, &self.slot(id))?;
         let solved = self.adopt(id, &record, Outcome::Done)?;
@@ -82,7 +95,7 @@ impl Solver<'_> {
     }
 
     /// An earlier layer of the same step on the same parent with the same tree but for times.
-    fn same_tree(
+    pub(super) fn same_tree(
         &self,
         key: &Keyed,
         result: &LayerResult,
@@ -94,7 +107,10 @@ impl Solver<'_> {
         let is_same =
             |layer: &LayerResult| layer.tree == result.tree && earlier.facts.get("parent") == key.facts.get("parent");
         match earlier.layer {
-            Some(layer) if is_same(&layer) && self.layers.get(&below.id_above(&layer.diff_id, standing))?.is_some() => {
+            Some(layer)
+                if is_same(&layer)
+                    && self.layers.can_be_had(&below.id_above(&layer.diff_id, standing), &layer.diff_id)? =>
+            {
                 Ok(Some(layer))
             }
             _ => Ok(None),
@@ -122,7 +138,7 @@ fn is_all_listed(key: &Keyed) -> bool {
 
 /// The tree digest of such a layer, which need not be read for it: equal facts make equal trees on the same parent,
 /// and only there are they compared.
-fn tree_of(facts: &Facts) -> TreeDigest {
+pub(super) fn tree_of(facts: &Facts) -> TreeDigest {
     let mut hasher = Hasher::default();
     for (name, value) in facts.iter().filter(|(name, _)| *name != "parent") {
         hasher.field(name.as_bytes());

@@ -1,27 +1,24 @@
 //! Doing what the cache does not know: run a container, copy files, make a directory.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::copy::landing;
 use super::devices::Granted;
 use super::held::Held;
 use super::input::Read;
 use super::wreck::Wreck;
-use super::{Keyed, Solved, Solver, Stack, Standing};
-use crate::container::{self, Container, Exit, Footing, Given, Ground, Mount, MountKind, Rung, Status, Worker, passwd};
-use crate::context::{Entry, EntryKind, Form, Listing, lines};
-use crate::copy::{self, Landing, Owner};
+use super::{Keyed, Solved, Solver, Stack};
+use crate::container::{self, Container, Exit, Footing, Given, Ground, Mount, MountKind, Status, Worker, passwd};
+use crate::context::{EntryKind, Form};
+use crate::copy;
 use crate::diag::{Context as _, Diagnostic, Result};
-use crate::digest::ChainId;
 use crate::layer::{self, Links, Shift};
 use crate::location;
-use crate::plan::{
-    Copy, CopyKind, CopySource, Input, Located, Op, Root, Run, RunMount, RunMountKind, Security, Sharing, StepId,
-    Workdir,
-};
+use crate::plan::{Input, Located, Op, Root, Run, RunMount, RunMountKind, Security, Sharing, StepId};
 use crate::progress::{self, Event, Number, Usage, units};
-use crate::store::{Draft, Layer, MountLock};
+use crate::store::{Draft, MountLock};
 
 /// What a container left besides its draft.
 pub(super) struct Ran {
@@ -54,10 +51,7 @@ impl Solver<'_> {
                 let (draft, ran) = self.run(id, number, run, &below, draft, &key)?;
                 self.commit(id, draft, Some(&ran), key, begun)
             }
-            Op::Copy(copy) => {
-                self.copy(id, copy, &below, &draft, &key)?;
-                self.commit(id, draft, None, key, begun)
-            }
+            Op::Copy(copy) => self.execute_copy(id, copy, &below, draft, key, begun),
             Op::Workdir(workdir) => {
                 let step = self.plan.step(id);
                 self.workdir(workdir, &below, &draft).map_err(|error| match error.labels.is_empty() {
@@ -400,194 +394,6 @@ impl Solver<'_> {
             Err(locate(error, Some(chown)))
         })
     }
-
-    // ---- COPY, ADD, WORKDIR
-
-    fn copy(&self, id: StepId, copy: &Copy, below: &Stack, draft: &Draft, key: &Keyed) -> Result<()> {
-        let owner = match &copy.chown {
-            Some(chown) => Some(self.owner(below, chown)?).map(|(uid, gid)| Owner { uid, gid }),
-            None => None,
-        };
-        if let Some(chmod) = &copy.chmod {
-            copy::chmod::Mode::parse(&chmod.text).map_err(|error| locate(error, Some(chmod)))?;
-        }
-        let nothing = Stack::default();
-        let below = if copy.is_link { &nothing } else { below };
-        let earlier = if self.asks_cache(id) { self.earlier_copy(id, copy, key)? } else { None };
-        let mut kept = copy::Kept::default();
-        self.write_over(below, draft, |root| {
-            // Only the kernel's overlay leaves its upper dir for others to go on with.
-            let earlier = earlier.as_ref().filter(|_| self.footing().rung == Rung::Overlay);
-            kept = self.copy_into(copy, root, owner, key, earlier.map(|layer| layer.dir.as_fd()))?;
-            Ok(())
-        })?;
-        if let Some(earlier) = earlier {
-            kept.link(earlier.dir.as_fd(), draft.upper())?;
-        }
-        self.remember_listing(key)
-    }
-
-    /// The layer of the copy most like this one, if there is so much in it that files in common count.
-    fn earlier_copy(&self, id: StepId, copy: &Copy, key: &Keyed) -> Result<Option<Arc<Layer>>> {
-        let [Read::Listed { listing, .. }] = key.reads.sources.as_slice() else { return Ok(None) };
-        // Of files that come from several directories, one may take the place of another.
-        if copy.has_parents || !is_much(listing) {
-            return Ok(None);
-        }
-        let Some(record) = self.records.nearest(&key.facts, &self.slot(id))? else { return Ok(None) };
-        let Some((result, parent)) = record.layer.zip(record.facts.get("parent")) else { return Ok(None) };
-        // Those that stand on nothing have no chain there.
-        let parent = parent.parse().ok();
-        self.layers.get(&ChainId::extend(parent.as_ref(), &result.diff_id))
-    }
-
-    /// Copies into `root`. Returns what is there already, in the layer dir `earlier`.
-    fn copy_into(
-        &self,
-        copy: &Copy,
-        root: &OwnedFd,
-        owner: Option<Owner>,
-        key: &Keyed,
-        earlier: Option<BorrowedFd<'_>>,
-    ) -> Result<copy::Kept> {
-        let landing = Landing {
-            destination: &copy.destination,
-            owner,
-            chmod: copy.chmod.as_ref().map(|chmod| chmod.text.as_str()),
-            is_link: copy.is_link,
-            has_parents: copy.has_parents,
-            unpacks: copy.kind == CopyKind::Add && copy.unpack != Some(false),
-            now: self.host.now(),
-        };
-        // Read only when a source is no context: opened once for all of them.
-        let mut rootfs = None;
-        let mut kept = copy::Kept::default();
-        for (source, read) in copy.sources.iter().zip(&key.reads.sources) {
-            match (source, read) {
-                (CopySource::Heredoc(file), _) => {
-                    let blob = copy::Blob {
-                        name: &file.name,
-                        content: file.content.as_bytes(),
-                        mode: 0o644,
-                        mtime: self.host.now(),
-                    };
-                    copy::land_blob(&blob, root.as_fd(), &landing)?;
-                }
-                (CopySource::Path(path), Read::Listed { opened, listing }) => {
-                    kept = copy::land_beside(&opened.tree, listing, root.as_fd(), &landing, earlier)
-                        .map_err(|error| locate(error, Some(path)))?;
-                }
-                (CopySource::Path(path), _) => {
-                    if rootfs.is_none() {
-                        let stack = self.stack_of(&copy.from).unwrap_or_default();
-                        rootfs = Some(self.rootfs_tree(&copy.from, &stack)?);
-                    }
-                    if let Some(tree) = &rootfs {
-                        let listing = self.listing(tree, copy, path, None)?;
-                        copy::land(tree, &listing, root.as_fd(), &landing)
-                            .map_err(|error| locate(error, Some(path)))?;
-                    }
-                }
-                (CopySource::Url(url), Read::Downloaded(download)) => {
-                    let landing = Landing { unpacks: copy.unpack == Some(true), ..landing.clone() };
-                    self.land_download(download, root.as_fd(), &landing).map_err(|error| locate(error, Some(url)))?;
-                }
-                (CopySource::Git(git), Read::Git(commit)) => {
-                    let landing = Landing { unpacks: false, ..landing.clone() };
-                    let landed = self.list_git(copy, git, commit).and_then(|(directory, opened, listing)| {
-                        let landed = copy::land(&opened.tree, &listing, root.as_fd(), &landing);
-                        // Held until here, so that no prune takes it.
-                        drop(directory);
-                        landed
-                    });
-                    landed.map_err(|error| locate(error, Some(&git.at)))?;
-                }
-                // A source and what was read of it are of one kind.
-                (CopySource::Url(_) | CopySource::Git(_), _) => unreachable!("it has no key"),
-            }
-        }
-        Ok(kept)
-    }
-
-    /// Keeps what a copy read, for `cache explain` to compare with.
-    fn remember_listing(&self, key: &Keyed) -> Result<()> {
-        let Some(digest) = key.facts.get("files").and_then(|files| files.parse::<crate::digest::Digest>().ok()) else {
-            return Ok(());
-        };
-        let lines = key.reads.lines();
-        if lines.is_empty() {
-            return Ok(());
-        }
-        self.host.store.write_record("files", &digest.hex(), &lines::to_bytes(&lines))
-    }
-
-    fn workdir(&self, workdir: &Workdir, below: &Stack, draft: &Draft) -> Result<()> {
-        let owner = match &workdir.user {
-            // A number alone is the group too, whatever passwd says (BuildKit).
-            Some(user) => {
-                let (uid, gid) = self.owner(below, user)?;
-                Some(Owner { uid, gid })
-            }
-            None => None,
-        };
-        self.write_over(below, draft, |root| {
-            copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now()).map(drop)
-        })
-    }
-
-    /// A named context as the root of a stage.
-    fn land_all(&self, key: &Keyed, draft: &Draft) -> Result<()> {
-        for read in &key.reads.sources {
-            if let Read::Listed { opened, listing } = read {
-                copy::land(&opened.tree, listing, draft.upper(), &landing("/", self.host.now()))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The layer (none for nothing) that holds what a listing says, made once for each content, and the
-    /// path of the source in them.
-    fn listed_layer(
-        &self,
-        tree: &crate::context::Tree,
-        listing: &Arc<Listing>,
-    ) -> Result<(Option<Arc<Layer>>, String)> {
-        let begun = Instant::now();
-        let mut facts = crate::cache::Facts::new("scratch", "bind");
-        facts.add("files", listing.digest().to_string());
-        let path = match listing.selections.first() {
-            Some(selection) if selection.entries.first().is_none_or(|entry| entry.kind != EntryKind::Directory) => {
-                format!("/{}", String::from_utf8_lossy(&selection.name))
-            }
-            _ => "/".to_owned(),
-        };
-        let _lock = self.host.store.lock_key(&facts.key(), || {})?;
-        if let Some(record) = self.records.hit(&facts.key())?
-            && let Some(result) = record.layer
-            && let Some(layer) = self.layers.get(&Stack::default().id_above(&result.diff_id, Standing::Alone))?
-        {
-            return Ok((Some(layer), path));
-        }
-        let draft = self.host.store.draft()?;
-        copy::land(tree, listing, draft.upper(), &landing("/", self.host.now()))?;
-        Ok((self.commit_alone(draft, facts, "files of a bind mount", begun)?, path))
-    }
-}
-
-/// Whether a copy of this pays for a look at what was copied before.
-fn is_much(listing: &Listing) -> bool {
-    const FILES: usize = 16;
-    const BYTES: u64 = 1 << 20;
-    let entries = || listing.selections.iter().flat_map(|selection| &selection.entries);
-    let size = |entry: &Entry| match entry.kind {
-        EntryKind::File { size_bytes, .. } => size_bytes,
-        _ => 0,
-    };
-    entries().nth(FILES).is_some() || entries().map(size).sum::<u64>() >= BYTES
-}
-
-fn landing(destination: &str, now: i64) -> Landing<'_> {
-    Landing { destination, owner: None, chmod: None, is_link: false, has_parents: false, unpacks: false, now }
 }
 
 /// Gives a variable its value, in the place of an earlier one: a name that is there twice means different
@@ -629,7 +435,7 @@ fn value_of(id: &str, value: Vec<u8>, mount: &RunMount) -> Result<String> {
     }
 }
 
-fn locate(error: Diagnostic, at: Option<&Located>) -> Diagnostic {
+pub(super) fn locate(error: Diagnostic, at: Option<&Located>) -> Diagnostic {
     match at {
         Some(at) if error.labels.is_empty() => error.at(&at.source, at.span, ""),
         _ => error,

@@ -47,9 +47,9 @@ impl<'a> Layers<'a> {
         Ok(self.store.layer(id)?.map(|layer| self.hold(layer)))
     }
 
-    /// Whether the layer of a step is unpacked, or came from elsewhere and is unpacked when it is needed.
+    /// Whether the layer of a step is unpacked, or is a blob that is unpacked when it is needed.
     pub fn can_be_had(&self, id: &ChainId, diff_id: &DiffId) -> Result<bool> {
-        Ok(self.get(id)?.is_some() || self.store.has_foreign_form(diff_id)?)
+        Ok(self.get(id)?.is_some() || self.store.has_original_form(diff_id)?)
     }
 
     /// Keeps a layer that was just made.

@@ -7,6 +7,7 @@
 //! ```
 
 mod commit;
+mod copy;
 mod devices;
 mod download;
 mod execute;
@@ -17,6 +18,7 @@ mod held;
 mod input;
 mod layers;
 mod network;
+mod outline;
 mod schedule;
 mod stack;
 mod wreck;
@@ -70,6 +72,8 @@ pub struct Settings {
     pub allowed_devices: Vec<String>,
     /// What steps are to stand on, where the best there is will not do: for tests.
     pub footing: Option<Rung>,
+    /// Whether an output takes the files of the image, and not its layers.
+    pub exports_files: bool,
     /// `--explain`: whether to say of each step that runs what changed.
     pub explains: bool,
 }

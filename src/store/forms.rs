@@ -27,6 +27,8 @@ pub struct Form {
 
 /// In the place of a compression.
 const CARRIED: &str = "cache";
+/// Made without one. It is the tar itself, so it serves as one that came from elsewhere does.
+pub(super) const PLAIN: &str = "none";
 
 impl Store {
     /// The blobs known to hold this layer, whether or not they are still there.
@@ -41,15 +43,21 @@ impl Store {
         Ok(self.usable_form(diff_id, |_| true)?.is_some())
     }
 
-    /// Whether a blob is there that came from elsewhere and was seen to hold this layer.
-    pub fn has_foreign_form(&self, diff_id: &DiffId) -> Result<bool> {
-        let is_foreign = |form: &Form| form.made_with.as_deref().is_none_or(|name| name == CARRIED);
-        Ok(self.usable_form(diff_id, is_foreign)?.is_some())
+    /// Whether a blob is there that came from elsewhere, or was all there was from the beginning, and was seen to hold
+    /// this layer.
+    pub fn has_original_form(&self, diff_id: &DiffId) -> Result<bool> {
+        let is_original = |form: &Form| form.made_with.as_deref().is_none_or(|name| name == CARRIED || name == PLAIN);
+        Ok(self.usable_form(diff_id, is_original)?.is_some())
     }
 
     /// Notes that a blob is a layer's on its way between caches only: images are packed as ever.
     pub fn mark_as_carried(&self, diff_id: &DiffId, form: &Form) -> Result<()> {
         self.record_form(diff_id, &Form { made_with: Some(CARRIED.into()), ..form.clone() })
+    }
+
+    /// One that came with a cache.
+    pub fn carried_form(&self, diff_id: &DiffId) -> Result<Option<Form>> {
+        self.usable_form(diff_id, |form| form.made_with.as_deref() == Some(CARRIED))
     }
 
     /// A blob that is there and holds this layer, of those that are `wanted`.

@@ -10,15 +10,15 @@
 //! since another program's tar cannot be made anew: its blob is decompressed instead.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{Form, Layer, Store};
+use super::{Form, Layer, Store, forms};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::digest::{ChainId, DiffId, HashingReader, HashingWriter};
 use crate::image::MediaTypes;
 use crate::image::archive::LayerBlob;
 use crate::image::manifest::{Descriptor, media_type};
-use crate::layer::{self, Compression};
+use crate::layer::{self, Compression, Contents};
 use crate::parallel;
 use crate::progress::{Audience, Meter, Metered};
 
@@ -171,6 +171,18 @@ impl Store {
         })
     }
 
+    /// Packs a layer whose files have their bytes elsewhere (see [`layer::pack_outline`]) into a blob, which is then all
+    /// there is of it.
+    pub fn pack_outline(&self, dir: BorrowedFd<'_>, contents: &dyn Contents) -> Result<DiffId> {
+        let mut blob = self.blob_writer()?;
+        layer::pack_outline(dir, contents, &mut blob)?;
+        let (digest, size_bytes) = blob.commit()?;
+        let (diff_id, made_with) = (DiffId::new(digest), name_of(Compression::None));
+        let form = self.new_form(media_type_of(Compression::None).into(), digest, size_bytes, Some(made_with));
+        self.record_form(&diff_id, &form)?;
+        Ok(diff_id)
+    }
+
     /// Packs a layer dir, and makes sure that what it packs to is its diff ID.
     fn pack_dir<W: io::Write + Send>(&self, layer: &Layer, meter: Option<&Meter<'_>>, out: W) -> Result<W> {
         let mut out = HashingWriter::new(out);
@@ -192,7 +204,7 @@ impl Store {
     }
 
     /// The layer as a blob with this compression, made now from any other blob that holds it.
-    fn repack(&self, diff_id: &DiffId, compression: Compression, meter: Option<&Meter<'_>>) -> Result<Form> {
+    pub fn repack(&self, diff_id: &DiffId, compression: Compression, meter: Option<&Meter<'_>>) -> Result<Form> {
         self.made(diff_id, compression, |out| {
             let from = self.usable_form(diff_id, |_| true)?.ok_or_else(|| gone(diff_id))?;
             let blob = self.open_blob(&from.digest)?.ok_or_else(|| gone(diff_id))?;
@@ -254,7 +266,7 @@ fn chain(diff_ids: &[DiffId]) -> impl Iterator<Item = (DiffId, ChainId)> {
 
 fn name_of(compression: Compression) -> String {
     match compression {
-        Compression::None => "none".into(),
+        Compression::None => forms::PLAIN.into(),
         Compression::Gzip { level } => format!("gzip:{level}"),
         Compression::Zstd { level } => format!("zstd:{level}"),
     }

@@ -98,7 +98,8 @@ fn a_copy_shares_what_did_not_change_with_the_one_before() {
         for name in 0..40 {
             sandbox.write(&format!("d/{}/{name}", name % 3), &format!("content {name}"));
         }
-        sandbox.write("Dockerfile", "FROM busybox\nRUN echo one > /below\nCOPY d /src\n");
+        let read = "RUN test -e /src/2/2\n";
+        sandbox.write("Dockerfile", &format!("FROM busybox\nRUN echo one > /below\nCOPY d /src\n{read}"));
         builder.built(&[]);
         let shared = || {
             let layers = fs::read_dir(builder.store().join("layers")).unwrap().map(|entry| entry.unwrap().path());
@@ -116,14 +117,58 @@ fn a_copy_shares_what_did_not_change_with_the_one_before() {
         let diff_id = || image(sandbox, "image.tar").diff_ids.pop();
         let beside = diff_id();
         assert_eq!(shared(), 2 * 36);
+        // Nothing reads that one, so it is packed from the context.
         sandbox.write("Dockerfile.alone", "FROM busybox\nCOPY --link d /src\n");
         builder.built(&["-f", "context/Dockerfile.alone"]);
         assert_eq!(diff_id(), beside);
         // On something else, too.
-        sandbox.write("Dockerfile", "FROM busybox\nRUN echo another > /below\nCOPY d /src\n");
+        sandbox.write("Dockerfile", &format!("FROM busybox\nRUN echo another > /below\nCOPY d /src\n{read}"));
         builder.built(&[]);
         assert_eq!(diff_id(), beside);
         assert_eq!(shared(), 2 * 4);
+    });
+}
+
+/// A copy whose files nothing reads makes no directory; a build that reads them later finds them.
+#[test]
+fn a_last_copy_is_packed_from_the_context() {
+    Builder::each(|builder| {
+        let sandbox = builder.sandbox();
+        sandbox.shell("mkdir -p d/e; for i in $(seq 40); do echo $i > d/e/$i; done; ln d/e/7 d/link; chmod 4755 d/e/8");
+        sandbox.write("Dockerfile", "FROM busybox\nCOPY --chown=5:6 d /usr/share/d\nENV A=b\n");
+        let has_directory = || {
+            let layers = fs::read_dir(builder.store().join("layers")).unwrap().map(|entry| entry.unwrap().path());
+            layers.filter(|layer| layer.join("fs/usr/share/d").exists()).count() > 0
+        };
+        builder.built(&[]);
+        assert!(!has_directory());
+        let outlined = image(sandbox, "image.tar");
+        assert!(holds(&outlined, "usr/share/d/e/40", "40\n"));
+        assert!(outlined.files["usr/share/d/e/8"].starts_with("file 4755 5:6 "), "{:?}", outlined.files);
+        assert_eq!(builder.built(&[]).ran(), [""; 0]);
+        // The same bytes as those of a copy that is made.
+        fs::remove_file(sandbox.path("image.tar")).unwrap();
+        let forced = builder.built(&["--no-cache", "--output", "type=local,dest=files"]);
+        assert_eq!(forced.ran().len(), 1);
+        assert!(has_directory());
+        builder.built(&[]);
+        assert_eq!(image(sandbox, "image.tar").diff_ids, outlined.diff_ids);
+    });
+}
+
+/// And what it packs can be unpacked again.
+#[test]
+fn a_later_step_reads_what_was_packed_from_the_context() {
+    Builder::each(|builder| {
+        let sandbox = builder.sandbox();
+        sandbox.shell("mkdir d; for i in $(seq 40); do echo $i > d/$i; done");
+        let dockerfile = "FROM busybox\nCOPY d /d\n";
+        sandbox.write("Dockerfile", dockerfile);
+        builder.built(&["--output", "type=oci,dest=plain.tar,compression=uncompressed"]);
+        sandbox.write("Dockerfile", &format!("{dockerfile}RUN cat /d/* | wc -l > /count\n"));
+        let ended = builder.built(&[]);
+        assert_eq!(ended.ran(), ["[3/3] RUN cat /d/* | wc -l > /count"]);
+        assert!(holds(&image(sandbox, "image.tar"), "count", "40\n"));
     });
 }
 

@@ -31,6 +31,10 @@ fn a_cache_goes_to_another_machine() {
     succeeded(&again);
     assert_eq!(again.ran(), [""; 0]);
     assert!(fs::read(sandbox.path("first.tar")).unwrap() == fs::read(sandbox.path("second.tar")).unwrap());
+    // It goes on from there, though nothing was unpacked.
+    let exported = sandbox.wythe(&["cache", "export", "-o", "further.tar"]);
+    succeeded(&exported);
+    assert!(exported.stderr.starts_with("wrote 4 steps, 3 layers, 1 cache mount: "), "{}", exported.stderr);
 
     // What stands on them finds their files, and the mount as it was.
     sandbox.write(

@@ -196,6 +196,29 @@ impl Ground {
     }
 }
 
+/// A root over layers whose upper dir is in memory: for a copy that leaves the bytes of its files where they are.
+pub struct Sketch(OwnedFd);
+
+impl Sketch {
+    /// For what would else go to the draft.
+    pub fn new(draft: &Draft, store: &Store) -> Result<Self> {
+        let records = Records::of(draft.upper()).context(|| "cannot read a draft")?;
+        room::make(records, store).map(Self)
+    }
+
+    /// The root over `lowers`, layer dirs of the store, topmost first.
+    pub fn root(&self, lowers: &[PathBuf]) -> Result<OwnedFd> {
+        match lowers.is_empty() {
+            true => self.upper(),
+            false => overlay::overlay_over(lowers, self.0.as_fd()),
+        }
+    }
+
+    pub fn upper(&self) -> Result<OwnedFd> {
+        overlay::upper_of(self.0.as_fd()).map(|(upper, _)| upper)
+    }
+}
+
 /// The kernel makes an overlay on a filesystem whose directories do not say what is in them, warns in its log, and
 /// then shows what was deleted.
 fn check_types(draft: &Draft) -> Result<()> {

@@ -18,6 +18,7 @@ use super::*;
 use crate::context::select::{Form, Request, select};
 use crate::context::{Entry, EntryKind, Selection};
 use crate::digest::Digest;
+use crate::layer;
 
 pub(super) const NOW: i64 = 1_700_000_000;
 
@@ -164,6 +165,15 @@ fn select_from(tree: &Tree, sources: &[&str], form: Form) -> Listing {
 
 /// Runs one `COPY` or `ADD` line; files may be taken from `earlier`.
 fn copy(line: &str, context: &Path, image: &Path, earlier: Option<&Path>) -> Result<()> {
+    read(line, context, |tree, listing, landing| {
+        let (root, earlier) = (open(image), earlier.map(open));
+        let kept = land_beside(tree, listing, root.as_fd(), landing, earlier.as_ref().map(AsFd::as_fd))?;
+        earlier.map_or(Ok(()), |earlier| kept.link(earlier.as_fd(), root.as_fd()))
+    })
+}
+
+/// Reads one `COPY` or `ADD` line.
+fn read<T>(line: &str, context: &Path, run: impl FnOnce(&Tree, &Listing, &Landing<'_>) -> T) -> T {
     let mut words = line.split(' ').peekable();
     let unpacks = words.next() == Some("ADD");
     let (mut owner, mut chmod, mut has_parents, mut is_link, mut keeps_owners) = (None, None, false, false, false);
@@ -185,9 +195,29 @@ fn copy(line: &str, context: &Path, image: &Path, earlier: Option<&Path>) -> Res
     let tree = tree(context, keeps_owners);
     let listing = select_from(&tree, &sources, if has_parents { Form::Parents } else { Form::Wildcard });
     let landing = Landing { destination, owner, chmod, is_link, has_parents, unpacks, now: NOW };
-    let (root, earlier) = (open(image), earlier.map(open));
-    let kept = land_beside(&tree, &listing, root.as_fd(), &landing, earlier.as_ref().map(AsFd::as_fd))?;
-    earlier.map_or(Ok(()), |earlier| kept.link(earlier.as_fd(), root.as_fd()))
+    run(&tree, &listing, &landing)
+}
+
+/// An outline packs to what the copy packs to, wherever there is one.
+fn check_outline(line: &str, context: &Path, of_image: &[&str]) -> bool {
+    let (image, outlined) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    make_all(image.path(), of_image);
+    make_all(outlined.path(), of_image);
+    let mut packed = Vec::new();
+    let is_outlined = read(line, context, |tree, listing, landing| {
+        let root = open(outlined.path());
+        let outline = outline(tree, listing, root.as_fd(), landing);
+        outline.map(|outline| layer::pack_outline(root.as_fd(), &outline, &mut packed).unwrap()).is_ok()
+    });
+    // Archives are for others.
+    if !is_outlined || line.starts_with("ADD ") {
+        return false;
+    }
+    copy(line, context, image.path(), None).unwrap();
+    let mut expected = Vec::new();
+    layer::pack(open(image.path()).as_fd(), &mut expected).unwrap();
+    assert!(packed == expected, "{line}");
+    true
 }
 
 /// An overlay over `lower`, mounted nowhere; `None` where the kernel does not let us.
@@ -237,7 +267,7 @@ enum Onto {
 /// How many files landed that are another copy's, too.
 fn check_cases(onto: Onto) -> usize {
     const CASES: &str = include_str!("../../../testdata/copy/cases.txt");
-    let (mut count, mut shared) = (0, 0);
+    let (mut count, mut shared, mut outlined) = (0, 0, 0);
     let mut wrong = String::new();
     for case in CASES.split("\n== ").skip(1) {
         let (name, body) = case.split_once('\n').unwrap();
@@ -261,6 +291,9 @@ fn check_cases(onto: Onto) -> usize {
             make_all(beside.path(), &of_image);
             let _ = copies_of_lines.iter().try_for_each(|line| copy(line, context.path(), beside.path(), None));
         }
+        if let (Onto::Directory, [line]) = (onto, copies_of_lines) {
+            outlined += usize::from(check_outline(line, context.path(), &of_image));
+        }
         let earlier = (onto == Onto::Earlier).then_some(beside.path());
         let mount = (onto == Onto::Overlay).then(|| overlay(image.path(), &beside).unwrap());
         let mount_path = mount.as_ref().map(|fd| format!("/proc/self/fd/{}/.", fd.as_raw_fd()));
@@ -279,6 +312,7 @@ fn check_cases(onto: Onto) -> usize {
     }
     assert!(wrong.is_empty(), "\n{wrong}");
     assert!(count > 50, "only {count} cases were found");
+    assert!(onto != Onto::Directory || outlined > 30, "only {outlined} copies were outlined");
     shared
 }
 
