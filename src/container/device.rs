@@ -65,24 +65,20 @@ pub fn message_queues(mapping: &Mapping) -> Result<OwnedFd> {
 /// A device of the host's, to be mounted on the file of its name in a container's /dev.
 pub struct HostDevice {
     pub name: &'static str,
-    number: (u32, u32),
     pub mount: OwnedFd,
-}
-
-impl HostDevice {
-    pub fn device(&self) -> Device {
-        Device { is_block: false, major: self.number.0, minor: self.number.1 }
-    }
 }
 
 /// The host's devices; none where a container has its own.
 pub fn of_host(mapping: &Mapping) -> Result<Vec<HostDevice>> {
     let devices = DEVICES.iter().filter(|_| !mapping.is_shifted());
-    devices
-        .map(|(name, major, minor)| {
-            Ok(HostDevice { name, number: (*major, *minor), mount: open_host(name, (*major, *minor))? })
-        })
-        .collect()
+    devices.map(|(name, major, minor)| Ok(HostDevice { name, mount: open_host(name, (*major, *minor))? })).collect()
+}
+
+/// The host's device of this number, to be mounted on a file; `None` if it is none that containers have.
+pub fn host_mount(device: Device) -> Option<Result<OwnedFd>> {
+    let number = (device.major, device.minor);
+    let known = DEVICES.iter().find(|(_, major, minor)| !device.is_block && (*major, *minor) == number);
+    known.map(|(name, ..)| open_host(name, number))
 }
 
 /// What is at `/dev/NAME`, if it is the device of that name.

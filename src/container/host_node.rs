@@ -7,12 +7,13 @@ use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::mount::{self, NO_DEV, NO_EXEC, NO_SUID, READ_ONLY};
-use super::userns::Mapping;
+use super::template::Template;
 use crate::diag::{Context, Diagnostic, Result};
 
 /// A node for the device that is at `path` on the host, with this owner and mode inside. In a user namespace none
 /// can be made: there it is the host's own, which the user may use as outside.
-pub fn device(path: &Path, mode: Option<u32>, (uid, gid): (u32, u32), mapping: &Mapping) -> Result<OwnedFd> {
+pub fn device(path: &Path, mode: Option<u32>, (uid, gid): (u32, u32), template: &Template) -> Result<OwnedFd> {
+    let mapping = &template.realm.mapping;
     let doing = || format!("cannot give the device `{}` to a container", path.display());
     let place = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).context(doing)?;
     let stat = rustix::fs::fstat(&place).context(doing)?;
@@ -30,6 +31,9 @@ pub fn device(path: &Path, mode: Option<u32>, (uid, gid): (u32, u32), mapping: &
         Err(Errno::PERM) => mount::copy_of(place.as_fd()).context(doing)?,
         made => {
             made.context(doing)?;
+            if !template.copies_detached {
+                mount::anchor(tmpfs.as_fd()).context(doing)?;
+            }
             // The umask of this process does not count.
             rustix::fs::chmodat(&tmpfs, "node", mode, rustix::fs::AtFlags::empty()).context(doing)?;
             mapping.give_at(&tmpfs, "node", uid, gid).context(doing)?;

@@ -243,13 +243,11 @@ impl Running {
             mapping: &template.realm.mapping,
             layer: mounted.overlay.as_fd(),
             records: self.prepared.records,
-            host_devices: &template.host_devices,
             table: Table::new(Credentials::of(&self.prepared.user)),
             home: Home::here().context(doing)?,
         };
         let Supervisor { listener, step, proc, user_namespace, layer, .. } = supervisor;
-        let mut kept = vec![listener, step, proc, user_namespace, layer, supervisor.home.as_fd()];
-        kept.extend(template.host_devices.iter().map(|device| device.mount.as_fd()));
+        let kept = [listener, step, proc, user_namespace, layer, supervisor.home.as_fd()];
         sys::close_all_but(&kept).context(doing)?;
         supervisor::run(&supervisor);
         Ok(())

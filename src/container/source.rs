@@ -86,9 +86,7 @@ fn open(kind: &MountKind, template: &Template, files: &mut Option<Files>) -> Res
             };
             files.add(content, *mode, (*uid, *gid), &template.realm.mapping)
         }
-        MountKind::Device { path, mode, uid, gid } => {
-            host_node::device(path, *mode, (*uid, *gid), &template.realm.mapping)
-        }
+        MountKind::Device { path, mode, uid, gid } => host_node::device(path, *mode, (*uid, *gid), template),
         MountKind::Host { path, is_readonly } => host_node::files(path, *is_readonly),
         MountKind::Socket { path, mode, uid, gid } => socket(path, *mode, (*uid, *gid), &template.realm.mapping),
     }

@@ -10,7 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use super::binfmt::Handlers;
 use super::call::Watch;
 use super::cgroup::{Group, Groups};
-use super::device::{self, Devices, HostDevice, Namespaces};
+use super::device::{Devices, Namespaces};
 use super::mask::{self, Masks};
 use super::network::Lane;
 use super::overlay::{self, Attributes};
@@ -33,8 +33,6 @@ pub struct Template {
     pub copies_detached: bool,
     /// A tmpfs for texts.
     files: OwnedFd,
-    /// What the supervisor opens in place of a step's own nodes.
-    pub host_devices: Vec<HostDevice>,
     pub masks: Masks,
     /// Whether the host has cgroup v2 where everybody looks for it.
     pub has_cgroup2: bool,
@@ -80,7 +78,6 @@ const MAPPED_KEPT: usize = 256;
 impl Template {
     pub fn new(realm: Arc<Realm>) -> Result<Self> {
         let doing = || "cannot prepare for containers";
-        let host_devices = device::of_host(&realm.mapping)?;
         let mount_namespace = mount::bare_namespace(realm.proc.as_fd())?;
         let files = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "16m")], mount::NO_SUID | mount::NO_EXEC)?;
         let copies_detached = mount::copies_detached()?;
@@ -106,7 +103,6 @@ impl Template {
             spare: None,
             stack: None,
             copies_detached,
-            host_devices,
             files,
         })
     }

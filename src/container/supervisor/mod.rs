@@ -26,7 +26,7 @@ mod target;
 pub use self::credentials::{Credentials, Table};
 pub use self::target::Home;
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{Mode, OFlags};
@@ -35,11 +35,9 @@ use rustix::io::Errno;
 use self::creation::Made;
 use self::target::{Object, Target};
 use super::call::Call;
-use super::device::HostDevice;
 use super::seccomp;
 use super::userns::Mapping;
 use crate::layer::Records;
-use crate::layer::record::Device;
 use crate::sys::{self, Answer, Notification};
 
 /// What a supervisor works with.
@@ -56,7 +54,6 @@ pub struct Supervisor<'a> {
     /// The step's root, and what is recorded in the layer that comes of it.
     pub layer: BorrowedFd<'a>,
     pub records: Records,
-    pub host_devices: &'a [HostDevice],
     /// Who everybody is where owners are recorded.
     pub table: Table,
     pub home: Home,
@@ -227,10 +224,5 @@ impl Supervisor<'_> {
     fn is_of_layer(&self, dir: BorrowedFd<'_>) -> Result<bool, Errno> {
         // Directories have the device number of their overlay.
         Ok(rustix::fs::fstat(dir)?.st_dev == rustix::fs::fstat(self.layer)?.st_dev)
-    }
-
-    fn host_device(&self, device: Device) -> Option<BorrowedFd<'_>> {
-        let found = self.host_devices.iter().find(|known| known.device() == device)?;
-        Some(found.mount.as_fd())
     }
 }

@@ -15,6 +15,7 @@ use rustix::thread::{CapabilitySet, LinkNameSpaceType, move_into_link_name_space
 
 use super::target::{Path, Place, Target};
 use super::{Supervisor, creation};
+use crate::container::device::host_mount;
 use crate::container::mount;
 use crate::layer::Records;
 use crate::layer::record::{self, Device};
@@ -102,12 +103,14 @@ pub fn make(supervisor: &Supervisor<'_>, target: &Target, path: &Path, wanted: W
             _ => Ok(()),
         };
     }
-    let mount = supervisor.host_device(device).ok_or(Errno::PERM)?;
+    if !is_harmless(device) {
+        return Err(Errno::PERM);
+    }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(parent, &place.name, flags, wanted.permissions())?;
     drop(actor);
     drop(view);
-    let mounted = attach(target, mount, file.as_fd());
+    let mounted = attach(target, device, file.as_fd());
     if mounted.is_err() {
         rustix::fs::unlinkat(parent, &place.name, AtFlags::empty())?;
     }
@@ -119,12 +122,13 @@ fn has_devices(dir: BorrowedFd<'_>) -> Result<bool, Errno> {
     Ok(!rustix::fs::fstatvfs(dir)?.f_flag.contains(StatVfsMountFlags::NODEV))
 }
 
-/// Mounts a copy of `mount` on `file`, which takes a process in the thread's mount namespace: there is no
+/// Mounts the host's device on `file`, which takes a process in the thread's mount namespace: there is no
 /// way back from it.
-fn attach(target: &Target, mount: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Result<(), Errno> {
+fn attach(target: &Target, device: Device, file: BorrowedFd<'_>) -> Result<(), Errno> {
     let namespace = target.mount_namespace()?;
-    // While the host's mounts are in sight.
-    let copy = mount::copy_of(mount)?;
+    // While the host's mounts are in sight: before Linux 6.15 no other is copied. Whatever is wrong with it, the device
+    // cannot be had here.
+    let mount = host_mount(device).and_then(|opened| opened.ok()).ok_or(Errno::PERM)?;
     let errno = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     match sys::clone(0).map_err(errno)? {
         Some(child) => match sys::wait(child.pid).map_err(errno)?.status {
@@ -134,7 +138,7 @@ fn attach(target: &Target, mount: BorrowedFd<'_>, file: BorrowedFd<'_>) -> Resul
         },
         None => {
             let mounted = move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Mount))
-                .and_then(|()| mount::attach(copy.as_fd(), file));
+                .and_then(|()| mount::attach(mount.as_fd(), file));
             sys::exit(i32::from(mounted.is_err()))
         }
     }
