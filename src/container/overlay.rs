@@ -19,7 +19,7 @@ use crate::sys;
 const MAX_LOWERS: usize = 500;
 
 /// For stores on filesystems that take no upper dir.
-const UNFIT: &str = "keep the store on ext4, xfs, btrfs or a tmpfs, as a volume of a container is: `--root DIR`";
+const UNFIT: &str = "keep the store on ext4, xfs or btrfs, as a volume of a container is: `--root DIR`";
 
 /// Where writes go: two directories of one mount.
 pub struct Upper<'a> {
@@ -182,8 +182,11 @@ fn finish_with_list(
         let lists = scope.spawn(|| {
             sys::keep_own_working_directory().context(doing)?;
             rustix::process::fchdir(&links).context(doing)?;
-            fsconfig_set_string(context, "lowerdir", list.as_slice()).context(doing)?;
-            finish()
+            let named = fsconfig_set_string(context, "lowerdir", list.as_slice()).context(doing);
+            let finished = named.and_then(|()| finish());
+            // Lest a thread that was waited for takes the mount apart when it ends: it would be in the way meanwhile.
+            rustix::process::chdir("/").context(doing)?;
+            finished
         });
         lists.join()
     });

@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
@@ -195,8 +196,11 @@ fn standard_streams(output: &OwnedFd, (uid, gid): (u32, u32)) -> Result<()> {
     rustix::stdio::dup2_stderr(output).context(doing)
 }
 
-/// How often is tried what a thread that ends is in the way of: it was joined a moment before it counts no more.
-const LAST_MOMENTS: u32 = 100_000;
+/// How long is tried what a thread that ends is in the way of: it was joined a moment before it counts no more, and on
+/// a busy machine a moment is long.
+const LAST_MOMENTS: Duration = Duration::from_secs(10);
+/// From then on it is not the processor that it lacks.
+const PAUSE_AFTER: Duration = Duration::from_millis(1);
 
 /// Enters the steps' user namespace, where this process has every capability and on the host none.
 /// The kernel lets in no process of several threads, and a thread may have named the layers.
@@ -204,11 +208,12 @@ fn enter_user_namespace(template: &Template, security: Security) -> Result<()> {
     let doing = || "cannot enter the step's user namespace";
     let enter = || move_into_link_name_space(template.realm.user_namespace.as_fd(), Some(LinkNameSpaceType::User));
     let mut entered = enter();
-    for _ in 0..LAST_MOMENTS {
-        if entered != Err(Errno::INVAL) {
-            break;
+    let since = Instant::now();
+    while entered == Err(Errno::INVAL) && since.elapsed() < LAST_MOMENTS {
+        match since.elapsed() < PAUSE_AFTER {
+            true => std::thread::yield_now(),
+            false => std::thread::sleep(Duration::from_micros(100)),
         }
-        std::thread::yield_now();
         entered = enter();
     }
     entered.context(doing)?;
