@@ -52,8 +52,7 @@ pub fn lesser(rung: Rung, reason: Option<&Diagnostic>, store: &Store) -> Diagnos
         }
         None => warning.caused_by("it was asked for"),
     };
-    let warning =
-        warning.hint("keep the store on ext4, xfs, btrfs or a tmpfs, as a volume of a container is: `--root DIR`");
+    let warning = warning.hint("keep the store on ext4, xfs or btrfs, as a volume of a container is: `--root DIR`");
     match rung {
         Rung::Copy => warning.hint("`sudo apt-get install fuse-overlayfs`, and a `/dev/fuse` that may be opened"),
         _ => warning,

@@ -25,6 +25,7 @@ use rustix::io::Errno;
 
 use super::node::{self, Kind, Node};
 use super::xattr;
+use crate::diag::Diagnostic;
 
 /// What begins so is ours: no layer holds it, and none comes in from outside.
 pub const PREFIX: &[u8] = b"user.wythe.";
@@ -60,6 +61,19 @@ impl Records {
             Self::None => Ok(()),
             Self::Nodes => xattr::put(root, c".", FORM, b"nodes"),
             Self::Owners => xattr::put(root, c".", FORM, b"owners"),
+        }
+    }
+
+    /// Adds to `failure` of [`Records::begin`] why.
+    pub fn explain(failure: Diagnostic, errno: Errno) -> Diagnostic {
+        match errno {
+            Errno::OPNOTSUPP => failure
+                .caused_by(
+                    "its filesystem keeps no `user.*` attributes, which builds by an ordinary user take \
+                     (a tmpfs keeps them since Linux 6.6)",
+                )
+                .hint("keep the store on ext4, xfs or btrfs: `--root DIR`"),
+            _ => failure.caused_by(std::io::Error::from(errno)),
         }
     }
 

@@ -206,7 +206,10 @@ impl Store {
         self.enter()?;
         let stocked = self.inner.blank.lock().unwrap_or_else(PoisonError::into_inner).take();
         let blank = stocked.map_or_else(|| Blank::make(&self.inner), Ok);
-        let Blank { bench, name, dir, upper } = blank.map_err(|errno| self.inner.error("make a layer", errno))?;
+        let Blank { bench, name, dir, upper } = blank.map_err(|errno| {
+            let failure = self.inner.error("make a layer", errno);
+            if errno == Errno::OPNOTSUPP { layer::Records::explain(failure, errno) } else { failure }
+        })?;
         Ok(Draft { path: bench.path.join(&name), inner: Arc::clone(&self.inner), bench, name, dir, upper })
     }
 

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, Mode};
 
 use super::super::{mount, overlay};
-use crate::diag::{Context, Result};
+use crate::diag::{Context, Diagnostic, Result};
 use crate::layer::{Records, node};
 use crate::store::Store;
 
@@ -20,7 +20,7 @@ pub fn make(records: Records, store: &Store) -> Result<OwnedFd> {
         rustix::fs::chmodat(&room, name, mode, AtFlags::empty()).context(doing)?;
     }
     let (upper, _) = overlay::upper_of(room.as_fd())?;
-    records.begin(upper.as_fd()).context(doing)?;
+    records.begin(upper.as_fd()).map_err(|errno| Records::explain(Diagnostic::error(doing()), errno))?;
     Ok(room)
 }
 
