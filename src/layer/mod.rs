@@ -25,6 +25,7 @@ pub mod staging;
 pub mod unpack;
 pub mod compress;
 pub mod decompress;
+mod names;
 mod flatten;
 mod transfer;
 mod difference;
@@ -70,8 +71,14 @@ pub fn flatten(layers: &[BorrowedFd<'_>], into: BorrowedFd<'_>) -> Result<()> {
 
 /// Fills the empty directory `into` with what is in `from`, a layer dir or another tree: whiteouts and attributes
 /// too, not sockets.
-pub fn transfer(from: BorrowedFd<'_>, into: BorrowedFd<'_>, links: Links, shift: Shift) -> Result<()> {
+pub fn transfer(from: BorrowedFd<'_>, into: BorrowedFd<'_>, links: Links<'_>, shift: Shift) -> Result<()> {
     transfer::transfer(from, into, links, shift).context(|| "cannot copy a tree of files")
+}
+
+/// What the names in a layer dir stand for, directories and whiteouts left out; a file with several names is there
+/// several times.
+pub fn files_by_name(dir: BorrowedFd<'_>) -> Result<Vec<node::Identity>> {
+    names::files(dir).context(|| "cannot look for the names of files")
 }
 
 /// Looks at a tree before it is worked on; `beside` is a directory on its filesystem.

@@ -27,6 +27,9 @@ pub enum Kind {
     Whiteout,
 }
 
+/// Device and inode: equal for two names of one file.
+pub type Identity = (u64, u64);
+
 /// The metadata of one object; symbolic links are never followed to get it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -41,8 +44,7 @@ pub struct Node {
     pub size_bytes: u64,
     /// Seconds and nanoseconds.
     pub mtime: (i64, u32),
-    /// Device and inode: equal for two names of one file.
-    pub identity: (u64, u64),
+    pub identity: Identity,
     pub links: u64,
 }
 

@@ -1,7 +1,7 @@
 //! A tree made once more in another place: on another filesystem, with other owners, or with every name a
 //! file of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -9,17 +9,20 @@ use rustix::fs::{self, AtFlags, Mode};
 use rustix::io::Errno;
 
 use super::merged::Found;
-use super::node::{Kind, Ladder, Node, join, names, open_directory, reopen};
+use super::node::{Identity, Kind, Ladder, Node, join, names, open_directory, reopen};
 use super::record::Records;
 use super::{staging, whiteout, xattr};
 
 /// What becomes of files with several names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Links {
+pub enum Links<'a> {
     /// They stay such.
     Kept,
     /// Each name becomes a file of its own, as an overlay makes it when the file is written to.
     Broken,
+    /// So it is with these. What other names stand for is not copied, but gets a further name; to be used without a
+    /// shift, on one filesystem.
+    BrokenOf(&'a BTreeSet<Identity>),
 }
 
 /// How owners move.
@@ -65,7 +68,7 @@ struct Level {
 
 /// Fills the empty directory `into` with what is in `from`, whiteouts too; what no layer holds (sockets) is left
 /// out. The root gets its owner and mode as well.
-pub fn transfer(from: BorrowedFd<'_>, into: BorrowedFd<'_>, links: Links, shift: Shift) -> Result<(), Errno> {
+pub fn transfer(from: BorrowedFd<'_>, into: BorrowedFd<'_>, links: Links<'_>, shift: Shift) -> Result<(), Errno> {
     let records = Records::of(from)?;
     records.begin(into)?;
     let (source, target) = (reopen(from)?, reopen(into)?);
@@ -106,12 +109,18 @@ pub fn transfer(from: BorrowedFd<'_>, into: BorrowedFd<'_>, links: Links, shift:
             target.push(made);
             continue;
         }
-        let may_link = links == Links::Kept && node.links > 1;
         let found = Found { node, dir: source.fd() };
-        match may_link {
-            true => linked.duplicate(records, &found, target.fd(), &name, &path)?,
-            false => staging::duplicate(records, &found, target.fd(), &name)?,
-        };
+        match links {
+            Links::BrokenOf(files) if !files.contains(&node.identity) => {
+                staging::link(records, &found, target.fd(), &name)?;
+            }
+            Links::Kept if node.links > 1 => {
+                linked.duplicate(records, &found, target.fd(), &name, &path)?;
+            }
+            _ => {
+                staging::duplicate(records, &found, target.fd(), &name)?;
+            }
+        }
     }
     Ok(())
 }
@@ -143,7 +152,7 @@ pub(super) fn finish_directory(records: Records, into: BorrowedFd<'_>, name: &CS
 /// Files with several names that were copied, and where to.
 pub(super) struct Linked<'a> {
     root: BorrowedFd<'a>,
-    places: BTreeMap<(u64, u64), (Vec<u8>, CString)>,
+    places: BTreeMap<Identity, (Vec<u8>, CString)>,
 }
 
 impl<'a> Linked<'a> {

@@ -92,9 +92,13 @@ impl Solver<'_> {
 
     /// The layers of a stack as a ground takes them.
     pub(super) fn layers_on(&self, footing: Footing, stack: &Stack) -> Result<Vec<Arc<Layer>>> {
-        match footing.rung.takes_one_layer(self.host.store)? {
-            true => self.layers.as_one(stack),
-            false => self.layers.lowers(stack),
+        let layers = match footing.rung.takes_one_layer(self.host.store)? {
+            true => self.layers.as_one(stack)?,
+            false => self.layers.lowers(stack)?,
+        };
+        match footing.rung {
+            Rung::Fuse => self.layers.parted(layers),
+            _ => Ok(layers),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The layers a build uses: each opened and locked once, and held until the build is over, so that
 //! no prune takes it. Those of a base are fetched and unpacked when a step needs files.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +10,8 @@ use crate::container::{self, Rung};
 use crate::diag::Result;
 use crate::digest::{ChainId, DiffId, Digest};
 use crate::host::Host;
-use crate::layer::{self, Links};
+use crate::layer::node::Identity;
+use crate::layer::{self, Links, Shift};
 use crate::registry::{Incoming, Remote};
 use crate::store::{Layer, Store};
 
@@ -19,6 +20,8 @@ pub struct Layers<'a> {
     /// Those of bases, wherever they are.
     pub remote: Remote<'a>,
     held: Mutex<BTreeMap<ChainId, Arc<Layer>>>,
+    /// What the names in layers stand for, where somebody asked.
+    files: Mutex<BTreeMap<ChainId, Arc<Vec<Identity>>>>,
 }
 
 /// The kernel stacks 500 layers, and each costs a little for every name that is looked up.
@@ -36,7 +39,7 @@ fn flat_counts(count: usize) -> impl Iterator<Item = usize> {
 impl<'a> Layers<'a> {
     pub fn of(host: &'a Host<'_>) -> Self {
         let remote = Remote::of(host.registry, host.store, host.audience());
-        Self { store: host.store, remote, held: Mutex::default() }
+        Self { store: host.store, remote, held: Mutex::default(), files: Mutex::default() }
     }
 
     /// The layer, if it is unpacked and whole.
@@ -165,6 +168,43 @@ impl<'a> Layers<'a> {
         let draft = self.store.draft()?;
         layer::transfer(layer.dir.as_fd(), draft.upper(), Links::Kept, container::shift_of_steps())?;
         Ok(self.hold(draft.commit_flat(&id)?))
+    }
+
+    /// The same layers, but for the files that have several names in them: there each name is a file of its own. To
+    /// `fuse-overlayfs` they are one, and what is written to one name it may show under another.
+    pub fn parted(&self, layers: Vec<Arc<Layer>>) -> Result<Vec<Arc<Layer>>> {
+        let files = layers.iter().map(|layer| self.files(layer)).collect::<Result<Vec<_>>>()?;
+        let mut names: Vec<Identity> = files.iter().flat_map(|files| files.iter().copied()).collect();
+        names.sort_unstable();
+        let shared: BTreeSet<Identity> =
+            names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+        if shared.is_empty() {
+            return Ok(layers);
+        }
+        let part = |(layer, files): (Arc<Layer>, Arc<Vec<Identity>>)| {
+            let own: BTreeSet<Identity> = files.iter().filter(|file| shared.contains(file)).copied().collect();
+            if own.is_empty() { Ok(layer) } else { self.part(&layer, &own) }
+        };
+        layers.into_iter().zip(files).map(part).collect()
+    }
+
+    fn part(&self, layer: &Layer, files: &BTreeSet<Identity>) -> Result<Arc<Layer>> {
+        let id = ChainId::new(Digest::of(format!("parted {} {files:?}", layer.id).as_bytes()));
+        if let Some(parted) = self.get(&id)? {
+            return Ok(parted);
+        }
+        let draft = self.store.draft()?;
+        layer::transfer(layer.dir.as_fd(), draft.upper(), Links::BrokenOf(files), Shift::None)?;
+        Ok(self.hold(draft.commit_flat(&id)?))
+    }
+
+    fn files(&self, layer: &Layer) -> Result<Arc<Vec<Identity>>> {
+        if let Some(files) = self.files.lock().unwrap_or_else(PoisonError::into_inner).get(&layer.id) {
+            return Ok(Arc::clone(files));
+        }
+        let files = Arc::new(layer::files_by_name(layer.dir.as_fd())?);
+        self.files.lock().unwrap_or_else(PoisonError::into_inner).insert(layer.id, Arc::clone(&files));
+        Ok(files)
     }
 
     /// Makes one directory of `layers`, topmost first.
