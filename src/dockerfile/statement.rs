@@ -486,18 +486,24 @@ impl Statement<'_> {
 
     fn healthcheck(&mut self) -> Outcome<Healthcheck> {
         let mut flags = self.flags();
+        let (kind, rest) = self.args.split_first();
+        if kind.text().eq_ignore_ascii_case("NONE") {
+            // No flag is looked at, as in BuildKit.
+            self.args = rest;
+            return match rest.is_empty() {
+                true => Ok(Healthcheck::None),
+                false => self.fail(rest.span(), "HEALTHCHECK NONE takes nothing more"),
+            };
+        }
         let interval_ns = self.duration(&mut flags, "interval");
         let timeout_ns = self.duration(&mut flags, "timeout");
         let start_period_ns = self.duration(&mut flags, "start-period");
         let start_interval_ns = self.duration(&mut flags, "start-interval");
         let retries = self.retries(&mut flags);
         flags.finish(self);
-        let (kind, rest) = self.args.split_first();
         self.args = rest;
         match &*kind.text().to_ascii_uppercase() {
             "" => self.fail(self.keyword.span(), "HEALTHCHECK needs `CMD` and a command, or `NONE`"),
-            "NONE" if rest.is_empty() => Ok(Healthcheck::None),
-            "NONE" => self.fail(rest.span(), "HEALTHCHECK NONE takes nothing more"),
             "CMD" => {
                 let command = self.command()?;
                 let is_empty = match &command {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::execute::locate;
-use super::input::Read;
+use super::input::{Opened, Read};
 use super::{Keyed, Solved, Solver, Stack, Standing};
 use crate::cache::Record;
 use crate::container::Rung;
@@ -24,10 +24,13 @@ impl Solver<'_> {
         copy: &Copy,
         below: &Stack,
         draft: Draft,
-        key: Keyed,
+        mut key: Keyed,
         begun: Instant,
     ) -> Result<Solved> {
         let owner = self.copy_owner(copy, below)?;
+        // What it read of a context to make the key; a rootfs is listed only now.
+        self.remember_listing(&key)?;
+        self.list_rootfs(copy, &mut key)?;
         let mut earlier = None;
         if let Some(listing) = much_of(&key) {
             let before = if self.asks_cache(id) { self.records.nearest(&key.facts, &self.slot(id))? } else { None };
@@ -35,7 +38,6 @@ impl Solver<'_> {
             if (before.is_none() || listing.size_bytes() <= REPACKED_BYTES)
                 && let Some(layer) = self.outlined(id, copy, owner, below, &draft, &key)?
             {
-                self.remember_listing(&key)?;
                 return self.conclude(id, layer, None, key, begun);
             }
             // Of files that come from several directories, one may take the place of another.
@@ -46,8 +48,26 @@ impl Solver<'_> {
             }
         }
         self.copy(copy, owner, earlier.as_deref(), below, &draft, &key)?;
-        self.remember_listing(&key)?;
         self.commit(id, draft, None, key, begun)
+    }
+
+    /// Lists what a copy reads of a rootfs, opened once for all its sources.
+    fn list_rootfs(&self, copy: &Copy, key: &mut Keyed) -> Result<()> {
+        let mut rootfs = None;
+        for (source, read) in copy.sources.iter().zip(&mut key.reads.sources) {
+            let (CopySource::Path(path), Read::Immutable) = (source, &read) else { continue };
+            let opened = match &rootfs {
+                Some(opened) => Arc::clone(opened),
+                None => {
+                    let stack = self.stack_of(&copy.from).unwrap_or_default();
+                    Arc::new(Opened::of_rootfs(self.rootfs_tree(&copy.from, &stack)?))
+                }
+            };
+            let listing = Arc::new(self.listing(&opened.tree, copy, path, None)?);
+            rootfs = Some(Arc::clone(&opened));
+            *read = Read::Listed { opened, listing };
+        }
+        Ok(())
     }
 
     fn copy_owner(&self, copy: &Copy, below: &Stack) -> Result<Option<Owner>> {
@@ -117,8 +137,6 @@ impl Solver<'_> {
         earlier: Option<BorrowedFd<'_>>,
     ) -> Result<copy::Kept> {
         let landing = self.copy_landing(copy, owner);
-        // Read only when a source is no context: opened once for all of them.
-        let mut rootfs = None;
         let mut kept = copy::Kept::default();
         for (source, read) in copy.sources.iter().zip(&key.reads.sources) {
             match (source, read) {
@@ -135,17 +153,6 @@ impl Solver<'_> {
                     kept = copy::land_beside(&opened.tree, listing, root.as_fd(), &landing, earlier)
                         .map_err(|error| locate(error, Some(path)))?;
                 }
-                (CopySource::Path(path), _) => {
-                    if rootfs.is_none() {
-                        let stack = self.stack_of(&copy.from).unwrap_or_default();
-                        rootfs = Some(self.rootfs_tree(&copy.from, &stack)?);
-                    }
-                    if let Some(tree) = &rootfs {
-                        let listing = self.listing(tree, copy, path, None)?;
-                        copy::land(tree, &listing, root.as_fd(), &landing)
-                            .map_err(|error| locate(error, Some(path)))?;
-                    }
-                }
                 (CopySource::Url(url), Read::Downloaded(download)) => {
                     let landing = Landing { unpacks: copy.unpack == Some(true), ..landing.clone() };
                     self.land_download(download, root.as_fd(), &landing).map_err(|error| locate(error, Some(url)))?;
@@ -161,6 +168,7 @@ impl Solver<'_> {
                     landed.map_err(|error| locate(error, Some(&git.at)))?;
                 }
                 // A source and what was read of it are of one kind.
+                (CopySource::Path(_), _) => unreachable!("it was listed"),
                 (CopySource::Url(_) | CopySource::Git(_), _) => unreachable!("it has no key"),
             }
         }
@@ -235,7 +243,7 @@ impl Solver<'_> {
 /// How much is packed again for each change of it.
 const REPACKED_BYTES: u64 = 64 << 20;
 
-/// What a copy reads, if it is of one source of the context, and so much that it pays to look at what was copied
+/// What a copy reads, if it is of one path, and so much that it pays to look at what was copied
 /// before, or to leave it where it is.
 fn much_of(key: &Keyed) -> Option<&Listing> {
     const FILES: usize = 16;

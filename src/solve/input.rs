@@ -24,6 +24,10 @@ pub(super) struct Opened {
 }
 
 impl Opened {
+    pub fn of_rootfs(tree: Tree) -> Self {
+        Self { tree, index: None }
+    }
+
     fn index(&self) -> Option<&HashIndex> {
         self.index.as_ref().map(|(index, _)| index)
     }
@@ -45,7 +49,8 @@ pub(super) struct Reads {
 }
 
 pub(super) enum Read {
-    /// Files of a directory of the host, as they were when the key was made.
+    /// Files of a directory of the host, as they were when the key was made; or those of a rootfs, once they are
+    /// copied.
     Listed {
         opened: Arc<Opened>,
         listing: Arc<Listing>,

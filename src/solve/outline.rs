@@ -1,4 +1,4 @@
-//! A copy whose files nothing reads any more is packed from where they are: its layer is a blob from the beginning, and
+//! A copy of one source whose files nothing reads any more is packed from where they are: its layer is a blob from the beginning, and
 //! becomes a directory only should a later build need its files.
 
 use std::os::fd::AsFd;

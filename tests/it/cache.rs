@@ -153,6 +153,12 @@ fn a_last_copy_is_packed_from_the_context() {
         assert!(has_directory());
         builder.built(&[]);
         assert_eq!(image(sandbox, "image.tar").diff_ids, outlined.diff_ids);
+        // From another stage as well.
+        let stages =
+            "FROM busybox AS a\nCOPY --chown=5:6 d /d\nFROM busybox\nCOPY --from=a --chown=5:6 /d /usr/share/d\n";
+        sandbox.write("Dockerfile.stages", stages);
+        builder.built(&["-f", "context/Dockerfile.stages"]);
+        assert_eq!(image(sandbox, "image.tar").files, outlined.files);
     });
 }
 
