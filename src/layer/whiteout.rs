@@ -1,7 +1,9 @@
 //! Deleted names: character devices 0:0 in a layer dir, `.wh.` names in a layer tar.
 //!
 //! A filesystem that is an overlay itself makes no such devices. There it is an empty file of mode 0 with an
-//! attribute that overlays look for since Linux 6.7, in a directory that says that there are some.
+//! attribute that overlays look for since Linux 6.7, in a directory that says that there are some. An older kernel
+//! takes these attributes of root's for an overlay's own affair: then they are ours, and to no kernel's overlay
+//! such a file is a whiteout.
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -45,7 +47,7 @@ pub fn meaning(name: &[u8]) -> Meaning<'_> {
 /// Puts a whiteout in a layer dir. Permitted to everyone, unlike other devices.
 pub fn create(dir: impl AsFd, name: &CStr) -> Result<(), Errno> {
     match fs::mknodat(&dir, name, FileType::CharacterDevice, Mode::empty(), 0) {
-        Err(Errno::PERM) => create_file(dir.as_fd(), name),
+        Err(Errno::PERM) => create_file(dir.as_fd(), name, marks()),
         made => made,
     }
 }
@@ -59,11 +61,30 @@ pub fn are_devices(dir: impl AsFd) -> Result<bool, Errno> {
     }
 }
 
+/// Notes on the directory `above` if no overlay of the kernel's will know the whiteouts that are made in `dir`.
+pub fn note_if_ours(dir: BorrowedFd<'_>, above: BorrowedFd<'_>) -> Result<(), Errno> {
+    if !ids::are_the_hosts() || are_devices(dir)? {
+        return Ok(());
+    }
+    match xattr::put(dir, c".", KERNELS.directory, b"x") {
+        Err(Errno::OPNOTSUPP) => xattr::put(above, c".", OURS.directory, b"x"),
+        put => put.and_then(|()| xattr::remove(dir, c".", KERNELS.directory)),
+    }
+}
+
+/// Whether that was noted, by an older kernel maybe.
+pub fn are_noted_as_ours(above: BorrowedFd<'_>) -> Result<bool, Errno> {
+    has(above, c".", &[OURS], |marks| marks.directory, b"x")
+}
+
 /// The same as a file.
-fn create_file(dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+fn create_file(dir: BorrowedFd<'_>, name: &CStr, marks: &[Marks]) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = fs::openat(dir, name, flags, Mode::empty())?;
-    let marked = fs::fsetxattr(&file, marks().file, b"y", XattrFlags::empty()).and_then(|()| announce_files(dir));
+    let marked = first_taken(marks, |marks| {
+        fs::fsetxattr(&file, marks.file, b"y", XattrFlags::empty())?;
+        xattr::put(dir, c".", marks.directory, b"x")
+    });
     if marked.is_err() {
         fs::unlinkat(dir, name, AtFlags::empty())?;
     }
@@ -76,17 +97,17 @@ pub fn is_file(dir: impl AsFd, name: &CStr, node: &Node) -> Result<bool, Errno> 
     if node.kind != Kind::File || node.mode != 0 || node.size_bytes != 0 {
         return Ok(false);
     }
-    has(dir, name, marks().file, b"y")
+    has(dir, name, marks(), |marks| marks.file, b"y")
 }
 
 /// Whether there may be such files in a directory.
 pub fn may_be_files(dir: impl AsFd) -> Result<bool, Errno> {
-    has(dir, c".", marks().directory, b"x")
+    has(dir, c".", marks(), |marks| marks.directory, b"x")
 }
 
 /// Says that there may be: overlays look no further where nobody does.
 pub fn announce_files(dir: BorrowedFd<'_>) -> Result<(), Errno> {
-    xattr::put(dir, c".", marks().directory, b"x")
+    first_taken(marks(), |marks| xattr::put(dir, c".", marks.directory, b"x"))
 }
 
 struct Marks {
@@ -94,20 +115,46 @@ struct Marks {
     directory: &'static CStr,
 }
 
-/// What the overlays of this process look for. Of the host's root's no step can set any.
-fn marks() -> Marks {
+const KERNELS: Marks = Marks { file: c"trusted.overlay.whiteout", directory: c"trusted.overlay.opaque" };
+const OURS: Marks = Marks { file: c"trusted.wythe.whiteout", directory: c"trusted.wythe.whiteouts" };
+/// An older kernel lets an overlay have them, as they mean nothing to it.
+const USERS: Marks = Marks { file: c"user.overlay.whiteout", directory: c"user.overlay.opaque" };
+
+/// What the overlays of this process look for, and what stands for it. Of the host's root's no step can set any.
+fn marks() -> &'static [Marks] {
     match ids::are_the_hosts() {
-        true => Marks { file: c"trusted.overlay.whiteout", directory: c"trusted.overlay.opaque" },
-        false => Marks { file: c"user.overlay.whiteout", directory: c"user.overlay.opaque" },
+        true => &[KERNELS, OURS],
+        false => &[USERS],
     }
 }
 
-fn has(dir: impl AsFd, name: &CStr, attribute: &CStr, expected: &[u8]) -> Result<bool, Errno> {
-    match xattr::get(dir, name, attribute) {
-        Ok(value) => Ok(value == expected),
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(false),
-        Err(errno) => Err(errno),
+/// Sets the first that the filesystem takes.
+fn first_taken(marks: &[Marks], mut set: impl FnMut(&Marks) -> Result<(), Errno>) -> Result<(), Errno> {
+    let mut taken = Err(Errno::OPNOTSUPP);
+    for marks in marks {
+        taken = set(marks);
+        if taken != Err(Errno::OPNOTSUPP) {
+            break;
+        }
     }
+    taken
+}
+
+fn has(
+    dir: impl AsFd,
+    name: &CStr,
+    marks: &[Marks],
+    of: impl Fn(&Marks) -> &'static CStr,
+    expected: &[u8],
+) -> Result<bool, Errno> {
+    for marks in marks {
+        match xattr::get(&dir, name, of(marks)) {
+            Ok(value) if value == expected => return Ok(true),
+            Ok(_) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -141,9 +188,15 @@ mod tests {
         fs::openat(&dir, c"empty", flags, Mode::empty()).unwrap();
         assert_eq!(kind(c"empty"), Kind::File);
         assert!(!may_be_files(&dir).unwrap());
-        create_file(dir.as_fd(), c"gone").unwrap();
-        assert_eq!(kind(c"gone"), Kind::Whiteout);
-        assert!(may_be_files(&dir).unwrap());
+        for marks in marks() {
+            create_file(dir.as_fd(), c"gone", std::slice::from_ref(marks)).unwrap();
+            assert_eq!(kind(c"gone"), Kind::Whiteout);
+            assert!(may_be_files(&dir).unwrap());
+            xattr::remove(&dir, c".", marks.directory).unwrap();
+            assert!(!may_be_files(&dir).unwrap());
+            fs::unlinkat(&dir, c"gone", AtFlags::empty()).unwrap();
+        }
+        create_file(dir.as_fd(), c"gone", marks()).unwrap();
         let merged = super::super::merged::Merged::root(&[dir.as_fd()]).unwrap();
         assert_eq!(merged.children().unwrap(), [c"empty".to_owned()]);
         assert!(merged.find(c"gone").unwrap().is_none());

@@ -58,7 +58,7 @@ impl Solver<'_> {
         if may_unpack || self.footing().rung != Rung::Overlay || !self.is_last(id) {
             return Ok(None);
         }
-        let layers = if copy.is_link { Vec::new() } else { self.layers.lowers(below)? };
+        let layers = if copy.is_link { Vec::new() } else { self.layers_on(self.footing(), below)? };
         let lowers: Vec<PathBuf> = layers.iter().map(|layer| layer.path.clone()).collect();
         let landing = self.copy_landing(copy, owner);
         let sketched = Sketch::new(draft, self.host.store).and_then(|sketch| {

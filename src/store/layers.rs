@@ -213,6 +213,11 @@ impl Store {
         Ok(Draft { path: bench.path.join(&name), inner: Arc::clone(&self.inner), bench, name, dir, upper })
     }
 
+    /// Whether layers may have whiteouts that no overlay of the kernel's knows.
+    pub fn has_our_whiteouts(&self) -> Result<bool> {
+        self.inner.workspace.has_our_whiteouts().map_err(|errno| self.inner.error("look for whiteouts", errno))
+    }
+
     /// Makes ahead what the next draft takes. To be called once a draft is in use, when there is time.
     pub fn stock(&self) {
         let mut blank = self.inner.blank.lock().unwrap_or_else(PoisonError::into_inner);

@@ -17,6 +17,7 @@ use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::trash::Trash;
+use crate::layer::whiteout;
 
 pub(super) struct Workspace {
     tmp: OwnedFd,
@@ -74,8 +75,14 @@ impl Workspace {
             }
             let dir = super::open_dir(self.tmp.as_fd(), &name)?;
             super::spread_subdirectories(dir.as_fd());
+            whiteout::note_if_ours(dir.as_fd(), self.tmp.as_fd())?;
             return Ok(Bench { dir, path: self.tmp_path.join(&name), name, _lock: File::from(lock) });
         }
+    }
+
+    /// Whether layers here may have whiteouts that no overlay of the kernel's knows.
+    pub(super) fn has_our_whiteouts(&self) -> rustix::io::Result<bool> {
+        whiteout::are_noted_as_ours(self.tmp.as_fd())
     }
 
     /// Makes the lock file, if there is none yet: from now on prune leaves alone what is used. Where

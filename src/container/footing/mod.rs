@@ -51,13 +51,13 @@ impl Rung {
     /// Whether layers have to be one directory for it.
     pub fn takes_one_layer(self, store: &Store) -> Result<bool> {
         match self {
-            Self::Overlay | Self::Memory => Ok(false),
+            Self::Overlay | Self::Memory => store.has_our_whiteouts(),
             // `fuse-overlayfs` does not know whiteouts that are files.
             Self::Fuse => {
                 let scratch = store.scratch()?;
                 let dir = mount::host_directory(&scratch.path).context(|| "cannot open a directory of the store")?;
                 let are_devices = whiteout::are_devices(&dir).context(|| "cannot try to make a whiteout")?;
-                Ok(!are_devices)
+                Ok(!are_devices || store.has_our_whiteouts()?)
             }
             Self::Copy => Ok(true),
         }
