@@ -61,9 +61,10 @@ pub fn are_devices(dir: impl AsFd) -> Result<bool, Errno> {
     }
 }
 
-/// Notes on the directory `above` if no overlay of the kernel's will know the whiteouts that are made in `dir`.
+/// Notes on the directory `above` if no overlay of the kernel's will know the whiteouts that the host's root makes in
+/// `dir`.
 pub fn note_if_ours(dir: BorrowedFd<'_>, above: BorrowedFd<'_>) -> Result<(), Errno> {
-    if !ids::are_the_hosts() || are_devices(dir)? {
+    if are_devices(dir)? {
         return Ok(());
     }
     match xattr::put(dir, c".", KERNELS.directory, b"x") {

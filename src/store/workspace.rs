@@ -24,6 +24,8 @@ pub(super) struct Workspace {
     tmp_path: PathBuf,
     bench: Mutex<Option<Arc<Bench>>>,
     next: AtomicU64,
+    /// Whether whiteouts are made as the host's root makes them.
+    is_roots: bool,
 }
 
 /// The directory, once there is one.
@@ -35,8 +37,8 @@ pub(super) struct Bench {
 }
 
 impl Workspace {
-    pub(super) fn new(tmp: OwnedFd, tmp_path: PathBuf) -> Self {
-        Self { tmp, tmp_path, bench: Mutex::new(None), next: AtomicU64::new(0) }
+    pub(super) fn new(tmp: OwnedFd, tmp_path: PathBuf, is_roots: bool) -> Self {
+        Self { tmp, tmp_path, bench: Mutex::new(None), next: AtomicU64::new(0), is_roots }
     }
 
     /// The directory and a name in it that nothing has.
@@ -75,7 +77,9 @@ impl Workspace {
             }
             let dir = super::open_dir(self.tmp.as_fd(), &name)?;
             super::spread_subdirectories(dir.as_fd());
-            whiteout::note_if_ours(dir.as_fd(), self.tmp.as_fd())?;
+            if self.is_roots {
+                whiteout::note_if_ours(dir.as_fd(), self.tmp.as_fd())?;
+            }
             return Ok(Bench { dir, path: self.tmp_path.join(&name), name, _lock: File::from(lock) });
         }
     }
