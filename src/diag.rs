@@ -7,6 +7,7 @@
 mod render;
 
 use std::io;
+use std::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -146,38 +147,45 @@ impl<T> Context<T> for std::result::Result<T, rustix::io::Errno> {
 /// The name among `known` that `word` was most likely meant to be, if one is near enough to suggest
 /// (edit distance at most a third of the length, ASCII case ignored).
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // The distance takes time by the product of the lengths, and nobody mistypes that much.
-    const LIMIT: usize = 100;
-    if word.len() > LIMIT {
+    if word.len() > LONGEST {
         return None;
     }
-    let word = word.to_ascii_lowercase();
-    known
-        .into_iter()
-        .filter(|name| name.len() <= LIMIT)
-        .map(|name| (edit_distance(&word, &name.to_ascii_lowercase()), name))
-        .filter(|(distance, name)| *distance <= 1.max(name.chars().count().max(word.chars().count()) / 3))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, name)| name)
+    let lower = |text: &str| text.chars().map(|character| character.to_ascii_lowercase()).collect::<Vec<_>>();
+    let word = lower(word);
+    let distance = |name: &'a str| {
+        // An edit changes the length by one at most.
+        let length = name.chars().count();
+        let most = 1.max(length.max(word.len()) / 3);
+        let is_like = name.len() <= LONGEST && length.abs_diff(word.len()) <= most;
+        let distance = if is_like { edit_distance(&word, &lower(name)) } else { usize::MAX };
+        (distance <= most).then_some((distance, name))
+    };
+    known.into_iter().filter_map(distance).min_by_key(|(distance, _)| *distance).map(|(_, name)| name)
 }
 
-/// Optimal string alignment distance: insert, delete, replace and swap of neighbours cost one each.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut rows = vec![(0..=b.len()).collect::<Vec<_>>()];
-    for i in 1..=a.len() {
-        let mut row = vec![i];
+/// The distance takes time by the product of the lengths, and nobody mistypes more.
+const LONGEST: usize = 100;
+
+/// Optimal string alignment distance: insert, delete, replace and swap of neighbours cost one each. Neither is longer
+/// than [`LONGEST`].
+fn edit_distance(a: &[char], b: &[char]) -> usize {
+    // Of the beginning of `a`, one character shorter and two, to each beginning of `b`. None is above `LONGEST`.
+    let (mut before, mut above, mut row) = ([0_u8; LONGEST + 1], [0; LONGEST + 1], [0; LONGEST + 1]);
+    row.iter_mut().zip(0..).for_each(|(cell, length)| *cell = length);
+    for (i, length) in (1..=a.len()).zip(1..) {
+        mem::swap(&mut before, &mut above);
+        mem::swap(&mut above, &mut row);
+        row[0] = length;
         for j in 1..=b.len() {
-            let replace = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut best = replace.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
+            let replace = above[j - 1] + u8::from(a[i - 1] != b[j - 1]);
+            let mut best = replace.min(above[j] + 1).min(row[j - 1] + 1);
             if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                best = best.min(rows[i - 2][j - 2] + 1);
+                best = best.min(before[j - 2] + 1);
             }
-            row.push(best);
+            row[j] = best;
         }
-        rows.push(row);
     }
-    rows[a.len()][b.len()]
+    row[b.len()].into()
 }
 
 #[cfg(test)]
@@ -189,6 +197,9 @@ mod tests {
         assert_eq!(nearest("CPOY", ["ADD", "COPY", "CMD"]), Some("COPY"));
         assert_eq!(nearest("mont", ["mount", "network"]), Some("mount"));
         assert_eq!(nearest("frobnicate", ["mount", "network"]), None);
+        assert_eq!(nearest("", ["a", "bcd"]), Some("a"));
+        assert_eq!(nearest("ÄRGER", ["Ärgre", "ärger"]), Some("Ärgre"));
+        assert_eq!(nearest(&"x".repeat(99), [&*"x".repeat(100)]), Some(&*"x".repeat(100)));
         assert_eq!(nearest(&"x".repeat(1 << 20), [&*"x".repeat(1 << 20)]), None);
     }
 
