@@ -126,7 +126,7 @@ impl Store {
                 .context(|| format!("cannot open `{name}` in the store `{}`", path.display()))
         };
         let trash = trash::Trash::new(dir("trash")?, access.enter.is_none());
-        let workspace = workspace::Workspace::new(dir("tmp")?, path.join("tmp"), access.owners == access::Owners::Host);
+        let workspace = workspace::Workspace::new(dir("tmp")?, path.join("tmp"), access.owners == Owners::Host);
         let blobs = dir("blobs")?;
         let inner = Inner {
             blobs: open_or_make(blobs.as_fd(), "sha256")
