@@ -61,15 +61,21 @@ pub fn are_devices(dir: impl AsFd) -> Result<bool, Errno> {
     }
 }
 
+/// `statfs` of an overlay (linux/magic.h).
+const OVERLAY_MAGIC: u32 = 0x794c_7630;
+
 /// Notes on the directory `above` if no overlay of the kernel's will know the whiteouts that the host's root makes in
-/// `dir`.
+/// `dir`, which is on an overlay then.
 pub fn note_if_ours(dir: BorrowedFd<'_>, above: BorrowedFd<'_>) -> Result<(), Errno> {
-    if are_devices(dir)? {
+    // To try it takes a new file: most need not.
+    if fs::fstatfs(dir)?.f_type as u32 != OVERLAY_MAGIC || are_devices(dir)? {
         return Ok(());
     }
     match xattr::put(dir, c".", KERNELS.directory, b"x") {
         Err(Errno::OPNOTSUPP) => xattr::put(above, c".", OURS.directory, b"x"),
-        put => put.and_then(|()| xattr::remove(dir, c".", KERNELS.directory)),
+        Ok(()) => xattr::remove(dir, c".", KERNELS.directory),
+        // Who may set none makes none.
+        Err(_) => Ok(()),
     }
 }
 
