@@ -1,5 +1,5 @@
-//! A copy of one source whose files nothing reads any more is packed from where they are: its layer is a blob from the beginning, and
-//! becomes a directory only should a later build need its files.
+//! A copy of one source whose files nothing reads any more is packed from where they are: its layer is a blob from
+//! the beginning, and becomes a directory only should a later build need its files.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -14,6 +14,9 @@ use crate::diag::Result;
 use crate::layer;
 use crate::plan::{Copy, CopyKind, Input, Op, StepId};
 use crate::store::Draft;
+
+/// Each takes some kilobytes of the kernel's memory while it is packed.
+const MOST_ENTRIES: usize = 50_000;
 
 impl Solver<'_> {
     /// Whether nothing in this build reads files of the rootfs after a step.
@@ -55,7 +58,8 @@ impl Solver<'_> {
                 .iter()
                 .flat_map(|selection| selection.entries.first())
                 .any(|source| matches!(source.kind, EntryKind::File { .. }));
-        if may_unpack || self.footing().rung != Rung::Overlay || !self.is_last(id) {
+        let entries: usize = listing.selections.iter().map(|selection| selection.entries.len()).sum();
+        if may_unpack || entries > MOST_ENTRIES || self.footing().rung != Rung::Overlay || !self.is_last(id) {
             return Ok(None);
         }
         let layers = if copy.is_link { Vec::new() } else { self.layers_on(self.footing(), below)? };
