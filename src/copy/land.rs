@@ -32,6 +32,10 @@ pub(super) struct Lander<'c, 'scope, 'env> {
     kept: BTreeMap<usize, Keeping<'scope>>,
     /// The files without their bytes; `None` where files are copied.
     outlined: Option<Outlined>,
+    /// Whether what was made last took the place of something else.
+    has_replaced: bool,
+    /// Of files that an outline has with their bytes.
+    replaced_bytes: u64,
     root: Root<'c>,
     /// Below the root, `..` resolved as text.
     destination: Vec<u8>,
@@ -46,16 +50,25 @@ pub(super) struct Lander<'c, 'scope, 'env> {
 /// Files of one selection that have several links: where the first of them landed.
 type Links = BTreeMap<(u64, u64), (Vec<u8>, Vec<u8>)>;
 
-/// A file that an earlier layer has.
-struct Keeping<'a> {
-    /// The path of its directory.
-    parent: Vec<u8>,
-    name: Vec<u8>,
+/// A file of the listing, and what it is to look like.
+#[derive(Clone, Copy)]
+struct Regular<'a> {
     entry: &'a Entry,
     size_bytes: u64,
     digest: &'a Digest,
     attributes: Attributes<'a>,
 }
+
+/// A file that an earlier layer has.
+struct Keeping<'a> {
+    /// The path of its directory.
+    parent: Vec<u8>,
+    name: Vec<u8>,
+    file: Regular<'a>,
+}
+
+/// So many bytes of files that take the place of others an outline has in memory.
+const MOST_REPLACED_BYTES: u64 = 16 << 20;
 
 impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
     pub fn new(
@@ -72,6 +85,8 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             earlier: None,
             kept: BTreeMap::new(),
             outlined: None,
+            has_replaced: false,
+            replaced_bytes: 0,
             root: Root::new(root, landing.now)?,
             destination: place::clamped(written.as_bytes()),
             is_directory: landing.has_parents || ["/", "/.", "/.."].iter().any(|end| written.ends_with(end)),
@@ -87,7 +102,8 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         self.earlier = Earlier::of(earlier, self.root.records);
     }
 
-    /// Leaves the bytes of files where they are. Then nothing that is there gives way: that is an error.
+    /// Leaves the bytes of files where they are, but of those that take the place of others: whether they are the same
+    /// is told by their bytes.
     pub fn outline(&mut self) {
         self.outlined = Some(Outlined::new());
     }
@@ -98,12 +114,10 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
 
     /// Copies a file after all.
     pub fn copy_kept(&mut self, file: usize) -> Result<()> {
-        let Some(Keeping { parent, name, entry, size_bytes, digest, attributes }) = self.kept.remove(&file) else {
-            return Ok(());
-        };
+        let Some(Keeping { parent, name, file }) = self.kept.remove(&file) else { return Ok(()) };
         let time = self.root.time(&parent);
         let parent = Directory { fd: self.root.open(&parent)?, path: parent };
-        let filling = self.filling(&parent, &name, entry, (size_bytes, digest), attributes)?;
+        let filling = self.filling(&parent, &name, file)?;
         // It is where it would have been before the time was known.
         if let Some(time) = time {
             self.root.set_time(parent.path, time);
@@ -281,7 +295,8 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
                 return Ok(());
             }
             EntryKind::File { size_bytes, digest } => {
-                return self.file(parent, name, entry, (*size_bytes, digest), attributes, links);
+                let file = Regular { entry, size_bytes: *size_bytes, digest, attributes };
+                return self.file(parent, name, file, links);
             }
             // What BuildKit makes of a socket: there is no socket in a layer.
             EntryKind::Socket => {
@@ -330,12 +345,18 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         place::check_name(name, &path)?;
         let fd = parent.fd.as_fd();
         self.root.touch(&parent.path);
+        self.has_replaced = false;
         let made = match make(fd, name) {
             Err(Errno::EXIST) if place::kind_of(fd, name) == Ok(Some(FileType::Directory)) => {
                 let path = shown(&path);
                 return Err(Diagnostic::error(format!("cannot replace the directory `{path}` with a file")));
             }
-            Err(Errno::EXIST) if self.outlined.is_none() => {
+            Err(Errno::EXIST) => {
+                self.has_replaced = true;
+                if let Some(outlined) = &mut self.outlined {
+                    // It was one of ours.
+                    outlined.remove(&path);
+                }
                 rustix::fs::unlinkat(fd, name, AtFlags::empty()).and_then(|()| make(fd, name))
             }
             other => other,
@@ -343,16 +364,8 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         made.context(|| format!("cannot make `{}`", shown(&path)))
     }
 
-    fn file(
-        &mut self,
-        parent: &Directory,
-        name: &[u8],
-        entry: &'scope Entry,
-        (size_bytes, digest): (u64, &'scope Digest),
-        attributes: Attributes<'scope>,
-        links: &mut Links,
-    ) -> Result<()> {
-        let group = entry.link_group;
+    fn file(&mut self, parent: &Directory, name: &[u8], file: Regular<'scope>, links: &mut Links) -> Result<()> {
+        let group = file.entry.link_group;
         if let Some((first_parent, first_name)) = group.and_then(|group| links.get(&group)) {
             let first = self.root.open(first_parent)?;
             let linked = |parent: BorrowedFd<'_>, name: &[u8]| match rustix::fs::linkat(
@@ -366,21 +379,25 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
                 other => other.map(|()| true),
             };
             if self.make(parent, name, linked)? {
-                self.note_outlined(parent, name, entry, (size_bytes, digest));
+                self.note_outlined(parent, name, file);
                 return Ok(());
             }
         }
         if self.fillers.has_failed() {
             // Whose error is the one that counts.
-            return Err(changed(&entry.path));
+            return Err(changed(&file.entry.path));
         }
-        let task = match self.keep(parent, name, entry, (size_bytes, digest), attributes)? {
+        let task = match self.keep(parent, name, file)? {
             Some(checking) => Task::Check(checking),
-            None if self.outlined.is_some() => {
-                self.note_outlined(parent, name, entry, (size_bytes, digest));
-                Task::Outline(self.filling(parent, name, entry, (size_bytes, digest), attributes)?)
+            None => {
+                let filling = self.filling(parent, name, file)?;
+                if self.outlined.is_some() && !self.has_replaced {
+                    self.note_outlined(parent, name, file);
+                    Task::Outline(filling)
+                } else {
+                    Task::Fill(filling)
+                }
             }
-            None => Task::Fill(self.filling(parent, name, entry, (size_bytes, digest), attributes)?),
         };
         self.fillers.push(task);
         self.files += 1;
@@ -390,7 +407,12 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         Ok(())
     }
 
-    fn note_outlined(&mut self, parent: &Directory, name: &[u8], entry: &Entry, (size_bytes, digest): (u64, &Digest)) {
+    fn note_outlined(
+        &mut self,
+        parent: &Directory,
+        name: &[u8],
+        Regular { entry, size_bytes, digest, .. }: Regular<'_>,
+    ) {
         if let Some(outlined) = &mut self.outlined {
             let file = OutlinedFile { source: entry.path.clone(), size_bytes, digest: *digest };
             outlined.insert(parent.join(name), file);
@@ -398,40 +420,32 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
     }
 
     /// Takes the file from the earlier layer, where there is one that looks like it and nothing is in its way.
-    fn keep(
-        &mut self,
-        parent: &Directory,
-        name: &[u8],
-        entry: &'scope Entry,
-        (size_bytes, digest): (u64, &'scope Digest),
-        attributes: Attributes<'scope>,
-    ) -> Result<Option<Checking<'scope>>> {
+    fn keep(&mut self, parent: &Directory, name: &[u8], file: Regular<'scope>) -> Result<Option<Checking<'scope>>> {
         let Some(earlier) = &mut self.earlier else { return Ok(None) };
         // One of several names is the file that the others are linked to.
-        let Some(file) = earlier.file(parent, name, size_bytes, &attributes).filter(|_| entry.link_group.is_none())
-        else {
+        if file.entry.link_group.is_some() {
             return Ok(None);
-        };
+        }
+        let Some(found) = earlier.file(parent, name, file.size_bytes, &file.attributes) else { return Ok(None) };
         let in_the_way = place::kind_of(parent.fd.as_fd(), name);
         if in_the_way.context(|| format!("cannot read `{}`", shown(&parent.join(name))))?.is_some() {
             return Ok(None);
         }
         self.root.touch(&parent.path);
-        let keeping =
-            Keeping { parent: parent.path.clone(), name: name.to_vec(), entry, size_bytes, digest, attributes };
-        self.kept.insert(self.files, keeping);
-        Ok(Some(Checking { slot: self.files, file, size_bytes, digest }))
+        self.kept.insert(self.files, Keeping { parent: parent.path.clone(), name: name.to_vec(), file });
+        let Regular { size_bytes, digest, .. } = file;
+        Ok(Some(Checking { slot: self.files, file: found, size_bytes, digest }))
     }
 
-    fn filling(
-        &mut self,
-        parent: &Directory,
-        name: &[u8],
-        entry: &'scope Entry,
-        (size_bytes, digest): (u64, &'scope Digest),
-        attributes: Attributes<'scope>,
-    ) -> Result<Filling<'scope>> {
+    fn filling(&mut self, parent: &Directory, name: &[u8], file: Regular<'scope>) -> Result<Filling<'scope>> {
         let out = File::from(self.make(parent, name, node::make_file)?);
+        let Regular { entry, size_bytes, digest, attributes } = file;
+        if self.outlined.is_some() && self.has_replaced {
+            self.replaced_bytes += size_bytes;
+            if self.replaced_bytes > MOST_REPLACED_BYTES {
+                return Err(Diagnostic::error("cannot keep what takes the place of other files in memory"));
+            }
+        }
         Ok(Filling {
             slot: self.files,
             source: self.source,

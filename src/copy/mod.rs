@@ -100,7 +100,8 @@ pub fn land_beside(
 }
 
 /// The same for a layer that is packed at once: files are as long as they are to be, but without their bytes, which
-/// what is returned tells. Fails also where something would have to give way, or be unpacked.
+/// what is returned tells. Those that take the place of others have theirs; it fails also where these are more than
+/// memory is meant for. Archives are unpacked.
 pub fn outline<'a>(
     tree: &'a Tree,
     listing: &Listing,

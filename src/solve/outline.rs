@@ -50,7 +50,7 @@ impl Solver<'_> {
         key: &Keyed,
     ) -> Result<Option<Option<LayerResult>>> {
         let [Read::Listed { opened, listing }] = key.reads.sources.as_slice() else { return Ok(None) };
-        // Over what was there, and with archives, it takes files.
+        // What is unpacked takes files.
         let may_unpack = copy.kind == CopyKind::Add
             && copy.unpack != Some(false)
             && listing
