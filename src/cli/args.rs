@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::deferred::Deferred;
 use super::limits::LimitArguments;
 use super::values::word;
 
@@ -29,10 +30,10 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Build an image from a Dockerfile
-    Build(Box<Build>),
+    Build(Deferred<Build>),
     /// Show what the cache holds, why a step would miss, or make room
     #[command(subcommand)]
-    Cache(Cache),
+    Cache(Deferred<Cache>),
     /// Say what this machine allows, and what would improve it
     Doctor {
         /// How it is printed
@@ -40,9 +41,9 @@ pub enum Command {
         format: Option<String>,
     },
     /// Fetch an image from its registry into the local store
-    Pull(Pull),
+    Pull(Deferred<Pull>),
     /// Send an image of the local store to a registry
-    Push(Push),
+    Push(Deferred<Push>),
     /// Take the images of an archive into the local store
     Load {
         /// A tar of `docker save` or an OCI layout [default: standard input]
@@ -50,9 +51,9 @@ pub enum Command {
         input: Option<PathBuf>,
     },
     /// Write an image of the local store to a file that `docker load` and `podman load` read
-    Save(Save),
+    Save(Deferred<Save>),
     /// List the images of the local store
-    Images(Images),
+    Images(Deferred<Images>),
     /// Give an image another name
     Tag {
         /// A name or the beginning of an image ID
@@ -66,9 +67,9 @@ pub enum Command {
         images: Vec<String>,
     },
     /// List the builds that were, newest first; with an image, show how it was made
-    History(History),
+    History(Deferred<History>),
     /// Print what the steps of a build wrote
-    Logs(Logs),
+    Logs(Deferred<Logs>),
     /// Print an image's config and layers as JSON
     Inspect {
         #[arg(required = true)]
@@ -114,9 +115,9 @@ pub enum Cache {
         json: bool,
     },
     /// Say for each step of a build whether it would hit, and if not, what changed
-    Explain(Box<Build>),
+    Explain(Deferred<Build>),
     /// Show what takes how much room, and what of it could go
-    Du(Du),
+    Du(Deferred<Du>),
     /// Write steps and cache mounts to a file, for another machine
     Export {
         /// [default: standard output]
@@ -133,7 +134,7 @@ pub enum Cache {
         input: Option<PathBuf>,
     },
     /// Remove what is not in use, and no image needs
-    Prune(Prune),
+    Prune(Deferred<Prune>),
     /// Bring the store below its cap, as builds do in the background
     Gc {
         /// A size, a share of the filesystem (`20%`), or `none` [env: WYTHE_STORE_CAP]

@@ -8,6 +8,7 @@ mod cache;
 mod call;
 mod doctor;
 mod context;
+mod deferred;
 mod entrance;
 mod history;
 mod images;
@@ -94,16 +95,16 @@ fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
     };
     let open = || entrance.open(&root, || Ok(()));
     match arguments.command {
-        args::Command::Build(build) => build::build(&root, &entrance, *build),
-        args::Command::Cache(args::Cache::Explain(build)) => build::explain(&root, &entrance, &build),
-        args::Command::Cache(args::Cache::Ls { json }) => cache::ls(&open()?, json),
-        args::Command::Cache(args::Cache::Du(du)) => room::du(&open()?, &du),
-        args::Command::Cache(args::Cache::Prune(prune)) => room::prune(&open()?, &prune),
-        args::Command::Cache(args::Cache::Export { output, filters }) => {
-            parcel::export(&open()?, output.as_deref(), &filters)
-        }
-        args::Command::Cache(args::Cache::Import { input }) => parcel::import(&open()?, input.as_deref()),
-        args::Command::Cache(args::Cache::Gc { cap, has_lock }) => room::collect(&open()?, cap.as_deref(), has_lock),
+        args::Command::Build(build) => build::build(&root, &entrance, *build.0),
+        args::Command::Cache(cache) => match *cache.0 {
+            args::Cache::Explain(build) => build::explain(&root, &entrance, &build),
+            args::Cache::Ls { json } => cache::ls(&open()?, json),
+            args::Cache::Du(du) => room::du(&open()?, &du),
+            args::Cache::Prune(prune) => room::prune(&open()?, &prune),
+            args::Cache::Export { output, filters } => parcel::export(&open()?, output.as_deref(), &filters),
+            args::Cache::Import { input } => parcel::import(&open()?, input.as_deref()),
+            args::Cache::Gc { cap, has_lock } => room::collect(&open()?, cap.as_deref(), has_lock),
+        },
         args::Command::Doctor { format } => doctor::doctor(&root, &entrance, format.as_deref() == Some("json")),
         args::Command::Pull(pull) => registry::pull(&root, &entrance, &pull),
         args::Command::Push(push) => registry::push(&root, &entrance, &push),
