@@ -71,7 +71,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
     if let Some(poverty) = entrance.poverty.as_ref().filter(|_| !entrance.is_outside()) {
         recorder.report(Event::Warning(poverty));
     }
-    let registry = super::registry::client(&arguments.insecure_registries)?;
+    let registry = super::registry::client(&arguments.insecure_registries);
     let git = super::context::git();
     let pulls = pulls(&arguments);
     let told = |mut diagnostics: Vec<Diagnostic>| {
@@ -183,7 +183,7 @@ fn answer(
     let store = entrance.open(root, || Ok(()))?;
     world.input = stdin::take(&mut world.sources, &store, entrance)?;
     request.dockerfile = world.sources.dockerfile.clone();
-    let registry = super::registry::client(&arguments.insecure_registries)?;
+    let registry = super::registry::client(&arguments.insecure_registries);
     let git = super::context::git();
     let canceled = AtomicBool::new(false);
     let host = world.host(Around {

@@ -22,7 +22,7 @@ use crate::registry::{
 use crate::store::{ImageRecord, Packing, Store};
 
 /// Speaks to registries as the user's environment says.
-pub fn client(insecure: &[String]) -> Result<Client, Diagnostic> {
+pub fn client(insecure: &[String]) -> Client {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = variable("HOME");
     let below_home = |path: &str| home.as_ref().map(|home| home.join(path));
@@ -33,7 +33,7 @@ pub fn client(insecure: &[String]) -> Result<Client, Diagnostic> {
         variable("XDG_RUNTIME_DIR").map(|directory| directory.join("containers/auth.json")),
         variable("XDG_CONFIG_HOME").or_else(|| below_home(".config")).map(|config| config.join("containers/auth.json")),
     ];
-    Ok(Client::new(Options {
+    Client::new(Options {
         insecure: insecure.to_vec(),
         proxies: proxies(),
         credentials: files.into_iter().flatten().map(CredentialFile).collect(),
@@ -43,9 +43,9 @@ pub fn client(insecure: &[String]) -> Result<Client, Diagnostic> {
             .flatten()
             .chain(["/etc/containers/certs.d".into(), "/etc/docker/certs.d".into()])
             .collect(),
-        places: Places::read(&place_files(variable("CONTAINERS_REGISTRIES_CONF"), below_home(".config/containers")))?,
+        places: Places::new(place_files(variable("CONTAINERS_REGISTRIES_CONF"), below_home(".config/containers"))),
         ..Options::default()
-    }))
+    })
 }
 
 /// The file that the variable names, else the user's, else the system's, as podman has it; and docker's.
@@ -97,7 +97,7 @@ fn transfer(
         leaving.close();
         Ok(())
     })?;
-    let client = client(&arguments.insecure_registries)?;
+    let client = client(&arguments.insecure_registries);
     let numbers = Numbers::default();
     let audience = Audience { reporter: &*reporter, numbers: &numbers, canceled: &canceled };
     let done = std::thread::scope(|scope| {

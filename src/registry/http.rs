@@ -16,6 +16,7 @@ use ureq::http::{HeaderMap, Method, Request, Uri, header};
 use ureq::tls::TlsConfig;
 use ureq::{Agent, Proxy, SendBody};
 
+use super::places::{Places, is_named};
 use super::{Options, certificates};
 use crate::diag::{Diagnostic, Result};
 use crate::location::redact;
@@ -137,6 +138,10 @@ impl Http {
         self.canceled.load(Ordering::Relaxed)
     }
 
+    pub fn places(&self) -> &Places {
+        &self.options.places
+    }
+
     /// Before the first repetition.
     pub fn pause(&self) -> Duration {
         self.options.pause
@@ -149,12 +154,10 @@ impl Http {
 
     /// Whether nobody need vouch for this host (and port). Who says what it is to be trusted by says otherwise.
     fn may_be_plain(&self, authority: &str) -> bool {
-        let host = host_of(authority);
-        let is_named = |name: &String| match name.strip_prefix('*') {
-            Some(domain) => host.len() > domain.len() && host.ends_with(domain),
-            None => name == authority || name == host,
-        };
-        (is_loopback(host) || self.options.insecure.iter().any(is_named)) && self.certificates_of(authority).is_none()
+        let is_insecure = is_loopback(host_of(authority))
+            || self.options.insecure.iter().any(|name| is_named(authority, name))
+            || self.options.places.are_insecure_at(authority);
+        is_insecure && self.certificates_of(authority).is_none()
     }
 
     /// Whether a host that was spoken to without TLS, and did not understand, is from now on spoken to with

@@ -101,7 +101,6 @@ impl Proxies {
 /// Speaks to registries and servers; shared by threads.
 pub struct Client {
     http: Http,
-    places: Places,
     tokens: Tokens,
 }
 
@@ -130,25 +129,23 @@ impl Scope {
 impl Client {
     pub fn new(mut options: Options) -> Self {
         let tokens = Tokens::new(std::mem::take(&mut options.credentials));
-        let places = std::mem::take(&mut options.places);
-        options.insecure.extend(places.insecure());
-        Self { http: Http::new(options), places, tokens }
+        Self { http: Http::new(options), tokens }
     }
 
     /// Where the image may be had, the best place first.
     fn scopes(&self, reference: &Reference) -> Result<Vec<Scope>> {
         let by = if reference.digest.is_some() { By::Digest } else { By::Tag };
-        Ok(self.places.of(&reference.name(), by)?.into_iter().map(Scope::pull).collect())
+        Ok(self.http.places().of(&reference.name(), by)?.into_iter().map(Scope::pull).collect())
     }
 
     /// Where a blob may be had that `registry/repository` has. A name that may not be asked for is none.
     fn scopes_of_blob(&self, name: &str) -> Vec<Scope> {
-        self.places.of(name, By::Digest).unwrap_or_default().into_iter().map(Scope::pull).collect()
+        self.http.places().of(name, By::Digest).unwrap_or_default().into_iter().map(Scope::pull).collect()
     }
 
     /// Where it is pushed to: never to a mirror.
     fn scope_of_push(&self, reference: &Reference) -> Result<Scope> {
-        let place = self.places.of(&reference.name(), By::Tag)?.pop();
+        let place = self.http.places().of(&reference.name(), By::Tag)?.pop();
         // There is at least the name's own place.
         let place = place.ok_or_else(|| Diagnostic::error(format!("there is no place for `{}`", reference.name())))?;
         Ok(Scope { access: Access::Push, ..Scope::pull(place) })

@@ -5,16 +5,25 @@
 //! the same everywhere.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde::Deserialize;
 
+use super::http::host_of;
 use crate::diag::{Context as _, Diagnostic, Result};
 
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// What the user's files say of registries.
+/// What the user's files say of registries. They are read when it is first asked for, which a build that has
+/// its images never does.
 #[derive(Clone, Debug, Default)]
 pub struct Places {
+    files: PlaceFiles,
+    said: OnceLock<Result<Said>>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Said {
     entries: Vec<Entry>,
     /// Of `daemon.json`.
     insecure: Vec<String>,
@@ -78,8 +87,38 @@ struct Daemon {
 }
 
 impl Places {
+    pub fn new(files: PlaceFiles) -> Self {
+        Self { files, said: OnceLock::new() }
+    }
+
+    fn said(&self) -> Result<&Said> {
+        self.said.get_or_init(|| Said::read(&self.files)).as_ref().map_err(Clone::clone)
+    }
+
+    /// Where to ask for what is called `registry/repository`, the best place first. An error if the user lets
+    /// nobody ask, or a file is wrong.
+    pub fn of(&self, name: &str, by: By) -> Result<Vec<Place>> {
+        self.said()?.of(name, by)
+    }
+
+    /// Whether nobody need vouch for this host (and port). Where a file is wrong somebody must.
+    pub fn are_insecure_at(&self, authority: &str) -> bool {
+        self.said().is_ok_and(|said| said.insecure().iter().any(|name| is_named(authority, name)))
+    }
+}
+
+/// Whether `name` is that of this host, with or without its port; `*.domain` is everything below it.
+pub fn is_named(authority: &str, name: &str) -> bool {
+    let host = host_of(authority);
+    match name.strip_prefix('*') {
+        Some(domain) => host.len() > domain.len() && host.ends_with(domain),
+        None => name == authority || name == host,
+    }
+}
+
+impl Said {
     /// Reads all of the files; of entries for the same prefix the last one counts.
-    pub fn read(files: &PlaceFiles) -> Result<Self> {
+    fn read(files: &PlaceFiles) -> Result<Self> {
         let mut places = Self::default();
         for path in &files.registries {
             places.add_file(path)?;
@@ -147,7 +186,7 @@ impl Places {
     }
 
     /// Hosts that the user lets be spoken to without TLS; `*.domain` is everything below it.
-    pub fn insecure(&self) -> Vec<String> {
+    fn insecure(&self) -> Vec<String> {
         let entries = self.entries.iter().filter(|entry| entry.insecure);
         let own = entries.map(|entry| if entry.location.is_empty() { &entry.prefix } else { &entry.location });
         let mirrors = self.entries.iter().flat_map(|entry| &entry.mirror).filter(|mirror| mirror.insecure);
@@ -155,9 +194,7 @@ impl Places {
         locations.map(|location| place(location).registry).chain(self.insecure.iter().cloned()).collect()
     }
 
-    /// Where to ask for what is called `registry/repository`, the best place first. An error if the user lets
-    /// nobody ask.
-    pub fn of(&self, name: &str, by: By) -> Result<Vec<Place>> {
+    fn of(&self, name: &str, by: By) -> Result<Vec<Place>> {
         let fits = self.entries.iter().filter_map(|entry| Some((entry, entry.rest(name)?)));
         // The longest prefix counts: what it leaves is the shortest.
         let Some((entry, rest)) = fits.min_by_key(|(_, rest)| rest.len()) else {
@@ -239,8 +276,8 @@ mod tests {
         mirror = [{ location = "e.test/d" }]
     "#;
 
-    fn places(text: &str) -> Places {
-        let mut places = Places::default();
+    fn places(text: &str) -> Said {
+        let mut places = Said::default();
         places.add(text).unwrap();
         places
     }
@@ -279,7 +316,7 @@ mod tests {
     fn mirrors_of_docker() {
         let daemon = r#"{"registry-mirrors": ["http://m.test:5000/", "https://n.test"], "debug": true,
             "insecure-registries": ["i.test:80"]}"#;
-        let mut places = Places::default();
+        let mut places = Said::default();
         places.add_daemon(serde_json::from_str(daemon).unwrap());
         let found = places.of("docker.io/library/busybox", By::Tag).unwrap();
         let hosts: Vec<_> = found.iter().map(|place| place.registry.as_str()).collect();
