@@ -75,9 +75,14 @@ pub fn ordinary_user() -> Option<(u32, u32)> {
     users.into_iter().find(|(uid, _)| *uid != 0).filter(|_| rustix::process::geteuid().is_root())
 }
 
+/// The program whose builds are timed.
+fn wythe() -> Command {
+    Command::new(std::env::var_os("WYTHE").unwrap_or_else(|| env!("CARGO_BIN_EXE_wythe").into()))
+}
+
 /// `wythe build` by a player of that kind, with its store and the fixture's base.
 pub fn wythe_build(fixture: &Fixture, player: Player) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_wythe"));
+    let mut command = wythe();
     if let Some((uid, gid)) = ordinary_user().filter(|_| player == Player::User) {
         use std::os::unix::process::CommandExt as _;
         command.uid(uid).gid(gid);
