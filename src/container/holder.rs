@@ -11,7 +11,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::protocol::{self, Failure};
 use crate::diag::{Context, Diagnostic, Result};
-use crate::sys;
+use crate::sys::{self, Child};
 
 /// Makes a namespace and opens it as `kind` (`user`, `net`, `mnt`).
 ///
@@ -20,13 +20,26 @@ use crate::sys;
 /// namespace. The caller has one thread.
 pub fn namespace(
     proc: BorrowedFd<'_>,
-    kind: &str,
+    kind: &'static str,
     flags: i32,
     furnish: impl FnOnce() -> io::Result<()>,
     arrange: impl FnOnce(i32) -> Result<(), rustix::io::Errno>,
 ) -> Result<OwnedFd> {
+    begin(kind, flags, furnish)?.finish(proc, arrange)
+}
+
+/// A namespace that a process of its own is furnishing. Dropping it ends that process.
+pub struct Making {
+    kind: &'static str,
+    child: Child,
+    /// How it went.
+    outcome: OwnedFd,
+}
+
+/// The first half of [`namespace`]: returns while the namespace is being furnished.
+pub fn begin(kind: &'static str, flags: i32, furnish: impl FnOnce() -> io::Result<()>) -> Result<Making> {
     let doing = || format!("cannot make a {kind} namespace");
-    let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(doing)?;
+    let (outcome, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(doing)?;
     let Some(child) = sys::clone(flags).context(doing)? else {
         let errno = furnish().err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::EIO));
         let _ = rustix::io::write(&write, &errno.to_le_bytes());
@@ -35,22 +48,36 @@ pub fn namespace(
             rustix::event::pause();
         }
     };
-    drop(write);
-    let opened = (|| {
+    Ok(Making { kind, child, outcome })
+}
+
+impl Making {
+    /// The second half: waits until it is furnished.
+    pub fn finish(
+        self,
+        proc: BorrowedFd<'_>,
+        arrange: impl FnOnce(i32) -> Result<(), rustix::io::Errno>,
+    ) -> Result<OwnedFd> {
+        let doing = || format!("cannot make a {} namespace", self.kind);
         let mut errno = [0; 4];
-        let length = rustix::io::retry_on_intr(|| rustix::io::read(&read, &mut errno)).context(doing)?;
+        let length = rustix::io::retry_on_intr(|| rustix::io::read(&self.outcome, &mut errno)).context(doing)?;
         match i32::from_le_bytes(errno) {
             0 if length == errno.len() => {}
             errno => return Err(Diagnostic::error(doing()).caused_by(io::Error::from_raw_os_error(errno))),
         }
-        let pid = child.pid.as_raw_nonzero().get();
+        let pid = self.child.pid.as_raw_nonzero().get();
         arrange(pid).context(doing)?;
-        rustix::fs::openat(proc, format!("{pid}/ns/{kind}"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .context(doing)
-    })();
-    rustix::process::pidfd_send_signal(child.pidfd.as_fd(), Signal::KILL).context(doing)?;
-    sys::wait(child.pid).context(doing)?;
-    opened
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(proc, format!("{pid}/ns/{}", self.kind), flags, Mode::empty()).context(doing)
+    }
+}
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        // It waits for nothing else; and if it could not be ended, nobody could do more.
+        let _ = rustix::process::pidfd_send_signal(self.child.pidfd.as_fd(), Signal::KILL);
+        let _ = sys::wait(self.child.pid);
+    }
 }
 
 /// What `make` makes as root of a user namespace, where ids in options are those inside. It is called in a

@@ -204,6 +204,8 @@ pub struct Expectation {
     /// How many steps at once will have a network of their own.
     pub lanes: usize,
     pub dns: Dns,
+    /// Of /dev/shm.
+    pub shm_size_bytes: u64,
     /// What a build learned that was on the same [`network_of_host`].
     pub memory: Option<Vec<u8>>,
 }

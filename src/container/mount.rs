@@ -9,7 +9,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
 };
 
-use super::holder;
+use super::holder::{self, Making};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys::{self, MountAttributes};
 
@@ -80,12 +80,11 @@ fn copy_at(dir: BorrowedFd<'_>, path: impl rustix::path::Arg) -> Result<OwnedFd,
     open_tree(dir, path, flags)
 }
 
-/// Whether this kernel copies mounts that are attached nowhere (Linux 6.15).
-pub fn copies_detached() -> Result<bool> {
-    let mount = filesystem("tmpfs", &[("size", "4096")], DATA_ONLY)?;
-    match copy_of(mount.as_fd()) {
-        Err(Errno::INVAL) => Ok(false),
-        copied => copied.map(|_| true).context(|| "cannot copy a mount"),
+/// A copy of a mount that is attached nowhere; `None` if this kernel makes none (before Linux 6.15).
+pub fn copy_of_detached(mount: BorrowedFd<'_>) -> Result<Option<OwnedFd>> {
+    match copy_of(mount) {
+        Err(Errno::INVAL) => Ok(None),
+        copied => copied.map(Some).context(|| "cannot copy a mount"),
     }
 }
 
@@ -137,13 +136,13 @@ pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno
     move_mount(mount, "", target, "", flags)
 }
 
-/// Makes a mount namespace in which there is an empty directory and no more; see
-/// [`holder::namespace`]. A copy of it is quickly made and given up, while the host's may have
+/// Begins to make a mount namespace in which there is an empty directory and no more; see
+/// [`holder::begin`]. A copy of it is quickly made and given up, while the host's may have
 /// hundreds of mounts.
-pub fn bare_namespace(proc: BorrowedFd<'_>) -> Result<OwnedFd> {
+pub fn bare_namespace() -> Result<Making> {
     let empty = filesystem("tmpfs", &[("mode", "755"), ("size", "4096")], DATA_ONLY)?;
     let furnish = || Ok(make_root(empty.as_fd())?);
-    holder::namespace(proc, "mnt", libc::CLONE_NEWNS, furnish, |_| Ok(()))
+    holder::begin("mnt", libc::CLONE_NEWNS, furnish)
 }
 
 /// Makes a mount that is attached nowhere the only root of this process's mount namespace, and the

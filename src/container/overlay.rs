@@ -222,7 +222,7 @@ pub fn overlay_over(lowers: &[PathBuf], room: BorrowedFd<'_>) -> Result<OwnedFd>
         let lowers: Vec<BorrowedFd<'_>> = dirs.iter().map(AsFd::as_fd).collect();
         writable(&lowers, room, Span::SeveralFileSystems)
     };
-    if mount::copies_detached()? {
+    if mount::copy_of_detached(room)?.is_some() {
         return over();
     }
     // An older kernel takes directories of mounts that are attached in the caller's namespace only: a thread has one

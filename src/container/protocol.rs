@@ -170,7 +170,15 @@ pub fn receive_now(socket: BorrowedFd<'_>) -> Result<Option<Packet>, Errno> {
 }
 
 fn receive_with(socket: BorrowedFd<'_>, flags: RecvFlags) -> Result<Option<Packet>, Errno> {
-    let mut bytes = vec![0; PACKET_BYTES];
+    // Its length first: most packets are small, and the largest buffer is many pages to be cleared.
+    let length = rustix::io::retry_on_intr(|| {
+        rustix::net::recv(socket, &mut [0_u8; 0], flags | RecvFlags::PEEK | RecvFlags::TRUNC)
+    });
+    let (_, length) = match length {
+        Err(Errno::CONNRESET) => return Ok(None),
+        length => length?,
+    };
+    let mut bytes = vec![0; length.min(PACKET_BYTES)];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| {

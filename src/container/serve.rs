@@ -176,7 +176,8 @@ fn prepare(expectation: &Expectation, state: &mut State) -> Result<()> {
     let name_servers = NameServers::find(&template::host_resolv_conf()?, &expectation.dns);
     networks.expect(Kind::Connected, expectation.lanes, name_servers);
     // While those are made by another process.
-    template(state).map(drop)
+    template(state)?.expect(expectation.shm_size_bytes);
+    Ok(())
 }
 
 /// Made when the first step is near.

@@ -33,6 +33,8 @@ pub struct Template {
     pub copies_detached: bool,
     /// A tmpfs for texts.
     files: OwnedFd,
+    /// Mounts that nobody uses any more, until nobody waits.
+    done_with: Vec<OwnedFd>,
     pub masks: Masks,
     /// Whether the host has cgroup v2 where everybody looks for it.
     pub has_cgroup2: bool,
@@ -78,18 +80,21 @@ const MAPPED_KEPT: usize = 256;
 impl Template {
     pub fn new(realm: Arc<Realm>) -> Result<Self> {
         let doing = || "cannot prepare for containers";
-        let mount_namespace = mount::bare_namespace(realm.proc.as_fd())?;
+        // Furnished meanwhile: to take leave of the host's mounts is a wait for all processors.
+        let bare = mount::bare_namespace()?;
         let files = mount::filesystem("tmpfs", &[("mode", "755"), ("size", "16m")], mount::NO_SUID | mount::NO_EXEC)?;
-        let copies_detached = mount::copies_detached()?;
-        if !copies_detached {
+        let trial = mount::copy_of_detached(files.as_fd())?;
+        if trial.is_none() {
             mount::anchor(files.as_fd()).context(doing)?;
         }
         let sys = mount::host_directory(Path::new("/sys")).context(|| "cannot open `/sys`")?;
         let skeleton = skeleton::make([], &realm.mapping)?;
         // A kernel without overlays has steps that need none.
         let _ = overlay::learn(skeleton.as_fd());
+        let masks = mask::find(realm.proc.as_fd(), sys.as_fd());
+        let mount_namespace = bare.finish(realm.proc.as_fd(), |_| Ok(()))?;
         Ok(Self {
-            masks: mask::find(realm.proc.as_fd(), sys.as_fd()),
+            masks,
             skeleton,
             has_cgroup2: rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|stat| stat.f_type == CGROUP2_SUPER_MAGIC),
             filters: BTreeMap::new(),
@@ -102,7 +107,8 @@ impl Template {
             mount_namespace,
             spare: None,
             stack: None,
-            copies_detached,
+            copies_detached: trial.is_some(),
+            done_with: trial.into_iter().collect(),
             files,
         })
     }
@@ -202,11 +208,17 @@ impl Template {
     /// Makes ahead what the next step is likely to need, and clears away what is in nobody's way. To be
     /// called when a step has been started and nobody waits.
     pub fn stock(&mut self, shm_size_bytes: u64) {
+        self.expect(shm_size_bytes);
+        self.groups.sweep();
+        self.done_with.clear();
+    }
+
+    /// Makes ahead what the next step is likely to need.
+    pub fn expect(&mut self, shm_size_bytes: u64) {
         if self.spare.is_none() {
             // If this fails the next step will say why.
             self.spare = self.devices(shm_size_bytes).ok();
         }
-        self.groups.sweep();
     }
 
     fn devices(&self, shm_size_bytes: u64) -> Result<Devices> {

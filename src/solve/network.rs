@@ -27,6 +27,7 @@ impl Solver<'_> {
         self.host.executor.expect(&Expectation {
             lanes: stages.len().min(self.settings.jobs),
             dns: self.settings.dns.clone(),
+            shm_size_bytes: self.settings.shm_size_bytes,
             memory: memo().and_then(|memo| self.host.store.read_record(DIRECTORY, &memo).unwrap_or_default()),
         });
     }

@@ -58,7 +58,7 @@ fn an_unused_network_leaves_the_packet_filter_alone() {
     assert!(learned.is_some());
     drop(bench);
     let bench = Bench::new();
-    bench.spawner.expect(&Expectation { lanes: 1, dns: Dns::default(), memory: learned }).unwrap();
+    bench.spawner.expect(&Expectation { lanes: 1, memory: learned, ..Expectation::default() }).unwrap();
     let state = "cat /sys/class/net/eth0/operstate";
     let ran = bench.succeed(&bench.script(state));
     // Which of the two is the kernel's business, and a moment's.
@@ -294,13 +294,13 @@ fn a_host_that_forbids_what_it_forwards_takes_another_way() {
     // The next build knows.
     let memory = exit.learned;
     let bench = Bench::new();
-    bench.spawner.expect(&Expectation { lanes: 1, dns: Dns::default(), memory: memory.clone() }).unwrap();
+    bench.spawner.expect(&Expectation { lanes: 1, memory: memory.clone(), ..Expectation::default() }).unwrap();
     assert_eq!(bench.output("wget -qO- http://203.0.113.80"), "you are 192.0.2.2\n");
     // With no program left, it is worth another try.
     run("ip rule delete from 10.119.0.0/16 prohibit");
     world.hide(&["pasta", "slirp4netns"]);
     let bench = Bench::new();
-    bench.spawner.expect(&Expectation { lanes: 1, dns: Dns::default(), memory }).unwrap();
+    bench.spawner.expect(&Expectation { lanes: 1, memory, ..Expectation::default() }).unwrap();
     assert_eq!(bench.output("wget -qO- http://203.0.113.80"), "you are 192.0.2.2\n");
 }
 
@@ -313,7 +313,7 @@ fn a_host_that_stops_forwarding_is_told_of() {
     run("ip rule add from 10.119.0.0/16 prohibit");
     world.hide(&["pasta", "slirp4netns"]);
     let bench = Bench::new();
-    bench.spawner.expect(&Expectation { lanes: 1, dns: Dns::default(), memory }).unwrap();
+    bench.spawner.expect(&Expectation { lanes: 1, memory, ..Expectation::default() }).unwrap();
     let exit = bench.succeed(&bench.script("timeout 1 wget -qO- http://203.0.113.80 || :")).exit.unwrap();
     let warning = exit.warning.unwrap();
     assert_eq!(warning.message, "what a step sent did not get out of its network");
