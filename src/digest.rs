@@ -21,6 +21,23 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// Of what is left to be read, and how many bytes that is. `buffer` must not be empty.
+    pub fn of_rest(mut input: impl Read, buffer: &mut [u8]) -> io::Result<(Self, u64)> {
+        let mut hasher = Hasher::default();
+        let mut size_bytes = 0;
+        loop {
+            match input.read(buffer) {
+                Ok(0) => return Ok((hasher.finish(), size_bytes)),
+                Ok(count) => {
+                    hasher.update(&buffer[..count]);
+                    size_bytes += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }

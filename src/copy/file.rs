@@ -2,14 +2,13 @@
 //! earlier layer has of them.
 
 use std::fs::File;
-use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
-use super::content::{self, BUFFER_BYTES};
+use super::content;
 use super::node::Attributes;
 use super::place::{self, shown};
 use crate::context::Entry;
@@ -77,14 +76,13 @@ impl Job for Task<'_> {
         }
     }
 
-    fn run(&self, buffer: &mut Vec<u8>) -> Result<Option<usize>> {
+    fn run(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
         match self {
             Self::Fill(filling) => filling.fill(buffer).map(|()| None),
             Self::Outline(filling) => filling.outline().map(|()| None),
             Self::Check(checking) => {
-                let mut hasher = Hasher::default();
-                buffer.resize(BUFFER_BYTES, 0);
-                let is_whole = hash(&checking.file, &mut hasher, buffer).is_ok() && hasher.finish() == *checking.digest;
+                let read = Digest::of_rest(&checking.file, buffer);
+                let is_whole = read.is_ok_and(|(digest, _)| digest == *checking.digest);
                 Ok((!is_whole).then_some(checking.slot))
             }
         }
@@ -92,8 +90,7 @@ impl Job for Task<'_> {
 }
 
 impl Filling<'_> {
-    pub fn fill(&self, buffer: &mut Vec<u8>) -> Result<()> {
-        buffer.resize(BUFFER_BYTES, 0);
+    pub fn fill(&self, buffer: &mut [u8]) -> Result<()> {
         if self.copy(buffer)? != *self.digest {
             return Err(changed(&self.entry.path));
         }
@@ -108,7 +105,6 @@ impl Filling<'_> {
     /// Copies the content of the entry and returns the digest of what was copied.
     fn copy(&self, buffer: &mut [u8]) -> Result<Digest> {
         let mut input = self.source.open(&self.entry.path, self.size_bytes)?;
-        let mut hasher = Hasher::default();
         let can_clone = &self.source.can_clone;
         if self.size_bytes > 0 && can_clone.load(Ordering::Relaxed) {
             // It fails on most file systems and always between two of them (EXDEV); then every
@@ -117,10 +113,11 @@ impl Filling<'_> {
             can_clone.store(is_cloned, Ordering::Relaxed);
             if is_cloned {
                 // The clone is what lands, so it is what is hashed.
-                hash(&self.out, &mut hasher, buffer).context(|| format!("cannot read `{}`", shown(&self.path)))?;
-                return Ok(hasher.finish());
+                let read = Digest::of_rest(&self.out, buffer);
+                return Ok(read.context(|| format!("cannot read `{}`", shown(&self.path)))?.0);
             }
         }
+        let mut hasher = Hasher::default();
         let copied = content::fill(&self.out, &mut input, self.size_bytes, buffer, Some(&mut hasher))
             .context(|| format!("cannot copy `{}` to `{}`", source_name(&self.entry.path), shown(&self.path)));
         copied.map(|_| hasher.finish())
@@ -142,18 +139,6 @@ impl<'a> Source<'a> {
         let stat = rustix::fs::fstat(&fd).context(|| format!("cannot read `{}`", source_name(path)))?;
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         if is_file && u64::try_from(stat.st_size) == Ok(size_bytes) { Ok(fd.into()) } else { Err(changed(path)) }
-    }
-}
-
-/// Hashes what is left to read of a file.
-fn hash(mut file: &File, hasher: &mut Hasher, buffer: &mut [u8]) -> io::Result<()> {
-    loop {
-        match file.read(buffer) {
-            Ok(0) => return Ok(()),
-            Ok(count) => hasher.update(&buffer[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
     }
 }
 

@@ -21,6 +21,7 @@ use crate::context::{Entry, EntryKind, Selection};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::digest::{Digest, HashingReader};
 use crate::layer::record::Device;
+use crate::parallel;
 
 pub(super) struct Lander<'c, 'scope, 'env> {
     source: &'scope Source<'scope>,
@@ -122,7 +123,7 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         if let Some(time) = time {
             self.root.set_time(parent.path, time);
         }
-        filling.fill(&mut Vec::new())
+        filling.fill(&mut vec![0; parallel::buffer_bytes(filling.size_bytes)])
     }
 
     /// What is still to be linked.
@@ -175,7 +176,7 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             xattrs: &[],
         };
         let length = blob.content.len() as u64;
-        content::fill(&file, &mut &*blob.content, length, &mut vec![0; content::BUFFER_BYTES], None)
+        content::fill(&file, &mut &*blob.content, length, &mut vec![0; parallel::buffer_bytes(length)], None)
             .context(|| format!("cannot write `{}`", shown(&path)))?;
         attributes.dress(file.as_fd(), &path, self.root.records)
     }

@@ -63,6 +63,7 @@ struct Line<'scope> {
 }
 
 struct Buffer {
+    /// No more of it than was filled once: a page that nobody touches costs nothing, and most layers are small.
     bytes: Vec<u8>,
     length: usize,
     /// For the observer.
@@ -114,7 +115,7 @@ impl<'scope, 'env> Stream<'scope, 'env> {
             let at = self.buffer.length;
             let room = (BUFFER_BYTES - at).min(usize::try_from(left).unwrap_or(BUFFER_BYTES));
             let count = loop {
-                match rustix::io::read(file, &mut self.buffer.bytes[at..at + room]) {
+                match rustix::io::read(file, self.buffer.room(room)) {
                     Err(Errno::INTR) => {}
                     other => break other?,
                 }
@@ -151,10 +152,9 @@ impl<'scope, 'env> Stream<'scope, 'env> {
             if self.buffer.is_full() {
                 self.flush()?;
             }
-            let Buffer { bytes: into, length, .. } = &mut self.buffer;
-            let count = bytes.len().min(BUFFER_BYTES - *length);
-            into[*length..*length + count].copy_from_slice(&bytes[..count]);
-            *length += count;
+            let count = bytes.len().min(BUFFER_BYTES - self.buffer.length);
+            self.buffer.room(count).copy_from_slice(&bytes[..count]);
+            self.buffer.length += count;
             bytes = &bytes[count..];
         }
         Ok(())
@@ -247,7 +247,16 @@ impl<'scope> Line<'scope> {
 
 impl Buffer {
     fn new() -> Self {
-        Self { bytes: vec![0; BUFFER_BYTES], length: 0, pieces: Vec::new() }
+        Self { bytes: Vec::with_capacity(BUFFER_BYTES), length: 0, pieces: Vec::new() }
+    }
+
+    /// What follows the filled part, which is left as it is.
+    fn room(&mut self, size_bytes: usize) -> &mut [u8] {
+        let end = self.length + size_bytes;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        &mut self.bytes[self.length..end]
     }
 
     fn is_full(&self) -> bool {

@@ -20,8 +20,15 @@ pub trait Job: Send {
     /// How much there is to read or write, in bytes.
     fn size_bytes(&self) -> u64;
 
-    /// Does it. `buffer` is this thread's own.
-    fn run(&self, buffer: &mut Vec<u8>) -> Result<Self::Output>;
+    /// Does it. `buffer` is this thread's own, see [`buffer_bytes`].
+    fn run(&self, buffer: &mut [u8]) -> Result<Self::Output>;
+}
+
+/// How large a buffer at least is for something of this size: never empty, and no larger than pays. Each page of it
+/// that is touched for the first time costs as much as reading it.
+pub fn buffer_bytes(size_bytes: u64) -> usize {
+    const ENOUGH: u64 = 128 << 10;
+    size_bytes.clamp(1, ENOUGH) as usize
 }
 
 /// So many jobs wait at most, each with a file or directory open: several crews work at the same time, and a
@@ -67,6 +74,10 @@ impl<J: Job> Shared<J> {
 
     fn run(&self, job: J, buffer: &mut Vec<u8>) -> MutexGuard<'_, State<J>> {
         let slot = job.slot();
+        let wanted = buffer_bytes(job.size_bytes());
+        if buffer.len() < wanted {
+            buffer.resize(wanted, 0);
+        }
         let result = job.run(buffer);
         // Closes what it held.
         drop(job);
@@ -212,7 +223,7 @@ mod tests {
             1
         }
 
-        fn run(&self, _buffer: &mut Vec<u8>) -> Result<usize> {
+        fn run(&self, _buffer: &mut [u8]) -> Result<usize> {
             match self.0 {
                 number @ (300 | 700) => Err(Diagnostic::error(number.to_string())),
                 number => Ok(number * number),

@@ -7,7 +7,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::diag::{Diagnostic, Result};
 
-pub use self::crew::{Crew, Job};
+pub use self::crew::{Crew, Job, buffer_bytes};
 
 /// For what waits rather than works: transfers.
 pub const TRANSFERS: usize = 4;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
@@ -14,6 +14,9 @@ use crate::diag::{Context, Diagnostic, Result};
 use crate::digest::Digest;
 use crate::image::manifest::{Descriptor, Index, annotation};
 use crate::progress::{Meter, Metered};
+
+/// Larger ones do not stay in the processor's cache between reading, hashing and writing.
+const BUFFER_BYTES: usize = 128 << 10;
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -48,7 +51,7 @@ pub fn write_tar(
     meter: Option<&Meter<'_>>,
 ) -> Result<Assembled> {
     let plan = plan(contents, format)?;
-    let mut tar = tar::Builder::new(BufWriter::with_capacity(1 << 20, out));
+    let mut tar = tar::Builder::new(BufWriter::with_capacity(BUFFER_BYTES, out));
     let mut append = |name: &str, size_bytes: u64, bytes: &mut dyn Read| -> Result<()> {
         let is_directory = name.ends_with('/');
         let mut header = tar::Header::new_ustar();
@@ -67,7 +70,11 @@ pub fn write_tar(
     for (name, entry) in &plan.entries {
         match entry {
             Entry::Bytes(bytes) => append(name, bytes.len() as u64, &mut &bytes[..])?,
-            Entry::Layer(layer) => append(name, layer.descriptor.size_bytes, &mut open(layer, meter)?)?,
+            Entry::Layer(layer) => {
+                let size_bytes = layer.descriptor.size_bytes;
+                let piece_bytes = size_bytes.min(BUFFER_BYTES as u64) as usize;
+                append(name, size_bytes, &mut BufReader::with_capacity(piece_bytes, open(layer, meter)?))?;
+            }
         }
     }
     tar.into_inner().and_then(|mut out| out.flush()).context(|| "cannot write the image")?;
