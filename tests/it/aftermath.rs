@@ -91,15 +91,18 @@ fn a_killed_build_leaves_nothing() {
         // A spawner, the step and what it has left behind, at the least.
         assert!(processes.len() >= 4, "{processes:?}");
         assert!(sleepers.iter().all(|pid| processes.contains(pid)), "{sleepers:?}, {processes:?}");
-        let namespaces = ["net", "mnt", "pid", "user"]
-            .map(|kind| fs::read_link(format!("/proc/{}/ns/{kind}", sleepers[0])).unwrap());
+        // Held open: the number of one that is gone is soon another's.
+        let namespaces = ["net", "mnt", "pid", "user"].map(|kind| {
+            let path = format!("/proc/{}/ns/{kind}", sleepers[0]);
+            (fs::read_link(&path).unwrap(), fs::File::open(path).unwrap())
+        });
         let handles: Vec<_> = processes.iter().map(|pid| handle(*pid)).collect();
 
         build.signal(Signal::KILL);
         assert_eq!(build.end().0, None);
         handles.iter().for_each(await_end);
         assert_eq!(processes_with(&marker), [0; 0]);
-        for namespace in namespaces {
+        for (namespace, _held) in namespaces {
             assert_eq!(users_of(&namespace), [""; 0].map(PathBuf::from), "{}", namespace.display());
         }
         assert_eq!(mounts_at(&sandbox.path("")), mounts);
