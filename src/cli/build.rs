@@ -35,7 +35,13 @@ const SHM_SIZE_BYTES: u64 = 64 << 20;
 
 const HOSTNAME: &str = "buildkitsandbox";
 
-pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitCode, Failure> {
+/// `spawner` was forked early, if it was.
+pub fn build(
+    root: &Path,
+    entrance: &Entrance,
+    arguments: Build,
+    spawner: Option<crate::diag::Result<Spawner>>,
+) -> Result<ExitCode, Failure> {
     refuse_unsupported(&arguments)?;
     if let Some(call) = Call::of(&arguments)? {
         return called(root, entrance, &arguments, call);
@@ -43,8 +49,7 @@ pub fn build(root: &Path, entrance: &Entrance, arguments: Build) -> Result<ExitC
     let (mut request, mut world) = request(&arguments)?;
     super::room::check_cap()?;
     let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
-    // Before any thread, so that the spawner is a copy of a small, single-threaded process.
-    let spawner = if entrance.is_outside() { None } else { Some(Spawner::fork()?) };
+    let spawner = if entrance.is_outside() { None } else { Some(spawner.unwrap_or_else(Spawner::fork)?) };
     let (interrupts, stop) = Interrupts::block()?;
     let canceled = Arc::new(AtomicBool::new(false));
     let reporter = reporter(arguments.progress.as_deref(), arguments.quiet)?;

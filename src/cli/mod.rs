@@ -29,6 +29,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+use crate::container::Spawner;
 use crate::diag::{Diagnostic, Severity};
 use entrance::Entrance;
 
@@ -64,6 +65,7 @@ pub fn main() -> ExitCode {
     if called.as_deref().and_then(Path::file_name).is_some_and(|name| name == "build") {
         argv.splice(0..1, ["wythe".into(), "build".into()]);
     }
+    let start = Start::new(&argv);
     let arguments = match args::Arguments::try_parse_from(argv) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -71,7 +73,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { 2 } else { 0 });
         }
     };
-    match run(arguments) {
+    match run(arguments, start) {
         Ok(code) => code,
         Err(Failure::Failed(diagnostics)) => {
             print_diagnostics(&diagnostics);
@@ -84,18 +86,37 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: args::Arguments) -> Result<ExitCode, Failure> {
-    crate::container::raise_open_files();
-    // While this process still is the user's.
-    let default_root = default_root();
-    let entrance = Entrance::find(default_root.as_ref().ok().cloned())?;
+/// What comes before the command line is read: the spawner is a copy of this process, and both pay for every page
+/// that one of them writes to.
+struct Start {
+    default_root: Result<PathBuf, Failure>,
+    entrance: crate::diag::Result<Entrance>,
+    /// If this may be a build that needs one.
+    spawner: Option<crate::diag::Result<Spawner>>,
+}
+
+impl Start {
+    fn new(argv: &[OsString]) -> Self {
+        crate::container::raise_open_files();
+        // While this process still is the user's.
+        let default_root = default_root();
+        let entrance = Entrance::find(default_root.as_ref().ok().cloned());
+        let is_inside = entrance.as_ref().is_ok_and(|entrance| !entrance.is_outside());
+        let spawner = (is_inside && argv.iter().any(|word| word == "build")).then(Spawner::fork);
+        Self { default_root, entrance, spawner }
+    }
+}
+
+fn run(arguments: args::Arguments, start: Start) -> Result<ExitCode, Failure> {
+    let Start { default_root, entrance, spawner } = start;
+    let entrance = entrance?;
     let root = match arguments.root {
         Some(root) => root,
         None => default_root?,
     };
     let open = || entrance.open(&root, || Ok(()));
     match arguments.command {
-        args::Command::Build(build) => build::build(&root, &entrance, *build.0),
+        args::Command::Build(build) => build::build(&root, &entrance, *build.0, spawner),
         args::Command::Cache(cache) => match *cache.0 {
             args::Cache::Explain(build) => build::explain(&root, &entrance, &build),
             args::Cache::Ls { json } => cache::ls(&open()?, json),
