@@ -13,7 +13,7 @@ use super::Tree;
 use super::ahead::Question;
 use super::facts::Facts;
 use super::ignore::{IgnoreRules, Verdict};
-use crate::layer::node::{names, open_directory};
+use crate::layer::node::{Names, open_directory};
 
 /// What decides beside the tree's own ignore rules. Their paths are those relative to the source.
 #[derive(Clone, Default)]
@@ -67,9 +67,30 @@ pub struct Spot {
     pub verdicts: Verdicts,
 }
 
+/// What is in a directory, sorted by name.
+pub struct Children {
+    names: Names,
+    /// Of each.
+    list: Vec<Child>,
+}
+
+impl Children {
+    pub fn get(&self, index: usize) -> Option<(&CStr, &Child)> {
+        let child = self.list.get(index)?;
+        Some((self.names.name(index), child))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&CStr, &Child)> {
+        self.range(0..self.list.len())
+    }
+
+    fn range(&self, range: Range<usize>) -> impl Iterator<Item = (&CStr, &Child)> {
+        range.clone().map(|index| self.names.name(index)).zip(&self.list[range])
+    }
+}
+
 /// Something in a directory.
 pub struct Child {
-    pub name: CString,
     /// As far as the file system tells with the name.
     pub file_type: FileType,
     /// The tree's ignore rules hide it.
@@ -103,8 +124,7 @@ pub struct Seen {
     /// Open for reading.
     pub fd: Arc<OwnedFd>,
     pub facts: Facts,
-    /// Sorted by name.
-    pub children: Arc<[Child]>,
+    pub children: Arc<Children>,
     /// About the first of those that are [wanted](Child::is_wanted_file).
     pub first: Vec<io::Result<Facts>>,
 }
@@ -119,19 +139,19 @@ impl Scene<'_> {
     pub fn look(&self, parent: BorrowedFd<'_>, name: &CStr, spot: &Spot) -> io::Result<Seen> {
         let fd = open_directory(parent, name)?;
         let facts = Facts::of_open(&fd)?;
-        let names = names(fd.as_fd())?;
+        let names = Names::read(fd.as_fd())?;
         let mut below = spot.clone();
-        let children = names.into_iter().map(|(name, file_type)| self.judge(spot, &mut below, name, file_type));
-        Ok(Seen { children: children.collect(), fd: Arc::new(fd), facts, first: Vec::new() })
+        let mut judge = |index| self.judge(spot, &mut below, names.name(index), names.file_type(index));
+        let list = names.indices().map(&mut judge).collect();
+        Ok(Seen { children: Arc::new(Children { names, list }), fd: Arc::new(fd), facts, first: Vec::new() })
     }
 
     /// What the rules say of something in the directory at `spot`. `below` is a place to write its paths.
-    fn judge(&self, spot: &Spot, below: &mut Spot, name: CString, file_type: FileType) -> Child {
+    fn judge(&self, spot: &Spot, below: &mut Spot, name: &CStr, file_type: FileType) -> Child {
         let rules = self.tree.ignore.as_ref();
         let Filter { exclude, include } = &self.filter;
         if rules.is_none() && exclude.is_none() && include.is_none() {
             return Child {
-                name,
                 file_type,
                 is_hidden: false,
                 is_selected: true,
@@ -147,7 +167,6 @@ impl Scene<'_> {
         let verdicts = self.filter.judge(spot.verdicts, &below.land);
         let is_directory = matches!(file_type, FileType::Directory | FileType::Unknown);
         Child {
-            name,
             file_type,
             is_hidden: self.hides(context),
             is_selected: self.filter.selects(verdicts),
@@ -190,9 +209,10 @@ impl Question for Look<'_> {
     fn ask(&self, is_ahead: bool) -> Self::Answer {
         let mut seen = self.scene.look(self.parent.as_fd(), &self.name, &self.spot)?;
         if is_ahead {
-            let wanted = seen.children.iter().filter(|child| child.is_wanted_file());
-            seen.first =
-                wanted.take(FIRST_FACTS).map(|child| Facts::of(seen.fd.as_fd(), child.name.as_c_str())).collect();
+            let wanted = seen.children.iter().filter(|(_, child)| child.is_wanted_file()).take(FIRST_FACTS);
+            let mut first = Vec::with_capacity(seen.children.list.len().min(FIRST_FACTS));
+            first.extend(wanted.map(|(name, _)| Facts::of(seen.fd.as_fd(), name)));
+            seen.first = first;
         }
         Ok(seen)
     }
@@ -201,7 +221,7 @@ impl Question for Look<'_> {
 /// What are these?
 pub struct Inquiry {
     directory: Arc<OwnedFd>,
-    children: Arc<[Child]>,
+    children: Arc<Children>,
     range: Range<usize>,
 }
 
@@ -213,14 +233,17 @@ impl Question for Inquiry {
     }
 
     fn ask(&self, _is_ahead: bool) -> Self::Answer {
-        let wanted = self.children[self.range.clone()].iter().filter(|child| child.is_wanted_file());
-        wanted.map(|child| Facts::of(self.directory.as_fd(), child.name.as_c_str())).collect()
+        let wanted = self.children.range(self.range.clone()).filter(|(_, child)| child.is_wanted_file());
+        let mut answers = Vec::with_capacity(self.range.len());
+        answers.extend(wanted.map(|(name, _)| Facts::of(self.directory.as_fd(), name)));
+        answers
     }
 }
 
 /// The questions about the files of a directory whose facts are not there yet; none where they are few.
 pub fn inquiries(seen: &Seen) -> Vec<Inquiry> {
-    let wanted: Vec<usize> = (0..seen.children.len()).filter(|index| seen.children[*index].is_wanted_file()).collect();
+    let list = &seen.children.list;
+    let wanted: Vec<usize> = (0..list.len()).filter(|index| list[*index].is_wanted_file()).collect();
     let left = &wanted[seen.first.len().min(wanted.len())..];
     if left.len() < CHUNK / 2 {
         return Vec::new();

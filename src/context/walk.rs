@@ -4,6 +4,7 @@
 //! it; it comes as the parent of what is shown, and not at all if nothing is.
 
 use std::collections::VecDeque;
+use std::ffi::CStr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::vec::IntoIter;
@@ -15,7 +16,7 @@ use super::Tree;
 use super::ahead::{Ahead, Pending};
 use super::collect::{Collector, Place};
 use super::facts::Facts;
-use super::look::{self, Child, Filter, Inquiry, Look, Scene, Seen, Spot, Verdicts, go_down};
+use super::look::{self, Child, Children, Filter, Inquiry, Look, Scene, Seen, Spot, Verdicts, go_down};
 use super::resolve::Directory;
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::layer::node::open_directory;
@@ -50,7 +51,7 @@ struct Level<'a> {
     /// None while the walk is far below.
     fd: Option<Arc<OwnedFd>>,
     id: (u64, u64),
-    children: Arc<[Child]>,
+    children: Arc<Children>,
     /// The first of them that is still to be visited.
     next: usize,
     /// About the files that come next.
@@ -156,15 +157,15 @@ impl<'a> Walk<'_, 'a, '_> {
 
     /// Those into the directories in one that are wanted.
     fn looks(&self, seen: &Seen, spot: &Spot) -> Vec<Look<'a>> {
-        let wanted = seen.children.iter().filter(|child| child.is_wanted_directory());
-        let look = |child: &Child| {
+        let wanted = seen.children.iter().filter(|(_, child)| child.is_wanted_directory());
+        let look = |(name, child): (&CStr, &Child)| {
             let Spot { mut path, mut land, .. } = spot.clone();
-            go_down(&mut path, spot.path.len(), child.name.to_bytes());
-            go_down(&mut land, spot.land.len(), child.name.to_bytes());
+            go_down(&mut path, spot.path.len(), name.to_bytes());
+            go_down(&mut land, spot.land.len(), name.to_bytes());
             Look {
                 scene: self.scene.clone(),
                 parent: Arc::clone(&seen.fd),
-                name: child.name.clone(),
+                name: name.to_owned(),
                 spot: Spot { path, land, context: child.context, verdicts: child.verdicts },
             }
         };
@@ -178,20 +179,20 @@ impl<'a> Walk<'_, 'a, '_> {
             return Ok(Some(Walked::Hidden));
         };
         let children = Arc::clone(&level.children);
-        let Some(child) = children.get(level.next) else {
+        let Some((name, child)) = children.get(level.next) else {
             self.path.truncate(level.path_length);
             self.land.truncate(level.land_length);
             return self.leave(out);
         };
         level.next += 1;
-        go_down(&mut self.path, level.path_length, child.name.to_bytes());
-        go_down(&mut self.land, level.land_length, child.name.to_bytes());
+        go_down(&mut self.path, level.path_length, name.to_bytes());
+        go_down(&mut self.land, level.land_length, name.to_bytes());
         let fd = match &level.fd {
             Some(fd) => Arc::clone(fd),
             None => return Err(Diagnostic::error(self.doing())), // `leave` has opened it again
         };
         let file_type = match child.file_type {
-            FileType::Unknown => match Facts::of(fd.as_fd(), child.name.as_c_str()) {
+            FileType::Unknown => match Facts::of(fd.as_fd(), name) {
                 // What has vanished since the directory was read is as good as never there.
                 Err(Errno::NOENT) => return Ok(None),
                 facts => facts.context(|| self.doing())?.file_type,
@@ -199,14 +200,14 @@ impl<'a> Walk<'_, 'a, '_> {
             known => known,
         };
         if file_type == FileType::Directory {
-            return self.visit_directory(child, &fd, out);
+            return self.visit_directory(name, child, &fd, out);
         }
         if child.is_hidden {
             return Ok(None);
         }
         if child.is_selected {
             let found = if child.is_wanted_file() { self.next_facts() } else { None };
-            let facts = match found.unwrap_or_else(|| Facts::of(fd.as_fd(), child.name.as_c_str())) {
+            let facts = match found.unwrap_or_else(|| Facts::of(fd.as_fd(), name)) {
                 Err(Errno::NOENT) => return Ok(None),
                 facts => facts.context(|| self.doing())?,
             };
@@ -214,7 +215,7 @@ impl<'a> Walk<'_, 'a, '_> {
                 return Err(Diagnostic::error(self.doing()).caused_by("it was replaced while it was read"));
             }
             let (path, land, facts) = (&self.path, &self.land, &facts);
-            out.push(&Place { directory: &fd, name: child.name.to_bytes(), path, land, facts, is_passed: false })?;
+            out.push(&Place { directory: &fd, name: name.to_bytes(), path, land, facts, is_passed: false })?;
         }
         if let Some(level) = self.levels.last_mut() {
             level.is_visible = true;
@@ -236,6 +237,7 @@ impl<'a> Walk<'_, 'a, '_> {
 
     fn visit_directory(
         &mut self,
+        name: &CStr,
         child: &Child,
         parent: &Arc<OwnedFd>,
         out: &mut Collector<'_, '_, '_>,
@@ -253,7 +255,7 @@ impl<'a> Walk<'_, 'a, '_> {
         let look = if child.is_wanted_directory() { level.looks.pop_front() } else { None };
         let seen = match look {
             Some(look) => self.ahead.take(&*look),
-            None => self.scene.look(parent.as_fd(), &child.name, &spot),
+            None => self.scene.look(parent.as_fd(), name, &spot),
         };
         match seen {
             Err(Errno::NOENT) => {}

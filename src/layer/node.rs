@@ -4,6 +4,7 @@
 
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid};
@@ -128,23 +129,57 @@ pub fn open_file(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
     fs::openat(dir, name, flags, Mode::empty())
 }
 
-/// The names in `dir` with their types (`Unknown` where the filesystem does not tell), sorted by
-/// bytes.
-pub fn names(dir: BorrowedFd<'_>) -> Result<Vec<(CString, FileType)>, Errno> {
-    // A second reading of the same descriptor would start at the end.
-    fs::seek(dir, fs::SeekFrom::Start(0))?;
-    let mut buffer = [MaybeUninit::uninit(); 32 << 10];
-    let mut entries = RawDir::new(dir, &mut buffer);
-    let mut names = Vec::new();
-    while let Some(entry) = entries.next() {
-        let entry = entry?;
-        let name = entry.file_name();
-        if name != c"." && name != c".." {
-            names.push((name.to_owned(), entry.file_type()));
+/// The names in a directory with their types (`Unknown` where the filesystem does not tell), sorted by bytes. One
+/// piece of memory for all of them: threads that look into directories have one allocator between them.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// With the NUL after each.
+    bytes: Vec<u8>,
+    list: Vec<(Range<usize>, FileType)>,
+}
+
+impl Names {
+    /// Of what is in `dir`.
+    pub fn read(dir: BorrowedFd<'_>) -> Result<Self, Errno> {
+        // A second reading of the same descriptor would start at the end.
+        fs::seek(dir, fs::SeekFrom::Start(0))?;
+        let mut buffer = [MaybeUninit::uninit(); 32 << 10];
+        let mut entries = RawDir::new(dir, &mut buffer);
+        let mut names = Self::default();
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name != c"." && name != c".." {
+                let start = names.bytes.len();
+                names.bytes.extend_from_slice(name.to_bytes_with_nul());
+                names.list.push((start..names.bytes.len(), entry.file_type()));
+            }
         }
+        let Self { bytes, list } = &mut names;
+        // NUL comes before every byte of a name.
+        list.sort_unstable_by(|(a, _), (b, _)| bytes[a.clone()].cmp(&bytes[b.clone()]));
+        Ok(names)
     }
-    names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-    Ok(names)
+
+    /// Their numbers, in order.
+    pub fn indices(&self) -> Range<usize> {
+        0..self.list.len()
+    }
+
+    pub fn name(&self, index: usize) -> &CStr {
+        // The NUL is where it was put.
+        CStr::from_bytes_with_nul(&self.bytes[self.list[index].0.clone()]).unwrap_or_default()
+    }
+
+    pub fn file_type(&self, index: usize) -> FileType {
+        self.list[index].1
+    }
+}
+
+/// The same, each by itself.
+pub fn names(dir: BorrowedFd<'_>) -> Result<Vec<(CString, FileType)>, Errno> {
+    let names = Names::read(dir)?;
+    Ok(names.indices().map(|index| (names.name(index).to_owned(), names.file_type(index))).collect())
 }
 
 pub fn link_target(dir: impl AsFd, name: &CStr) -> Result<Vec<u8>, Errno> {
