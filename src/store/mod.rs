@@ -228,9 +228,9 @@ fn open_root(path: &Path) -> Result<OwnedFd> {
 
 /// Reads `version`, or writes it into a directory that is empty or was being made a store.
 fn check_version(root: &OwnedFd, path: &Path, owners: &Owners) -> Result<()> {
-    const NAMES: [&str; 14] = [
-        "version", "usage", "blobs", "layers", "forms", "images", "cache", "files", "mounts", "git", "builds", "locks",
-        "tmp", "trash",
+    const NAMES: [&str; 15] = [
+        "version", "usage", "blobs", "partial", "layers", "forms", "images", "cache", "files", "mounts", "git",
+        "builds", "locks", "tmp", "trash",
     ];
     let file = match rustix::fs::openat(root, "version", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
         Ok(file) => Some(fs::File::from(file)),

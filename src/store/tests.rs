@@ -96,6 +96,11 @@ fn a_store_is_private_and_has_a_version() {
     fixture.reopen();
     assert_eq!(fs::metadata(fixture.path("")).unwrap().mode() & 0o777, 0o700);
 
+    // Another builder makes it at this moment, or was stopped while it did.
+    fs::remove_file(fixture.path("version")).unwrap();
+    fixture.reopen();
+    assert_eq!(fs::read_to_string(fixture.path("version")).unwrap(), "1\n");
+
     let refused = |path: &Path| Store::open(path).err().map(|error| error.message).unwrap_or_default();
     fs::write(fixture.path("version"), "2\n").unwrap();
     assert!(refused(&fixture.path("")).contains("has format 2; this program reads and writes format 1"));
