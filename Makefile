@@ -48,7 +48,7 @@ bench: deps release
 	WYTHE=$(CURDIR)/target/release-static/wythe $(CARGO) bench --bench suite
 
 # Crates are those that tests use, so that only our own code is compiled once more.
-optimized := --profile dev --config profile.dev.opt-level=2
+optimized := --profile dev --config profile.dev.opt-level=2 --config profile.dev.debug=false
 
 guard: deps
 	$(CARGO) bench $(optimized) --bench counts
