@@ -7,9 +7,9 @@
 //! ```
 //!
 //! ROW is a part of a row's name; `--cheap` leaves out what takes more than a few seconds; `--check`
-//! leaves out the peers and fails where a row is three times slower than its target, on a machine as fast as the one that the targets were
-//! set on, or takes too much memory. Everything is in `target/bench/`:
-//! the table (`table.md`), the plot (`plot.svg`), and the stores while it runs.
+//! leaves out the peers and fails where even the fastest round of a row is three times slower than its target, on
+//! a machine as fast as the one that the targets were set on, or takes too much memory. Everything is in
+//! `target/bench/`: the table (`table.md`), the plot (`plot.svg`), and the stores while it runs.
 //!
 //! All that play in a row take turns in every round, so that a busy moment of the machine meets
 //! each of them.
