@@ -19,7 +19,7 @@ use super::look::{Filter, Verdicts};
 use super::pattern::{Pattern, components, has_wildcard, unescape};
 use super::resolve::{Directory, Found, Leaf, Missing, Resolver, join};
 use super::walk::{Start, Walked, walk};
-use super::{Entry, HashIndex, Listing, Selection, Tree};
+use super::{HashIndex, Listing, Selection, Tree};
 use crate::diag::{self, Context as _, Diagnostic};
 use crate::layer::node::{self, open_directory};
 
@@ -101,12 +101,14 @@ pub fn select(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> 
         fill(&mut entries, hashed.map_err(|(slot, diagnostic)| SelectError { blame: source(slot), diagnostic })?);
         Ok((found, entries))
     });
-    let (found, entries) = selected?;
-    let mut entries = entries.into_iter();
-    let selections = found
-        .into_iter()
-        .map(|(name, count)| Selection { name, entries: entries.by_ref().take(count).collect::<Vec<Entry>>() })
-        .collect();
+    let (found, mut entries) = selected?;
+    // From the last, so that the first, which mostly is the only one, stays where it is.
+    let selections = found.into_iter().rev().map(|(name, count)| match entries.len().saturating_sub(count) {
+        0 => Selection { name, entries: std::mem::take(&mut entries) },
+        begin => Selection { name, entries: entries.split_off(begin) },
+    });
+    let mut selections: Vec<_> = selections.collect();
+    selections.reverse();
     Ok(Listing { selections })
 }
 
