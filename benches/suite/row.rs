@@ -83,21 +83,21 @@ pub const ROWS: &[Row] = &[
         target: TimesFloor(1.3),
         players: &[Wythe, Buildah, Floor],
         is_cheap: false,
-        once: |fixture, player, _| cached_copy(fixture, player, 1_000),
+        once: |fixture, player, round| cached_copy(fixture, player, round, 1_000),
     },
     Row {
         name: "cached COPY of 10,000 files",
         target: TimesFloor(1.3),
         players: &[Wythe, Buildah, Floor],
         is_cheap: true,
-        once: |fixture, player, _| cached_copy(fixture, player, 10_000),
+        once: |fixture, player, round| cached_copy(fixture, player, round, 10_000),
     },
     Row {
         name: "cached COPY of 100,000 files",
         target: TimesFloor(1.3),
         players: &[Wythe, Floor],
         is_cheap: false,
-        once: |fixture, player, _| cached_copy(fixture, player, 100_000),
+        once: |fixture, player, round| cached_copy(fixture, player, round, 100_000),
     },
     Row {
         name: "a RUN that does nothing",
@@ -275,8 +275,12 @@ fn tree(fixture: &Fixture, name: &str, count: usize, bytes: usize) -> Result<Pat
     })
 }
 
-fn cached_copy(fixture: &Fixture, player: Player, count: usize) -> Result<Sample> {
+fn cached_copy(fixture: &Fixture, player: Player, round: usize, count: usize) -> Result<Sample> {
     let context = tree(fixture, &format!("tree-{count}"), count, 64)?;
+    if round == 0 && player == Wythe {
+        // A file that changed just now could change again without a sign of it: its digest is not kept.
+        std::thread::sleep(Duration::from_secs(4));
+    }
     match player {
         Floor => Sample::of(&mut player::floor("stat", &context.join("tree"))),
         _ => build(fixture, player, &context, &[]),
