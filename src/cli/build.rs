@@ -35,7 +35,7 @@ const SHM_SIZE_BYTES: u64 = 64 << 20;
 
 const HOSTNAME: &str = "buildkitsandbox";
 
-/// `spawner` was forked early, if it was.
+/// `spawner` is there unless the program still has to enter its namespaces.
 pub fn build(
     root: &Path,
     entrance: &Entrance,
@@ -49,7 +49,7 @@ pub fn build(
     let (mut request, mut world) = request(&arguments)?;
     super::room::check_cap()?;
     let shell = arguments.on_failure.as_deref().map(Shell::new).transpose()?;
-    let spawner = if entrance.is_outside() { None } else { Some(spawner.unwrap_or_else(Spawner::fork)?) };
+    let spawner = spawner.transpose()?;
     let (interrupts, stop) = Interrupts::block()?;
     let canceled = Arc::new(AtomicBool::new(false));
     let reporter = reporter(arguments.progress.as_deref(), arguments.quiet)?;

@@ -91,7 +91,7 @@ pub fn main() -> ExitCode {
 struct Start {
     default_root: Result<PathBuf, Failure>,
     entrance: crate::diag::Result<Entrance>,
-    /// If this may be a build that needs one.
+    /// If this may be a build, unless it has to enter its namespaces first.
     spawner: Option<crate::diag::Result<Spawner>>,
 }
 

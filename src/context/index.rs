@@ -106,12 +106,12 @@ impl HashIndex {
         Self { now, old: bytes, seen, new: Mutex::default() }
     }
 
-    /// The digest of the file, if it was hashed before and has not changed since.
     /// How many files it remembered when it was loaded: about as many as there are to be met.
     pub fn expected(&self) -> usize {
         self.records().len()
     }
 
+    /// The digest of the file, if it was hashed before and has not changed since.
     pub fn get(&self, key: &FileKey) -> Option<Remembered> {
         if let Some(index) = self.find(key) {
             let record = &self.records()[index];

@@ -304,6 +304,22 @@ mod tests {
     }
 
     #[test]
+    fn files_are_read_when_they_are_first_asked() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("registries.conf");
+        let places = || Places::new(PlaceFiles { registries: vec![file.clone()], ..PlaceFiles::default() });
+        let early = places();
+        std::fs::write(&file, FILE).unwrap();
+        assert!(early.of("bad.test/x", By::Tag).is_err());
+        assert!(early.are_insecure_at("near.test"));
+
+        let wrong = places();
+        std::fs::write(&file, "[[registry").unwrap();
+        assert!(wrong.of("a.test/x", By::Tag).is_err());
+        assert!(!wrong.are_insecure_at("near.test"));
+    }
+
+    #[test]
     fn a_later_file_has_the_last_word() {
         let mut places = places(FILE);
         places.add("[[registry]]\nlocation = \"bad.test\"\n").unwrap();
