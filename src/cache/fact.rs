@@ -29,6 +29,13 @@ impl Facts {
         self.0.push((name.into(), value.into()));
     }
 
+    /// Gives a fact that is there another value.
+    pub fn replace(&mut self, name: &str, value: impl Into<String>) {
+        if let Some((_, known)) = self.0.iter_mut().find(|(known, _)| known == name) {
+            *known = value.into();
+        }
+    }
+
     pub fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }

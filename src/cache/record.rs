@@ -85,6 +85,16 @@ impl<'a> Records<'a> {
         Ok([by_op, by_slot].into_iter().flatten().min_by_key(distance))
     }
 
+    /// Whether there may be records of the same op, or one at the same slot.
+    pub fn has_any_like(self, facts: &Facts, slot: &str) -> Result<bool> {
+        for (folder, name) in [("cache/op", facts.get("op").unwrap_or_default()), ("cache/slot", slot)] {
+            if self.store.read_record(folder, &Digest::of(name.as_bytes()).hex())?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The newest record of this op, on whatever parent.
     pub fn newest_of_op(self, op: &str) -> Result<Option<Record>> {
         self.pointed_to("cache/op", op)

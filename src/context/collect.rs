@@ -1,5 +1,6 @@
 //! Turns what a walk meets into entries.
 
+use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use rustix::fs::FileType;
 use super::facts::Facts;
 use super::hash::{Hashed, Hashers, Job};
 use super::index::{FileKey, HashIndex, is_trusted};
+use super::survey::Unread;
 use super::{Entry, EntryKind, Tree, xattr};
 use crate::diag::{Context as _, Result};
 use crate::digest::Digest;
@@ -42,6 +44,10 @@ pub struct Collector<'c, 'scope, 'env> {
     entries: Vec<Entry>,
     /// Devices met, and whether files on them may be remembered.
     devices: Vec<(u64, bool)>,
+    /// Files that are left unread; `None` where all are read.
+    unread: Option<Vec<Unread>>,
+    /// The numbers of those among them that have several links.
+    numbers: BTreeMap<(u64, u64), usize>,
 }
 
 impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
@@ -49,6 +55,7 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
         tree: &'scope Tree,
         index: Option<&'scope HashIndex>,
         hashers: &'c Hashers<'scope, 'env>,
+        reads: bool,
     ) -> Result<Self> {
         let records = match tree.keeps_owners {
             true => Records::of(tree.root()).context(|| format!("cannot read {}", tree.described()))?,
@@ -56,7 +63,8 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
         };
         // Memory that is not used is not there; to move what is takes a third of the time to collect it.
         let entries = Vec::with_capacity(index.map_or(0, HashIndex::expected).min(MANY_ENTRIES));
-        Ok(Self { tree, index, hashers, records, entries, devices: Vec::new() })
+        let unread = if reads { None } else { Some(Vec::new()) };
+        Ok(Self { tree, index, hashers, records, entries, devices: Vec::new(), unread, numbers: BTreeMap::new() })
     }
 
     /// How many entries there are.
@@ -69,8 +77,9 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
         self.entries.truncate(length);
     }
 
-    pub fn finish(self) -> Vec<Entry> {
-        self.entries
+    /// All entries, and the files that were left unread.
+    pub fn finish(self) -> (Vec<Entry>, Vec<Unread>) {
+        (self.entries, self.unread.unwrap_or_default())
     }
 
     pub fn push(&mut self, place: &Place<'_>) -> Result<()> {
@@ -88,7 +97,7 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
                 if facts.link_count > 1 {
                     link_group = Some((key.device, key.inode));
                 }
-                EntryKind::File { size_bytes: key.size_bytes, digest: self.known_digest(place, key)? }
+                self.file(place, key, link_group)?
             }
             (FileType::Directory, None) => {
                 xattrs = xattr::of_file(place.directory.as_fd()).context(doing)?;
@@ -133,14 +142,23 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
         self.records.node_at(place.directory, &name)
     }
 
-    /// The remembered digest; for a file that must be read, which it has read, a place holder
-    /// that [`fill`] replaces.
-    fn known_digest(&mut self, place: &Place<'_>, key: FileKey) -> Result<Digest> {
+    /// A file with the remembered digest; for one that must be read, which it has read, a place holder that [`fill`]
+    /// replaces.
+    fn file(&mut self, place: &Place<'_>, key: FileKey, link_group: Option<(u64, u64)>) -> Result<EntryKind> {
+        let size_bytes = key.size_bytes;
         let is_trusted = self.index.is_some() && self.is_trusted(place, key.device)?;
         let index = self.index.filter(|_| is_trusted);
         let remembered = index.and_then(|index| index.get(&key));
         if let Some(remembered) = remembered.filter(|remembered| !remembered.has_xattrs) {
-            return Ok(remembered.digest);
+            return Ok(EntryKind::File { size_bytes, digest: remembered.digest });
+        }
+        if let (Some(unread), None) = (&mut self.unread, remembered) {
+            let next = unread.len();
+            let number = link_group.map_or(next, |group| *self.numbers.entry(group).or_insert(next));
+            if number == next {
+                unread.push(Unread { key, is_trusted });
+            }
+            return Ok(EntryKind::Unread { size_bytes, number });
         }
         self.hashers.push(Job {
             slot: self.entries.len(),
@@ -151,7 +169,7 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             digest: remembered.map(|remembered| remembered.digest),
             index,
         });
-        Ok(Digest::from_bytes([0; 32]))
+        Ok(EntryKind::File { size_bytes, digest: Digest::from_bytes([0; 32]) })
     }
 
     fn is_trusted(&mut self, place: &Place<'_>, device: u64) -> Result<bool> {

@@ -4,13 +4,14 @@ use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 
 use super::facts::Facts;
 use super::index::{FileKey, HashIndex, Remembered};
 use super::xattr;
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::Digest;
+use crate::layer::node::open_below;
 use crate::parallel::{self, Crew};
 
 /// A file to be read.
@@ -18,6 +19,7 @@ pub struct Job<'a> {
     /// Where the result goes.
     pub slot: usize,
     pub directory: Arc<OwnedFd>,
+    /// Its name there, or its path beneath.
     pub name: Vec<u8>,
     /// For messages.
     pub path: Vec<u8>,
@@ -57,8 +59,7 @@ impl parallel::Job for Job<'_> {
 fn read(job: &Job<'_>, buffer: &mut [u8]) -> Result<Hashed> {
     let doing = || format!("cannot read `{}`", String::from_utf8_lossy(&job.path));
     // Not to be stopped by a fifo that has taken the file's place.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(&job.directory, job.name.as_slice(), flags, Mode::empty());
+    let file = open_below(job.directory.as_fd(), &job.name, OFlags::RDONLY | OFlags::NONBLOCK);
     let file = File::from(file.map_err(|errno| super::walk::refused(doing(), errno))?);
     if let Some(digest) = job.digest {
         let xattrs = xattr::of_file(file.as_fd()).context(doing)?;

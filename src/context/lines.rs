@@ -49,6 +49,7 @@ fn write(line: &mut Vec<u8>, name: &[u8], entry: &Entry) {
     line.push(0);
     let kind = match &entry.kind {
         EntryKind::File { .. } => "file",
+        EntryKind::Unread { .. } => unreachable!("a listing is of files that were read"),
         EntryKind::Directory if entry.is_passed => "passed-directory",
         EntryKind::Directory => "directory",
         EntryKind::Symlink { .. } => "link",

@@ -21,6 +21,7 @@ mod parents;
 pub mod pattern;
 mod resolve;
 pub mod select;
+mod survey;
 mod walk;
 mod xattr;
 #[cfg(test)]
@@ -36,7 +37,8 @@ use crate::digest::{Digest, Hasher};
 pub use ignore::IgnoreRules;
 pub use index::HashIndex;
 pub use lines::{Change, diff};
-pub use select::{Blame, Form, Request, SelectError, select};
+pub use select::{Blame, Form, Request, SelectError, select, survey};
+pub use survey::{Read, Survey, Unread};
 
 /// A readable tree: the build context, a named context, or a stage's merged root.
 pub struct Tree {
@@ -114,12 +116,28 @@ pub struct Entry {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntryKind {
-    File { size_bytes: u64, digest: Digest },
+    File {
+        size_bytes: u64,
+        digest: Digest,
+    },
+    /// A file that nobody has read yet, its xattrs included: in a [`Survey`] only.
+    Unread {
+        size_bytes: u64,
+        number: usize,
+    },
     Directory,
-    Symlink { target: Vec<u8> },
+    Symlink {
+        target: Vec<u8>,
+    },
     Fifo,
-    CharDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
+    CharDevice {
+        major: u32,
+        minor: u32,
+    },
+    BlockDevice {
+        major: u32,
+        minor: u32,
+    },
     Socket,
 }
 
@@ -143,7 +161,7 @@ impl Listing {
     pub fn size_bytes(&self) -> u64 {
         let entries = self.selections.iter().flat_map(|selection| &selection.entries);
         let sizes = entries.map(|entry| match entry.kind {
-            EntryKind::File { size_bytes, .. } => size_bytes,
+            EntryKind::File { size_bytes, .. } | EntryKind::Unread { size_bytes, .. } => size_bytes,
             _ => 0,
         });
         sizes.fold(0, u64::saturating_add)

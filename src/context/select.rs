@@ -18,6 +18,7 @@ use super::ignore::IgnoreRules;
 use super::look::{Filter, Verdicts};
 use super::pattern::{Pattern, components, has_wildcard, unescape};
 use super::resolve::{Directory, Found, Leaf, Missing, Resolver, join};
+use super::survey::Survey;
 use super::walk::{Start, Walked, walk};
 use super::{HashIndex, Listing, Selection, Tree};
 use crate::diag::{self, Context as _, Diagnostic};
@@ -71,6 +72,15 @@ pub struct SelectError {
 ///
 /// Digests are taken from `index` where the file has not changed, and remembered there.
 pub fn select(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> Result<Listing, SelectError> {
+    Ok(find(tree, request, index, true)?.listing)
+}
+
+/// The same, but only files whose digests are remembered have one.
+pub fn survey(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> Result<Survey, SelectError> {
+    find(tree, request, index, false)
+}
+
+fn find(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>, reads: bool) -> Result<Survey, SelectError> {
     let excludes = IgnoreRules::from_patterns(request.excludes)
         .map_err(|(index, diagnostic)| SelectError { blame: Blame::Exclude(index), diagnostic })?;
     // How many entries there were after each source.
@@ -82,7 +92,7 @@ pub fn select(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> 
             root: Resolver::new(tree).map_err(blame(Blame::Tree))?,
             exclude: (!excludes.is_empty()).then_some(&excludes),
             ahead: Ahead::new(scope, request.threads),
-            out: Collector::new(tree, index, &hashers).map_err(blame(Blame::Tree))?,
+            out: Collector::new(tree, index, &hashers, reads).map_err(blame(Blame::Tree))?,
             found: Vec::new(),
         };
         for (index, source) in request.sources.iter().enumerate() {
@@ -95,13 +105,13 @@ pub fn select(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> 
             result.map_err(blame(Blame::Source(index)))?;
             ends.push(selector.out.len());
         }
-        let (found, mut entries) = (selector.found, selector.out.finish());
+        let (found, (mut entries, unread)) = (selector.found, selector.out.finish());
         let source = |slot| Blame::Source(ends.partition_point(|end| *end <= slot));
         let hashed = hashers.finish();
         fill(&mut entries, hashed.map_err(|(slot, diagnostic)| SelectError { blame: source(slot), diagnostic })?);
-        Ok((found, entries))
+        Ok((found, entries, unread))
     });
-    let (found, mut entries) = selected?;
+    let (found, mut entries, unread) = selected?;
     // From the last, so that the first, which mostly is the only one, stays where it is.
     let selections = found.into_iter().rev().map(|(name, count)| match entries.len().saturating_sub(count) {
         0 => Selection { name, entries: std::mem::take(&mut entries) },
@@ -109,7 +119,7 @@ pub fn select(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> 
     });
     let mut selections: Vec<_> = selections.collect();
     selections.reverse();
-    Ok(Listing { selections })
+    Ok(Survey { listing: Listing { selections }, unread })
 }
 
 fn blame(blame: Blame) -> impl Fn(Diagnostic) -> SelectError {

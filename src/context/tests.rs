@@ -61,7 +61,7 @@ fn show(listing: &Listing) -> String {
                 text += &path;
             }
             text += match &entry.kind {
-                EntryKind::File { .. } => "",
+                EntryKind::File { .. } | EntryKind::Unread { .. } => "",
                 EntryKind::Directory => "/",
                 EntryKind::Symlink { .. } => "@",
                 EntryKind::Fifo => "|",
@@ -453,6 +453,44 @@ fn a_file_is_read_again_only_when_it_has_changed() {
     let changes = diff(&expected, &select(&third));
     assert_eq!(changes.iter().map(|change| change.path.as_slice()).collect::<Vec<_>>(), [b"f"]);
     assert!(third.to_bytes().is_some());
+}
+
+/// What is left unread is what a listing has to be completed with, and remembered if it is what was met.
+#[test]
+fn a_survey_is_a_listing_once_its_files_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    plant(directory.path(), "d/f=one d/g=two x=three known=four");
+    fs::hard_link(directory.path().join("d/f"), directory.path().join("d/link")).unwrap();
+    let _ = rustix::fs::setxattr(directory.path().join("x"), "user.a", b"1", rustix::fs::XattrFlags::empty());
+    let tree = tree(directory.path(), None);
+    let all = request(&["."], Form::Wildcard);
+    let expected = select(&tree, &all, None).unwrap();
+    let index = HashIndex::new(LATER);
+    select(&tree, &request(&["known"], Form::Wildcard), Some(&index)).unwrap();
+
+    // Two links are one file, and one that is remembered is none.
+    let survey = || survey(&tree, &all, Some(&index)).unwrap();
+    let mut first = survey();
+    assert_eq!(first.unread.len(), 3);
+    first.read(&tree, None, Some(&[1]), 1).unwrap();
+    assert_ne!(first.listing, expected);
+    first.read(&tree, None, None, 2).unwrap();
+    assert_eq!(first.listing, expected);
+
+    let learned = |is_as_listed| {
+        let mut survey = survey();
+        let unread = survey.unread.len();
+        let read = |number| {
+            let digest = Digest::of(format!("of {number}").as_bytes());
+            Read { number, digest, xattrs: Vec::new(), is_as_listed }
+        };
+        survey.learn((0..unread).map(read).collect(), Some(&index));
+        let lines = survey.listing.lines().concat();
+        let text = String::from_utf8_lossy(&lines).into_owned();
+        assert_eq!(text.matches(&Digest::of(b"of 0").hex()).count(), 2);
+        unread
+    };
+    assert_eq!([learned(false), learned(true), learned(true)], [3, 3, 0]);
 }
 
 /// Files that are as young as the build are hashed each time, however often they are looked at.

@@ -19,6 +19,7 @@ use super::node::{self, Attributes};
 use super::place::{self, Directory, Follows, Makes, Root, Spot, clamped, components, join, shown};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::layer::archive::{Archive, Chunk, Member};
+use crate::layer::node::open_below;
 use crate::layer::record::Device;
 use crate::layer::{self, xattr};
 
@@ -168,7 +169,7 @@ impl Unpacker<'_, '_> {
         if directory.path == self.into.path {
             return Ok(());
         }
-        place::open_below(directory.fd.as_fd(), b"", OFlags::RDONLY | OFlags::DIRECTORY)
+        open_below(directory.fd.as_fd(), b"", OFlags::RDONLY | OFlags::DIRECTORY)
             .and_then(|fd| node::set_attributes(fd.as_fd(), attributes, self.root.records))
             .context(|| attributes.refused(&shown(&directory.path)))?;
         self.times.insert(directory.path, attributes.mtime);

@@ -12,9 +12,10 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::node::{self, Attributes};
-use super::place::{self, Directory, open_below, shown};
+use super::place::{self, Directory, shown};
 use crate::diag::{Context, Result};
 use crate::layer::merged::Found;
+use crate::layer::node::open_below;
 use crate::layer::{self, Records, staging};
 
 /// A layer dir that was made by an earlier copy to the same place.

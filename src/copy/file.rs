@@ -10,11 +10,12 @@ use rustix::io::Errno;
 
 use super::content;
 use super::node::Attributes;
-use super::place::{self, shown};
+use super::place::shown;
 use crate::context::Entry;
 use crate::diag::{Context, Diagnostic, Result};
 use crate::digest::{Digest, Hasher};
 use crate::layer::Records;
+use crate::layer::node::open_below;
 use crate::parallel::{Crew, Job};
 
 /// Where files come from.
@@ -27,8 +28,6 @@ pub(super) struct Source<'a> {
 /// What the crew has to do for a file.
 pub(super) enum Task<'a> {
     Fill(Filling<'a>),
-    /// Without its bytes, but as long.
-    Outline(Filling<'a>),
     Check(Checking<'a>),
 }
 
@@ -63,7 +62,7 @@ impl Job for Task<'_> {
 
     fn slot(&self) -> usize {
         match self {
-            Self::Fill(filling) | Self::Outline(filling) => filling.slot,
+            Self::Fill(filling) => filling.slot,
             Self::Check(checking) => checking.slot,
         }
     }
@@ -72,14 +71,12 @@ impl Job for Task<'_> {
         match self {
             Self::Fill(filling) => filling.size_bytes,
             Self::Check(checking) => checking.size_bytes,
-            Self::Outline(_) => 0,
         }
     }
 
     fn run(&self, buffer: &mut [u8]) -> Result<Option<usize>> {
         match self {
             Self::Fill(filling) => filling.fill(buffer).map(|()| None),
-            Self::Outline(filling) => filling.outline().map(|()| None),
             Self::Check(checking) => {
                 let read = Digest::of_rest(&checking.file, buffer);
                 let is_whole = read.is_ok_and(|(digest, _)| digest == *checking.digest);
@@ -94,11 +91,6 @@ impl Filling<'_> {
         if self.copy(buffer)? != *self.digest {
             return Err(changed(&self.entry.path));
         }
-        self.attributes.dress(self.out.as_fd(), &self.path, self.records)
-    }
-
-    fn outline(&self) -> Result<()> {
-        self.out.set_len(self.size_bytes).context(|| format!("cannot make `{}`", shown(&self.path)))?;
         self.attributes.dress(self.out.as_fd(), &self.path, self.records)
     }
 
@@ -132,11 +124,11 @@ impl<'a> Source<'a> {
 
     /// Opens a file as it was listed: a file, of that size, and no link.
     pub fn open(&self, path: &[u8], size_bytes: u64) -> Result<File> {
-        let fd = match place::open_below(self.root, path, OFlags::RDONLY | OFlags::NONBLOCK) {
+        let fd = match open_below(self.root, path, OFlags::RDONLY | OFlags::NONBLOCK) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => return Err(changed(path)),
-            other => other.context(|| format!("cannot read `{}`", source_name(path)))?,
+            other => other.context(|| cannot_read(path))?,
         };
-        let stat = rustix::fs::fstat(&fd).context(|| format!("cannot read `{}`", source_name(path)))?;
+        let stat = rustix::fs::fstat(&fd).context(|| cannot_read(path))?;
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         if is_file && u64::try_from(stat.st_size) == Ok(size_bytes) { Ok(fd.into()) } else { Err(changed(path)) }
     }
@@ -145,6 +137,10 @@ impl<'a> Source<'a> {
 /// The file at a path of the tree is not what was listed.
 pub(super) fn changed(path: &[u8]) -> Diagnostic {
     Diagnostic::error(format!("`{}` changed during the build", source_name(path)))
+}
+
+pub(super) fn cannot_read(path: &[u8]) -> String {
+    format!("cannot read `{}`", source_name(path))
 }
 
 pub(super) fn source_name(path: &[u8]) -> String {

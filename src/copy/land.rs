@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, OFlags};
@@ -14,12 +15,14 @@ use super::content;
 use super::earlier::{Earlier, Kept};
 use super::file::{Checking, Fillers, Filling, Source, Task, changed, source_name};
 use super::node::{self, Attributes};
-use super::outline::{Outlined, OutlinedFile};
+use super::outline::{At, Looks, Outlined, StandIn};
 use super::place::{self, Directory, Follows, Makes, Root, Spot, shown};
 use super::{Blob, Landing, Owner};
 use crate::context::{Entry, EntryKind, Selection};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::digest::{Digest, HashingReader};
+use crate::layer;
+use crate::layer::node::open_below;
 use crate::layer::record::Device;
 use crate::parallel;
 
@@ -31,10 +34,13 @@ pub(super) struct Lander<'c, 'scope, 'env> {
     earlier: Option<Earlier<'c>>,
     /// The files found there, by the number they were given with.
     kept: BTreeMap<usize, Keeping<'scope>>,
-    /// The files without their bytes; `None` where files are copied.
+    /// What files stand for; `None` where files are copied.
     outlined: Option<Outlined>,
-    /// Whether what was made last took the place of something else.
-    has_replaced: bool,
+    /// Numbers of files that an outline has to have with their bytes, and nobody has read.
+    unread: Vec<usize>,
+    /// Which selection lands, and whether there are others.
+    selection: usize,
+    is_only: bool,
     /// Of files that an outline has with their bytes.
     replaced_bytes: u64,
     root: Root<'c>,
@@ -43,8 +49,7 @@ pub(super) struct Lander<'c, 'scope, 'env> {
     /// Written with a trailing slash.
     is_directory: bool,
     follows: Follows,
-    owner: Option<Owner>,
-    chmod: Option<Mode>,
+    looks: Looks,
     unpacks: bool,
 }
 
@@ -68,6 +73,8 @@ struct Keeping<'a> {
     file: Regular<'a>,
 }
 
+/// So many files that stand for others an outline has in memory: each takes a kilobyte of the kernel's.
+const MOST_STAND_INS: usize = 50_000;
 /// So many bytes of files that take the place of others an outline has in memory.
 const MOST_REPLACED_BYTES: u64 = 16 << 20;
 
@@ -86,14 +93,15 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             earlier: None,
             kept: BTreeMap::new(),
             outlined: None,
-            has_replaced: false,
+            unread: Vec::new(),
+            selection: 0,
+            is_only: false,
             replaced_bytes: 0,
             root: Root::new(root, landing.now)?,
             destination: place::clamped(written.as_bytes()),
             is_directory: landing.has_parents || ["/", "/.", "/.."].iter().any(|end| written.ends_with(end)),
             follows: if landing.is_link { Follows::Nothing } else { Follows::Links },
-            owner: landing.owner,
-            chmod: landing.chmod.map(Mode::parse).transpose()?,
+            looks: Looks { owner: landing.owner, chmod: landing.chmod.map(Mode::parse).transpose()? },
             unpacks: landing.unpacks,
         })
     }
@@ -103,14 +111,19 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         self.earlier = Earlier::of(earlier, self.root.records);
     }
 
-    /// Leaves the bytes of files where they are, but of those that take the place of others: whether they are the same
-    /// is told by their bytes.
-    pub fn outline(&mut self) {
+    /// Leaves files where they are, but those that take the place of others: whether they are the same is told by
+    /// their bytes. `is_only` says that there is one selection.
+    pub fn outline(&mut self, is_only: bool) {
         self.outlined = Some(Outlined::new());
+        self.is_only = is_only;
     }
 
-    pub fn outlined(&mut self) -> Outlined {
-        self.outlined.take().unwrap_or_default()
+    /// What stands for what, or the numbers of files that have to be read for it.
+    pub fn outlined(&mut self) -> Result<(Outlined, Looks), Vec<usize>> {
+        if !self.unread.is_empty() {
+            return Err(std::mem::take(&mut self.unread));
+        }
+        Ok((self.outlined.take().unwrap_or_default(), self.looks.clone()))
     }
 
     /// Copies a file after all.
@@ -137,16 +150,17 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
     }
 
     /// Its files may be empty until the fillers have finished.
-    pub fn selection(&mut self, selection: &'scope Selection) -> Result<()> {
+    pub fn selection(&mut self, selection: &'scope Selection, number: usize) -> Result<()> {
+        self.selection = number;
         let Some(source) = selection.entries.first() else { return Ok(()) };
         if !source.land.is_empty() {
             let into = self.directory(self.makes())?;
-            return self.merge(&into, &selection.entries);
+            return self.merge(&into, &selection.entries, 0);
         }
         match &source.kind {
             EntryKind::Directory => {
                 let into = self.merge_directory()?;
-                self.merge(&into, &selection.entries[1..])?;
+                self.merge(&into, &selection.entries, 1)?;
                 self.root.set_time(into.path, source.mtime);
                 Ok(())
             }
@@ -155,7 +169,7 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             }
             _ => {
                 let (parent, name) = self.target(&selection.name)?;
-                self.entry(&parent, &name, source, &mut Links::new())
+                self.entry(&parent, &name, source, 0, &mut Links::new()).map(drop)
             }
         }
     }
@@ -164,14 +178,14 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         if self.unpacks && archive::is_archive(blob.content) {
             let limits = Limits::of(blob.content.len() as u64);
             let into = self.archive_directory()?;
-            return archive::unpack(blob.content, blob.name, &into, &mut self.root, self.owner, limits);
+            return archive::unpack(blob.content, blob.name, &into, &mut self.root, self.looks.owner, limits);
         }
         let (parent, name) = self.target(blob.name.as_bytes())?;
         let path = parent.join(&name);
         let file = File::from(self.make(&parent, &name, node::make_file)?);
         let attributes = Attributes {
-            owner: self.owner.unwrap_or(Owner::ROOT),
-            mode: self.mode(blob.mode, false),
+            owner: self.looks.owner.unwrap_or(Owner::ROOT),
+            mode: self.looks.mode(blob.mode, false),
             mtime: (blob.mtime, 0),
             xattrs: &[],
         };
@@ -220,23 +234,23 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
 
     fn makes(&self) -> Makes {
         Makes {
-            mode: self.chmod.as_ref().map_or(0o755, Mode::of_made_directories),
-            owner: self.owner,
+            mode: self.looks.chmod.as_ref().map_or(0o755, Mode::of_made_directories),
+            owner: self.looks.owner,
             inherits_group: true,
         }
     }
 
-    fn mode(&self, mode: u32, is_directory: bool) -> u32 {
-        self.chmod.as_ref().map_or(mode, |chmod| chmod.apply(mode, is_directory))
-    }
-
-    /// Lands entries below `base`, parents first.
-    fn merge(&mut self, base: &Directory, entries: &'scope [Entry]) -> Result<()> {
+    /// Lands the entries from `first` on below `base`, parents first.
+    fn merge(&mut self, base: &Directory, entries: &'scope [Entry], first: usize) -> Result<()> {
+        if self.leaves() && self.leave(base, base, entries, first..entries.len())? {
+            return Ok(());
+        }
         let mut links = Links::new();
         let mut times = Vec::new();
         // The directory the last entry was in: most entries are its neighbours.
         let mut held: Option<(&[u8], Directory)> = None;
-        for entry in entries {
+        let mut next = first;
+        while let Some(entry) = entries.get(next) {
             let (above, name) = match entry.land.iter().rposition(|&byte| byte == b'/') {
                 Some(slash) => (&entry.land[..slash], &entry.land[slash + 1..]),
                 None => (&b""[..], &entry.land[..]),
@@ -248,7 +262,19 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             if entry.kind == EntryKind::Directory {
                 times.push((parent.join(name), entry.mtime));
             }
-            self.entry(&parent, name, entry, &mut links)?;
+            let made = self.entry(&parent, name, entry, next, &mut links)?;
+            next += 1;
+            if let Some(directory) = made
+                && self.leaves()
+            {
+                let is_below = |below: &Entry| {
+                    below.land.strip_prefix(entry.land.as_slice()).is_some_and(|rest| rest.starts_with(b"/"))
+                };
+                let end = next + entries[next..].iter().take_while(|entry| is_below(entry)).count();
+                if self.leave(base, &directory, entries, next..end)? {
+                    next = end;
+                }
+            }
             held = Some((above, parent));
         }
         for (path, mtime) in times {
@@ -257,21 +283,64 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         Ok(())
     }
 
+    /// Whether one file may stand for all that lands in a directory: another selection could land there as well.
+    fn leaves(&self) -> bool {
+        self.is_only && self.outlined.is_some()
+    }
+
+    /// Leaves all that lands in a directory where it is, if there is nothing else in it.
+    fn leave(
+        &mut self,
+        base: &Directory,
+        directory: &Directory,
+        entries: &'scope [Entry],
+        range: Range<usize>,
+    ) -> Result<bool> {
+        let Some(first) = entries[range.clone()].first() else { return Ok(false) };
+        let doing = || format!("cannot read `{}`", shown(&directory.path));
+        let inside = node::open_directory(directory.fd.as_fd(), b".").and_then(|fd| layer::node::names(fd.as_fd()));
+        if !inside.context(doing)?.is_empty() {
+            return Ok(false);
+        }
+        for entry in &entries[range.clone()] {
+            let name = entry.land.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+            place::check_name(name, &base.join(&entry.land))?;
+        }
+        let name = first.land.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+        self.make(directory, name, node::make_file)?;
+        let at = At::Beneath(base.path.clone());
+        self.stand_in(directory.join(name), StandIn { selection: self.selection, entries: range, at });
+        Ok(true)
+    }
+
+    fn stand_in(&mut self, path: Vec<u8>, stand_in: StandIn) {
+        if let Some(outlined) = &mut self.outlined {
+            outlined.insert(path, stand_in);
+        }
+    }
+
     /// A directory that landed before; links are no directories here.
     fn open(&mut self, base: &Directory, below: &[u8]) -> Result<Directory> {
-        match place::open_below(base.fd.as_fd(), below, OFlags::PATH | OFlags::DIRECTORY) {
+        match open_below(base.fd.as_fd(), below, OFlags::PATH | OFlags::DIRECTORY) {
             Ok(fd) => Ok(Directory { fd, path: base.join(below) }),
             Err(Errno::NOENT) => self.root.directory(base, below, Follows::Nothing, self.makes()),
             Err(errno) => Err(errno).context(|| format!("cannot open `{}`", shown(&base.join(below)))),
         }
     }
 
-    /// Lands one entry as `name` in `parent`.
-    fn entry(&mut self, parent: &Directory, name: &[u8], entry: &'scope Entry, links: &mut Links) -> Result<()> {
+    /// Lands the entry that is at `index` of the selection as `name` in `parent`. Returns a directory that is new.
+    fn entry(
+        &mut self,
+        parent: &Directory,
+        name: &[u8],
+        entry: &'scope Entry,
+        index: usize,
+        links: &mut Links,
+    ) -> Result<Option<Directory>> {
         let path = parent.join(name);
         let attributes = Attributes {
-            owner: self.owner.unwrap_or(Owner { uid: entry.uid, gid: entry.gid }),
-            mode: self.mode(entry.mode, entry.kind == EntryKind::Directory),
+            owner: self.looks.owner_of(entry),
+            mode: self.looks.mode(entry.mode, entry.kind == EntryKind::Directory),
             mtime: entry.mtime,
             xattrs: &entry.xattrs,
         };
@@ -290,29 +359,32 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
                 if entry.is_passed && !is_made {
                     // BuildKit gives it the mode of the source, whatever `--chmod` says, and nothing else.
                     return node::set_mode(fd.as_fd(), entry.mode)
+                        .map(|()| None)
                         .context(|| format!("cannot give `{}` the mode {:04o}", shown(&path), entry.mode));
                 }
                 node::set_attributes(fd.as_fd(), &attributes, records).context(|| attributes.refused(&shown(&path)))?;
-                return Ok(());
+                return Ok(is_made.then_some(Directory { fd, path }));
             }
             EntryKind::File { size_bytes, digest } => {
                 let file = Regular { entry, size_bytes: *size_bytes, digest, attributes };
-                return self.file(parent, name, file, links);
+                return self.file(parent, name, file, index, links).map(|()| None);
+            }
+            EntryKind::Unread { number, .. } => {
+                if !self.is_left(parent, name, index)? {
+                    self.unread.push(*number);
+                }
+                return Ok(None);
             }
             // What BuildKit makes of a socket: there is no socket in a layer.
             EntryKind::Socket => {
                 let fd = self.make(parent, name, node::make_file)?;
-                return attributes.dress(fd.as_fd(), &path, self.root.records);
+                return attributes.dress(fd.as_fd(), &path, self.root.records).map(|()| None);
             }
             EntryKind::Symlink { target } => {
                 self.make(parent, name, |parent, name| rustix::fs::symlinkat(target.as_slice(), parent, name))?;
             }
             EntryKind::Fifo => self.make(parent, name, node::make_fifo)?,
-            // Overlays mark a deletion by such a device.
-            EntryKind::CharDevice { major: 0, minor: 0 } => {
-                let path = shown(&path);
-                return Err(Diagnostic::error(format!("cannot copy `{path}`: a character device 0:0 is a deletion")));
-            }
+            EntryKind::CharDevice { major: 0, minor: 0 } => return Err(place::no_whiteout(&path)),
             EntryKind::CharDevice { major, minor } => {
                 self.make(parent, name, special(false, (major, minor)))?;
             }
@@ -321,6 +393,7 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             }
         }
         node::set_attributes_at(parent.fd.as_fd(), name, &attributes, records)
+            .map(|()| None)
             .context(|| attributes.refused(&shown(&path)))
     }
 
@@ -346,16 +419,13 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         place::check_name(name, &path)?;
         let fd = parent.fd.as_fd();
         self.root.touch(&parent.path);
-        self.has_replaced = false;
         let made = match make(fd, name) {
             Err(Errno::EXIST) if place::kind_of(fd, name) == Ok(Some(FileType::Directory)) => {
                 let path = shown(&path);
                 return Err(Diagnostic::error(format!("cannot replace the directory `{path}` with a file")));
             }
             Err(Errno::EXIST) => {
-                self.has_replaced = true;
                 if let Some(outlined) = &mut self.outlined {
-                    // It was one of ours.
                     outlined.remove(&path);
                 }
                 rustix::fs::unlinkat(fd, name, AtFlags::empty()).and_then(|()| make(fd, name))
@@ -365,7 +435,41 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         made.context(|| format!("cannot make `{}`", shown(&path)))
     }
 
-    fn file(&mut self, parent: &Directory, name: &[u8], file: Regular<'scope>, links: &mut Links) -> Result<()> {
+    /// Makes a file that stands for an entry, unless that takes the place of something: then there is nothing now.
+    fn is_left(&mut self, parent: &Directory, name: &[u8], index: usize) -> Result<bool> {
+        let in_the_way = place::kind_of(parent.fd.as_fd(), name);
+        let path = parent.join(name);
+        let is_free = in_the_way.context(|| format!("cannot read `{}`", shown(&path)))?.is_none();
+        let is_ours = self.outlined.as_ref().is_some_and(|outlined| outlined.contains_key(&path));
+        if !is_free && !is_ours {
+            return Ok(false);
+        }
+        if self.outlined.as_ref().is_some_and(|outlined| outlined.len() >= MOST_STAND_INS) {
+            return Err(Diagnostic::error("cannot keep so many files in memory"));
+        }
+        self.make(parent, name, node::make_file)?;
+        let entries = index..index + 1;
+        self.stand_in(path, StandIn { selection: self.selection, entries, at: At::Itself });
+        Ok(true)
+    }
+
+    fn file(
+        &mut self,
+        parent: &Directory,
+        name: &[u8],
+        file: Regular<'scope>,
+        index: usize,
+        links: &mut Links,
+    ) -> Result<()> {
+        if self.outlined.is_some() {
+            if self.is_left(parent, name, index)? {
+                return Ok(());
+            }
+            self.replaced_bytes += file.size_bytes;
+            if self.replaced_bytes > MOST_REPLACED_BYTES || file.entry.link_group.is_some() {
+                return Err(Diagnostic::error("cannot keep what takes the place of other files in memory"));
+            }
+        }
         let group = file.entry.link_group;
         if let Some((first_parent, first_name)) = group.and_then(|group| links.get(&group)) {
             let first = self.root.open(first_parent)?;
@@ -380,7 +484,6 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
                 other => other.map(|()| true),
             };
             if self.make(parent, name, linked)? {
-                self.note_outlined(parent, name, file);
                 return Ok(());
             }
         }
@@ -390,15 +493,7 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         }
         let task = match self.keep(parent, name, file)? {
             Some(checking) => Task::Check(checking),
-            None => {
-                let filling = self.filling(parent, name, file)?;
-                if self.outlined.is_some() && !self.has_replaced {
-                    self.note_outlined(parent, name, file);
-                    Task::Outline(filling)
-                } else {
-                    Task::Fill(filling)
-                }
-            }
+            None => Task::Fill(self.filling(parent, name, file)?),
         };
         self.fillers.push(task);
         self.files += 1;
@@ -406,18 +501,6 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
             links.insert(group, (parent.path.clone(), name.to_vec()));
         }
         Ok(())
-    }
-
-    fn note_outlined(
-        &mut self,
-        parent: &Directory,
-        name: &[u8],
-        Regular { entry, size_bytes, digest, .. }: Regular<'_>,
-    ) {
-        if let Some(outlined) = &mut self.outlined {
-            let file = OutlinedFile { source: entry.path.clone(), size_bytes, digest: *digest };
-            outlined.insert(parent.join(name), file);
-        }
     }
 
     /// Takes the file from the earlier layer, where there is one that looks like it and nothing is in its way.
@@ -441,12 +524,6 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
     fn filling(&mut self, parent: &Directory, name: &[u8], file: Regular<'scope>) -> Result<Filling<'scope>> {
         let out = File::from(self.make(parent, name, node::make_file)?);
         let Regular { entry, size_bytes, digest, attributes } = file;
-        if self.outlined.is_some() && self.has_replaced {
-            self.replaced_bytes += size_bytes;
-            if self.replaced_bytes > MOST_REPLACED_BYTES {
-                return Err(Diagnostic::error("cannot keep what takes the place of other files in memory"));
-            }
-        }
         Ok(Filling {
             slot: self.files,
             source: self.source,
@@ -471,7 +548,7 @@ impl<'c, 'scope, 'env> Lander<'c, 'scope, 'env> {
         let into = self.archive_directory()?;
         let mut reader = HashingReader::new(file);
         let limits = Limits::of(size_bytes);
-        let unpacked = archive::unpack(&mut reader, &name, &into, &mut self.root, self.owner, limits);
+        let unpacked = archive::unpack(&mut reader, &name, &into, &mut self.root, self.looks.owner, limits);
         // Behind the end of an archive there may be more, and it is part of the digest. One that
         // changed need not be an archive any more: that it changed is what is to be said.
         io::copy(&mut reader, &mut io::sink()).context(|| format!("cannot read `{name}`"))?;

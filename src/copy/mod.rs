@@ -32,7 +32,7 @@ pub use self::earlier::Kept;
 use self::file::{Fillers, Source};
 use self::land::Lander;
 pub use self::outline::Outline;
-use crate::context::{Listing, Tree};
+use crate::context::{Listing, Tree, Unread};
 use crate::diag::Result;
 use crate::parallel;
 
@@ -90,7 +90,7 @@ pub fn land_beside(
         if let (Some(earlier), [_]) = (earlier, listing.selections.as_slice()) {
             lander.may_keep(earlier);
         }
-        let landed = listing.selections.iter().try_for_each(|selection| lander.selection(selection));
+        let landed = land_all(&mut lander, listing);
         // What failed first counts: a file that was begun before.
         let damaged = fillers.finish().map_err(|(_, error)| *error)?;
         landed?;
@@ -99,26 +99,42 @@ pub fn land_beside(
     })
 }
 
-/// The same for a layer that is packed at once: files are as long as they are to be, but without their bytes, which
-/// what is returned tells. Those that take the place of others have theirs; it fails also where these are more than
-/// memory is meant for. Archives are unpacked.
+fn land_all<'scope>(lander: &mut Lander<'_, 'scope, '_>, listing: &'scope Listing) -> Result<()> {
+    listing.selections.iter().enumerate().try_for_each(|(number, selection)| lander.selection(selection, number))
+}
+
+/// What came of an outline.
+pub enum Outlining<'a> {
+    Done(Outline<'a>),
+    /// Files with these numbers have to be read before.
+    Unread(Vec<usize>),
+}
+
+/// The same for a layer that is packed at once: files stay where they are, and what is returned tells what stands for
+/// them in `root`. Those that take the place of others are copied; it fails also where these are more than memory is
+/// meant for. Archives are unpacked. Files of the listing may be `unread`, as a [survey](crate::context::survey) leaves
+/// them.
 pub fn outline<'a>(
     tree: &'a Tree,
-    listing: &Listing,
+    listing: &'a Listing,
+    unread: &'a [Unread],
     root: BorrowedFd<'_>,
     landing: &Landing<'_>,
-) -> Result<Outline<'a>> {
+) -> Result<Outlining<'a>> {
     let source = Source::new(tree.root());
     let outlined = std::thread::scope(|scope| {
         let fillers = Fillers::new(scope, parallel::processors());
         let mut lander = Lander::new(&source, &fillers, root, landing)?;
-        lander.outline();
-        listing.selections.iter().try_for_each(|selection| lander.selection(selection))?;
+        lander.outline(listing.selections.len() == 1);
+        land_all(&mut lander, listing)?;
         fillers.finish().map_err(|(_, error)| *error)?;
         let outlined = lander.outlined();
         lander.finish().map(|_| outlined)
     })?;
-    Ok(Outline::new(tree.root(), outlined))
+    Ok(match outlined {
+        Ok((stand_ins, looks)) => Outlining::Done(Outline::new(tree.root(), listing, unread, looks, stand_ins)),
+        Err(unread) => Outlining::Unread(unread),
+    })
 }
 
 /// A file that is no file of a tree: a heredoc or a download.

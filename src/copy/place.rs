@@ -8,12 +8,13 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::Owner;
 use super::node;
 use crate::diag::{Context, Diagnostic, Result};
+use crate::layer::node::open_below;
 use crate::layer::{self, Records};
 
 /// As many as the kernel follows in one path.
@@ -238,26 +239,6 @@ fn reopen(base: &Directory, trail: &[Vec<u8>]) -> Result<Directory> {
     Ok(Directory { fd, path })
 }
 
-/// Opens `path` beneath `directory` through no link at all, the last component included; an empty
-/// path is the directory itself. Longer paths than the kernel takes at once are walked in pieces.
-pub(super) fn open_below(directory: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    const PIECE: usize = 4000;
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-    let open = |from: BorrowedFd<'_>, path: &[u8], flags: OFlags| {
-        rustix::fs::openat2(from, path, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), resolve)
-    };
-    let mut held: Option<OwnedFd> = None;
-    let mut rest = path;
-    while rest.len() > PIECE {
-        let cut = rest[..PIECE].iter().rposition(|&byte| byte == b'/').ok_or(Errno::NAMETOOLONG)?;
-        let from = held.as_ref().map_or(directory, AsFd::as_fd);
-        held = Some(open(from, &rest[..cut], OFlags::PATH | OFlags::DIRECTORY)?);
-        rest = &rest[cut + 1..];
-    }
-    let from = held.as_ref().map_or(directory, AsFd::as_fd);
-    open(from, if rest.is_empty() { b"." } else { rest }, flags)
-}
-
 /// Whether there is a directory, something else, or nothing called `name`; links are not followed.
 pub(super) fn kind_of(parent: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<Option<FileType>> {
     match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -275,6 +256,11 @@ pub(super) fn check_name(name: &[u8], path: &[u8]) -> Result<()> {
         return Err(Diagnostic::error(format!("cannot make `{path}`: in a layer, a name with `.wh.` is a deletion")));
     }
     Ok(())
+}
+
+/// Overlays mark a deletion by such a device.
+pub(super) fn no_whiteout(path: &[u8]) -> Diagnostic {
+    Diagnostic::error(format!("cannot copy `{}`: a character device 0:0 is a deletion", shown(path)))
 }
 
 pub(super) fn not_a_directory(path: &[u8]) -> Diagnostic {

@@ -38,6 +38,7 @@ use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::{Digest, TreeDigest};
 
 pub use difference::Snapshot;
+pub use header::Member;
 pub use merged::{lookup, read_file};
 pub use record::Records;
 pub use transfer::{Links, Shift};
@@ -110,11 +111,16 @@ pub fn pack_and_digest(dir: BorrowedFd<'_>, out: &mut (dyn Write + Send)) -> Res
     Ok(tree.finish())
 }
 
-/// The same of a layer dir whose files have their bytes elsewhere.
-pub fn pack_outline(dir: BorrowedFd<'_>, contents: &dyn Contents, out: &mut (dyn Write + Send)) -> Result<()> {
+/// The same of a layer dir in which files stand for what is elsewhere. Returns the digests of the contents of which
+/// nobody knew them, with their numbers.
+pub fn pack_outline(
+    dir: BorrowedFd<'_>,
+    contents: &dyn Contents,
+    out: &mut (dyn Write + Send),
+) -> Result<Vec<(usize, Digest)>> {
     let mut check = observer::Check::default();
     pack_with(dir, Some(contents), out, Some(&mut check))?;
-    check.another().map_or(Ok(()), |path| Err(contents.is_another(&path)))
+    check.finish().map_err(|path| contents.is_another(&path))
 }
 
 fn pack_with<'a>(
@@ -130,19 +136,31 @@ fn pack_with<'a>(
     })
 }
 
-/// The bytes of files, where a layer dir has only their sizes.
+/// What is elsewhere, and has files in a layer dir that stand for it.
 pub trait Contents {
-    /// Those of the file at `path`; `None` for one that has its own.
-    fn open(&self, path: &[u8]) -> Result<Option<Content>>;
+    /// Whether the file at `path` stands for others: then `put` takes each of those, in the order of a layer. They have
+    /// the place of the file, and nothing else in its directory is between them.
+    fn instead(&self, path: &[u8], put: &mut Put<'_>) -> Result<bool>;
 
-    /// What to say where they are not what they were.
+    /// What to say where the content of what is put at `path` is not what it was.
     fn is_another(&self, path: &[u8]) -> Diagnostic;
 }
 
+/// Takes a member and its bytes, if it has any.
+pub type Put<'p> = dyn FnMut(&Member<'_>, Option<Content>) -> Result<()> + 'p;
+
+/// The bytes of a member.
 pub struct Content {
     pub file: std::fs::File,
-    /// What its bytes have to be.
-    pub digest: Digest,
+    pub expected: Expected,
+}
+
+/// What bytes have to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    Digest(Digest),
+    /// Whatever they are, which is to be told with this number.
+    Anything(usize),
 }
 
 /// Applies a layer tar (uncompressed) to the empty directory `into`, as a layer dir that stands on

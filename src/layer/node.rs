@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid};
+use rustix::fs::{self, AtFlags, FileType, Gid, Mode, OFlags, RawDir, ResolveFlags, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
 
 use super::whiteout;
@@ -109,6 +109,26 @@ pub fn node_at(dir: impl AsFd, name: &CStr) -> Result<Option<Node>, Errno> {
 
 pub fn node_of(fd: impl AsFd) -> Result<Node, Errno> {
     fs::fstat(fd).map(|stat| Node::of(&stat))
+}
+
+/// Opens `path` beneath `directory` through no link at all, the last component included; an empty
+/// path is the directory itself. Longer paths than the kernel takes at once are walked in pieces.
+pub fn open_below(directory: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Result<OwnedFd, Errno> {
+    const PIECE: usize = 4000;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let open = |from: BorrowedFd<'_>, path: &[u8], flags: OFlags| {
+        fs::openat2(from, path, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), resolve)
+    };
+    let mut held: Option<OwnedFd> = None;
+    let mut rest = path;
+    while rest.len() > PIECE {
+        let cut = rest[..PIECE].iter().rposition(|&byte| byte == b'/').ok_or(Errno::NAMETOOLONG)?;
+        let from = held.as_ref().map_or(directory, AsFd::as_fd);
+        held = Some(open(from, &rest[..cut], OFlags::PATH | OFlags::DIRECTORY)?);
+        rest = &rest[cut + 1..];
+    }
+    let from = held.as_ref().map_or(directory, AsFd::as_fd);
+    open(from, if rest.is_empty() { b"." } else { rest }, flags)
 }
 
 /// Opens the directory `name` in `dir`, itself and not what a link of that name points at:

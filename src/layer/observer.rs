@@ -4,6 +4,7 @@
 use std::mem;
 use std::ops::Range;
 
+use super::Expected;
 use super::header::Member;
 use crate::digest::{Digest, Hasher, TreeDigest};
 
@@ -24,7 +25,7 @@ pub enum Piece {
     /// What comes is the content of a file that comes from elsewhere.
     Begin,
     /// That is over: the file lands at `path` and had to have this content.
-    End { path: Vec<u8>, digest: Digest },
+    End { path: Vec<u8>, expected: Expected },
 }
 
 /// Makes the tree digest: that of the members, without their times.
@@ -51,17 +52,18 @@ impl Observer for Tree {
     }
 }
 
-/// Makes sure that files have the content they have to have.
+/// Makes sure that files have the content they have to have, or finds what they have.
 #[derive(Default)]
 pub struct Check {
     hasher: Hasher,
     another: Option<Vec<u8>>,
+    found: Vec<(usize, Digest)>,
 }
 
 impl Check {
-    /// The first file that has another.
-    pub fn another(self) -> Option<Vec<u8>> {
-        self.another
+    /// What was found, or the first file that has another content.
+    pub fn finish(self) -> Result<Vec<(usize, Digest)>, Vec<u8>> {
+        self.another.map_or(Ok(self.found), Err)
     }
 }
 
@@ -75,11 +77,11 @@ impl Observer for Check {
             Piece::Description(_) => {}
             Piece::Begin => self.hasher = Hasher::default(),
             Piece::Content(range) => self.hasher.update(&bytes[range]),
-            Piece::End { path, digest } => {
-                if mem::take(&mut self.hasher).finish() != digest {
-                    self.another.get_or_insert(path);
-                }
-            }
+            Piece::End { path, expected } => match (mem::take(&mut self.hasher).finish(), expected) {
+                (digest, Expected::Anything(number)) => self.found.push((number, digest)),
+                (digest, Expected::Digest(expected)) if digest == expected => {}
+                (_, Expected::Digest(_)) => drop(self.another.get_or_insert(path)),
+            },
         }
     }
 }

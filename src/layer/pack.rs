@@ -35,23 +35,44 @@ pub fn pack(dir: BorrowedFd<'_>, contents: Option<&dyn Contents>, stream: &mut S
         };
         let parent = path.len();
         path.extend_from_slice(name.to_bytes());
-        match entry((ladder.fd(), &name), records, &mut path, &mut linked, contents, stream) {
+        let packed = match instead(contents, &path, stream) {
+            Ok(false) => entry((ladder.fd(), &name), records, &mut path, &mut linked, stream),
+            Ok(true) => Ok(Next::Sibling),
+            Err(fault) => Err(fault),
+        };
+        match packed {
             Ok(Next::Enter(child)) => {
                 levels.push(names(child.as_fd()).context(|| format!("cannot pack `/{}`", shown(&path)))?.into_iter());
                 ladder.push(child);
             }
             Ok(Next::Sibling) => path.truncate(parent),
-            Err(Fault::Told(diagnostic)) => return Err(diagnostic),
-            Err(Fault::Short) => {
-                let path = shown(&path);
-                return Err(Diagnostic::error(format!("cannot pack `/{path}`: it became shorter while it was read")));
-            }
-            Err(Fault::Read(error)) => {
-                return Err(Diagnostic::error(format!("cannot pack `/{}`", shown(&path))).caused_by(error));
-            }
+            Err(fault) => return Err(told(fault, &path)),
         }
     }
     Ok(())
+}
+
+/// Writes what the file at `path` stands for, if it does.
+fn instead(contents: Option<&dyn Contents>, path: &[u8], stream: &mut Stream<'_, '_>) -> Result<bool, Fault> {
+    let Some(contents) = contents else { return Ok(false) };
+    let is_written = contents.instead(path, &mut |member, content| {
+        stream.member(member)?;
+        let Some(content) = content else { return Ok(()) };
+        stream.content_from(content, member.size_bytes, member.path).map_err(|fault| match fault {
+            Fault::Short => contents.is_another(member.path),
+            fault => told(fault, member.path),
+        })
+    });
+    Ok(is_written?)
+}
+
+fn told(fault: Fault, path: &[u8]) -> Diagnostic {
+    let path = shown(path);
+    match fault {
+        Fault::Told(diagnostic) => diagnostic,
+        Fault::Short => Diagnostic::error(format!("cannot pack `/{path}`: it became shorter while it was read")),
+        Fault::Read(error) => Diagnostic::error(format!("cannot pack `/{path}`")).caused_by(error),
+    }
 }
 
 enum Next {
@@ -66,7 +87,6 @@ fn entry(
     records: Records,
     path: &mut Vec<u8>,
     linked: &mut BTreeMap<(u64, u64), Vec<u8>>,
-    contents: Option<&dyn Contents>,
     stream: &mut Stream<'_, '_>,
 ) -> Result<Next, Fault> {
     let Some(node) = records.node_at(dir, name)? else { return Err(Errno::NOENT.into()) };
@@ -98,17 +118,8 @@ fn entry(
     match node.kind {
         Kind::File => {
             stream.member(&member(path, EntryType::Regular, &node, &xattrs))?;
-            let elsewhere = match contents {
-                Some(contents) => contents.open(path)?.map(|content| (contents, content)),
-                None => None,
-            };
-            match (elsewhere, file) {
-                (Some((contents, content)), _) => match stream.content_from(content, node.size_bytes, path) {
-                    Err(Fault::Short) => return Err(Fault::Told(contents.is_another(path))),
-                    other => other?,
-                },
-                (None, Some(file)) => stream.content(file.as_fd(), node.size_bytes)?,
-                (None, None) => {}
+            if let Some(file) = file {
+                stream.content(file.as_fd(), node.size_bytes)?;
             }
         }
         Kind::Symlink => {

@@ -137,13 +137,13 @@ impl<'scope, 'env> Stream<'scope, 'env> {
     /// The same of a file that comes from elsewhere and lands at `path`.
     pub fn content_from(
         &mut self,
-        Content { file, digest }: Content,
+        Content { file, expected }: Content,
         size_bytes: u64,
         path: &[u8],
     ) -> Result<(), Fault> {
         self.buffer.pieces.push(Piece::Begin);
         self.content(file.as_fd(), size_bytes)?;
-        self.buffer.pieces.push(Piece::End { path: path.to_vec(), digest });
+        self.buffer.pieces.push(Piece::End { path: path.to_vec(), expected });
         Ok(())
     }
 
@@ -270,6 +270,7 @@ impl Buffer {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Expected;
     use super::super::observer::Check;
     use super::*;
     use crate::digest::Digest;
@@ -289,16 +290,20 @@ mod tests {
         }
     }
 
-    /// Streams a file of zeros. Whether it was seen to have other content than this.
-    fn stream(size_bytes: u64, out: &mut (dyn Write + Send), digest: Option<Digest>) -> Result<bool> {
+    /// Streams a file of zeros. What was found of its content, and whether it was seen to be another than expected.
+    fn stream(
+        size_bytes: u64,
+        out: &mut (dyn Write + Send),
+        expected: Option<Expected>,
+    ) -> Result<(Vec<(usize, Digest)>, bool)> {
         let file = tempfile::tempfile().unwrap();
         file.set_len(size_bytes).unwrap();
         let mut check = Check::default();
         std::thread::scope(|scope| {
-            let observer = digest.is_some().then_some(&mut check as &mut dyn Observer);
+            let observer = expected.is_some().then_some(&mut check as &mut dyn Observer);
             let mut stream = Stream::new(scope, out, observer);
-            let streamed = match digest {
-                Some(digest) => stream.content_from(Content { file, digest }, size_bytes, b"path"),
+            let streamed = match expected {
+                Some(expected) => stream.content_from(Content { file, expected }, size_bytes, b"path"),
                 None => stream.content(file.as_fd(), size_bytes),
             };
             match streamed {
@@ -307,7 +312,13 @@ mod tests {
                 Err(Fault::Read(_) | Fault::Short) => panic!("the file can be read"),
             }
         })?;
-        Ok(check.another().is_some())
+        Ok(match check.finish() {
+            Ok(found) => (found, false),
+            Err(path) => {
+                assert_eq!(path, b"path");
+                (Vec::new(), true)
+            }
+        })
     }
 
     #[test]
@@ -316,13 +327,18 @@ mod tests {
             for beside in [-1, 0, 1] {
                 let Some(size_bytes) = (buffers * BUFFER_BYTES as u64).checked_add_signed(beside) else { continue };
                 let right = Digest::of(&vec![0; size_bytes as usize]);
-                for (digest, is_another) in [(None, false), (Some(right), false), (Some(Digest::of(b"1")), true)] {
+                for (expected, found, is_another) in [
+                    (None, vec![], false),
+                    (Some(Expected::Digest(right)), vec![], false),
+                    (Some(Expected::Digest(Digest::of(b"1"))), vec![], true),
+                    (Some(Expected::Anything(7)), vec![(7, right)], false),
+                ] {
                     let mut out = Vec::new();
-                    assert_eq!(stream(size_bytes, &mut out, digest), Ok(is_another));
+                    assert_eq!(stream(size_bytes, &mut out, expected), Ok((found, is_another)));
                     let padded = size_bytes.next_multiple_of(BLOCK as u64) as usize + 2 * BLOCK;
                     assert_eq!(out.len(), padded);
                     for room in [0, padded / 2, padded - 1] {
-                        let error = stream(size_bytes, &mut Narrow(room), digest).unwrap_err();
+                        let error = stream(size_bytes, &mut Narrow(room), expected).unwrap_err();
                         assert_eq!(error.cause.as_deref(), Some("there is no more room"));
                     }
                 }

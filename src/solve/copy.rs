@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::execute::locate;
-use super::input::{Opened, Read};
+use super::input::{Opened, Read, is_much};
 use super::{Keyed, Solved, Solver, Stack, Standing};
 use crate::cache::Record;
 use crate::container::Rung;
@@ -70,7 +70,7 @@ impl Solver<'_> {
         Ok(())
     }
 
-    fn copy_owner(&self, copy: &Copy, below: &Stack) -> Result<Option<Owner>> {
+    pub(super) fn copy_owner(&self, copy: &Copy, below: &Stack) -> Result<Option<Owner>> {
         let owner = match &copy.chown {
             Some(chown) => Some(self.owner(below, chown)?).map(|(uid, gid)| Owner { uid, gid }),
             None => None,
@@ -176,7 +176,7 @@ impl Solver<'_> {
     }
 
     /// Keeps what a copy read, for `cache explain` to compare with.
-    fn remember_listing(&self, key: &Keyed) -> Result<()> {
+    pub(super) fn remember_listing(&self, key: &Keyed) -> Result<()> {
         let Some(digest) = key.facts.get("files").and_then(|files| files.parse::<crate::digest::Digest>().ok()) else {
             return Ok(());
         };
@@ -243,14 +243,10 @@ impl Solver<'_> {
 /// How much is packed again for each change of it.
 const REPACKED_BYTES: u64 = 64 << 20;
 
-/// What a copy reads, if it is of one path, and so much that it pays to look at what was copied
-/// before, or to leave it where it is.
+/// What a copy reads, if it is of one path, and much.
 fn much_of(key: &Keyed) -> Option<&Listing> {
-    const FILES: usize = 16;
-    const BYTES: u64 = 1 << 20;
     let [Read::Listed { listing, .. }] = key.reads.sources.as_slice() else { return None };
-    let mut entries = listing.selections.iter().flat_map(|selection| &selection.entries);
-    (entries.nth(FILES).is_some() || listing.size_bytes() >= BYTES).then_some(listing)
+    is_much(listing).then_some(listing)
 }
 
 pub(super) fn landing(destination: &str, now: i64) -> Landing<'_> {

@@ -28,7 +28,7 @@ impl Solver<'_> {
             }
             Op::Copy(copy) => {
                 let mut facts = Facts::new(&parent_fact, copy_op(copy));
-                self.copy_facts(&mut facts, copy, parent, &mut reads)?;
+                self.copy_facts(&mut facts, id, copy, parent, &mut reads)?;
                 facts
             }
             Op::Workdir(Workdir { path, user }) => {
@@ -127,7 +127,14 @@ impl Solver<'_> {
         Ok(())
     }
 
-    fn copy_facts(&self, facts: &mut Facts, copy: &Copy, parent: Option<&Stack>, reads: &mut Reads) -> Result<()> {
+    fn copy_facts(
+        &self,
+        facts: &mut Facts,
+        id: StepId,
+        copy: &Copy,
+        parent: Option<&Stack>,
+        reads: &mut Reads,
+    ) -> Result<()> {
         if let Some(chown) = &copy.chown {
             // The parent's passwd decides what a name means, and the parent is a fact; a layer of its
             // own has no parent, so it is keyed on the ids.
@@ -143,7 +150,8 @@ impl Solver<'_> {
         if let Some(chmod) = &copy.chmod {
             facts.add("mode", &chmod.text);
         }
-        let digest = self.read_sources(copy, reads)?;
+        let unread = self.may_leave_unread(id, copy, facts)?;
+        let digest = self.read_sources(copy, unread, reads)?;
         let repositories = copy.sources.iter().zip(&reads.sources).filter_map(|(source, read)| match (source, read) {
             (CopySource::Git(git), Read::Git(commit)) => Some((git, commit)),
             _ => None,

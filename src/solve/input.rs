@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::download::{Downloaded, Downloads};
 use super::{Solver, Stack};
-use crate::context::{Blame, Form, HashIndex, IgnoreRules, Listing, Request, Tree, lines, select};
-use crate::diag::{Result, Source, Span};
+use crate::context::{self, Blame, Form, HashIndex, IgnoreRules, Listing, Request, SelectError, Survey, Tree, lines};
+use crate::diag::{Diagnostic, Result, Source, Span};
 use crate::digest::{Digest, Hasher};
 use crate::git::Commit;
 use crate::host::Directory;
@@ -28,7 +28,7 @@ impl Opened {
         Self { tree, index: None }
     }
 
-    fn index(&self) -> Option<&HashIndex> {
+    pub fn index(&self) -> Option<&HashIndex> {
         self.index.as_ref().map(|(index, _)| index)
     }
 }
@@ -55,6 +55,11 @@ pub(super) enum Read {
         opened: Arc<Opened>,
         listing: Arc<Listing>,
     },
+    /// Files of a directory of the host that need not be read for a key yet.
+    Surveyed {
+        opened: Arc<Opened>,
+        survey: Survey,
+    },
     /// Files of a rootfs, which cannot change: listed again when they are copied.
     Immutable,
     Heredoc,
@@ -68,7 +73,7 @@ impl Reads {
     pub fn lines(&self) -> Vec<Vec<u8>> {
         let listed = self.sources.iter().filter_map(|read| match read {
             Read::Listed { listing, .. } => Some(listing),
-            Read::Immutable | Read::Heredoc | Read::Downloaded(_) | Read::Git(_) => None,
+            Read::Surveyed { .. } | Read::Immutable | Read::Heredoc | Read::Downloaded(_) | Read::Git(_) => None,
         });
         listed.flat_map(|listing| lines::lines(listing)).collect()
     }
@@ -161,11 +166,19 @@ impl Solver<'_> {
     }
 
     /// The digest of what a COPY or ADD reads, source by source; `None` while the stage it reads from
-    /// is not solved or an image's layers would have to be fetched first, or for a URL of which nothing is known.
-    pub(super) fn read_sources(&self, copy: &Copy, reads: &mut Reads) -> Result<Option<Digest>> {
+    /// is not solved or an image's layers would have to be fetched first, for a URL of which nothing is known, or if the
+    /// files of its one source may be and are left `unread`.
+    pub(super) fn read_sources(&self, copy: &Copy, unread: bool, reads: &mut Reads) -> Result<Option<Digest>> {
         let mut hasher = Hasher::default();
         for source in &copy.sources {
             let (digest, read) = match source {
+                CopySource::Path(path) if unread => match self.survey_path(copy, path)? {
+                    Some(Read::Listed { opened, listing }) => (listing.digest(), Read::Listed { opened, listing }),
+                    surveyed => {
+                        reads.sources.extend(surveyed);
+                        return Ok(None);
+                    }
+                },
                 CopySource::Path(path) => match self.read_path(copy, path)? {
                     Some(found) => found,
                     None => return Ok(None),
@@ -189,6 +202,18 @@ impl Solver<'_> {
             reads.sources.push(read);
         }
         Ok(Some(hasher.finish()))
+    }
+
+    /// What a copy reads of a directory of the host; its files are read only if they are few.
+    fn survey_path(&self, copy: &Copy, path: &Located) -> Result<Option<Read>> {
+        let Some(opened) = self.opened(&copy.from)? else { return Ok(None) };
+        let mut survey = self.survey(&opened.tree, copy, path, opened.index())?;
+        if is_much(&survey.listing) {
+            return Ok(Some(Read::Surveyed { opened, survey }));
+        }
+        self.read_left(&mut survey, &opened, None)?;
+        let listing = Arc::new(survey.listing);
+        Ok(Some(Read::Listed { opened, listing }))
     }
 
     fn read_path(&self, copy: &Copy, path: &Located) -> Result<Option<(Digest, Read)>> {
@@ -229,8 +254,14 @@ impl Solver<'_> {
         path: &Located,
         index: Option<&HashIndex>,
     ) -> Result<Listing> {
-        let form = if copy.has_parents { Form::Parents } else { Form::Wildcard };
-        self.select(tree, path, form, &copy.exclude, index)
+        self.select(tree, path, form_of(copy), &copy.exclude, index)
+    }
+
+    /// The same, but files are not read.
+    fn survey(&self, tree: &Tree, copy: &Copy, path: &Located, index: Option<&HashIndex>) -> Result<Survey> {
+        let threads = self.settings.hash_threads;
+        let request = Request { sources: vec![&path.text], form: form_of(copy), excludes: &copy.exclude, threads };
+        context::survey(tree, &request, index).map_err(|error| located(error, path))
     }
 
     /// What `path` selects, with errors that point at it.
@@ -244,10 +275,7 @@ impl Solver<'_> {
     ) -> Result<Listing> {
         let threads = self.settings.hash_threads;
         let request = Request { sources: vec![&path.text], form, excludes, threads };
-        select(tree, &request, index).map_err(|error| match error.blame {
-            Blame::Source(_) | Blame::Exclude(_) => error.diagnostic.at(&path.source, path.span, ""),
-            Blame::Tree => *error.diagnostic,
-        })
+        context::select(tree, &request, index).map_err(|error| located(error, path))
     }
 
     /// The files of a git repository, as a copy lists them.
@@ -294,5 +322,32 @@ impl Solver<'_> {
         let digest = listing.digest();
         reads.sources.push(Read::Listed { opened, listing });
         Ok(digest)
+    }
+}
+
+/// The fact that a copy of one path is known by.
+pub(super) fn files_fact(listing: &Digest) -> Digest {
+    let mut hasher = Hasher::default();
+    hasher.field(listing.as_bytes());
+    hasher.finish()
+}
+
+/// Whether it pays to look at what was copied before, or to leave files where they are.
+pub(super) fn is_much(listing: &Listing) -> bool {
+    const ENTRIES: usize = 16;
+    const BYTES: u64 = 1 << 20;
+    let mut entries = listing.selections.iter().flat_map(|selection| &selection.entries);
+    entries.nth(ENTRIES).is_some() || listing.size_bytes() >= BYTES
+}
+
+fn form_of(copy: &Copy) -> Form {
+    if copy.has_parents { Form::Parents } else { Form::Wildcard }
+}
+
+/// With the place that it is about.
+fn located(error: SelectError, path: &Located) -> Diagnostic {
+    match error.blame {
+        Blame::Source(_) | Blame::Exclude(_) => error.diagnostic.at(&path.source, path.span, ""),
+        Blame::Tree => *error.diagnostic,
     }
 }

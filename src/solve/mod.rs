@@ -26,7 +26,7 @@ mod wreck;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cache::{Facts, Record, Records};
@@ -118,6 +118,10 @@ pub struct Solver<'a> {
     footing: Mutex<footing::Found>,
     /// Not so while looking: what must be fetched is fetched by the threads that run steps.
     may_fetch: AtomicBool,
+    /// Whether files of a copy may be left for later where they are not needed to look for a record.
+    leaves_unread: bool,
+    /// Steps that the first pass has found to miss.
+    missed: Mutex<BTreeMap<StepId, Keyed>>,
 }
 
 /// Results by step, for all steps of the plan.
@@ -138,7 +142,9 @@ pub fn solve(
     bases: &BTreeMap<BaseKey, ImageRecord>,
     layers: &Layers<'_>,
 ) -> Result<Solution> {
-    let solver = Solver::new(plan, host, settings, bases, layers);
+    // What is not read cannot be compared.
+    let leaves_unread = !settings.explains;
+    let solver = Solver { leaves_unread, ..Solver::new(plan, host, settings, bases, layers) };
     let done = solver.first_pass().and_then(|()| {
         if solver.solved.iter().any(|step| step.get().is_none()) {
             // What was hashed is not to be hashed again by a process that enters.
@@ -173,6 +179,14 @@ struct Keyed {
     reads: input::Reads,
 }
 
+impl Keyed {
+    /// Whether to look again could not tell more than that the step has to be brought to its end.
+    fn is_known(&self) -> bool {
+        let is_surveyed = matches!(self.reads.sources.as_slice(), [input::Read::Surveyed { .. }]);
+        is_surveyed || self.facts.iter().all(|(_, value)| !value.contains(facts::UNKNOWN))
+    }
+}
+
 impl<'a> Solver<'a> {
     fn new(
         plan: &'a Plan,
@@ -194,6 +208,8 @@ impl<'a> Solver<'a> {
             wreck: Mutex::default(),
             footing: footing::Found::new(settings.footing),
             may_fetch: AtomicBool::new(false),
+            leaves_unread: false,
+            missed: Mutex::default(),
         }
     }
 
@@ -228,6 +244,11 @@ impl<'a> Solver<'a> {
             let is_ready = self.needs(id).iter().all(|need| self.get(*need).is_some());
             let found = if is_ready { Some(self.look_up(id)?) } else { None };
             let Some(Lookup::Hit(solved)) = found else {
+                if let Some(Lookup::Miss(key)) = found
+                    && key.is_known()
+                {
+                    self.missed.lock().unwrap_or_else(PoisonError::into_inner).insert(id, key);
+                }
                 // What stands on a miss misses too, nearly always.
                 if !is_expecting && self.wants_network(id) {
                     is_expecting = true;
@@ -273,10 +294,15 @@ impl<'a> Solver<'a> {
     }
 
     fn bring_quietly(&self, id: StepId, number: Number) -> Result<Solved> {
-        let key = match self.look_up(id)? {
+        let missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        let key = match missed.map_or_else(|| self.look_up(id), |key| Ok(Lookup::Miss(key)))? {
             Lookup::Hit(solved) => return Ok(solved),
             Lookup::Miss(key) => key,
         };
+        if let (Op::Copy(copy), [input::Read::Surveyed { .. }]) = (&self.plan.step(id).op, key.reads.sources.as_slice())
+        {
+            return self.bring_unread(id, copy, number, key);
+        }
         // Before a new record becomes the one to compare with.
         let reasons = if self.settings.explains { self.why(id, &key)? } else { Vec::new() };
         self.host.reporter.report(Event::Missed { number, reasons: &reasons });

@@ -1,22 +1,42 @@
 //! A copy of one source whose files nothing reads any more is packed from where they are: its layer is a blob from
 //! the beginning, and becomes a directory only should a later build need its files.
+//!
+//! Where nothing like it was built before, no record can match, and its files are read for its key while they are
+//! packed.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
 
-use super::input::{Read, inputs};
-use super::{Keyed, Solver, Stack, standing};
-use crate::cache::LayerResult;
+use super::input::{Opened, Read, files_fact, inputs};
+use super::{Keyed, Solved, Solver, Stack, standing};
+use crate::cache::{Facts, LayerResult};
 use crate::container::{Rung, Sketch};
-use crate::context::EntryKind;
-use crate::copy::{self, Owner};
+use crate::context::{self, EntryKind, Listing, Survey, Unread};
+use crate::copy::{self, Outlining, Owner};
 use crate::diag::Result;
+use crate::digest::DiffId;
 use crate::layer;
-use crate::plan::{Copy, CopyKind, Input, Op, StepId};
+use crate::plan::{Copy, CopyKind, CopySource, Input, Op, StepId};
+use crate::progress::{Event, Number};
 use crate::store::Draft;
 
-/// Each takes some kilobytes of the kernel's memory while it is packed.
-const MOST_ENTRIES: usize = 50_000;
+/// What came of packing a copy from where its files are.
+enum Sketched {
+    /// It cannot be done.
+    Unfit,
+    /// These files have to be read before.
+    Unread(Vec<usize>),
+    /// It changes nothing.
+    Nothing,
+    Packed {
+        diff_id: DiffId,
+        /// Of its regular files.
+        size_bytes: u64,
+        read: Vec<context::Read>,
+    },
+}
 
 impl Solver<'_> {
     /// Whether nothing in this build reads files of the rootfs after a step.
@@ -38,6 +58,18 @@ impl Solver<'_> {
         !self.settings.exports_files
     }
 
+    /// Whether the files of a copy need not be read for its key yet: `facts` are those that are known.
+    pub(super) fn may_leave_unread(&self, id: StepId, copy: &Copy, facts: &Facts) -> Result<bool> {
+        let is_of_context = matches!(copy.from, Input::Context | Input::Directory(_));
+        Ok(self.leaves_unread
+            && is_of_context
+            && matches!(copy.sources.as_slice(), [CopySource::Path(_)])
+            && !may_unpack(copy)
+            && self.is_last(id)
+            && self.footing().rung == Rung::Overlay
+            && !(self.asks_cache(id) && self.records.has_any_like(facts, &self.slot(id))?))
+    }
+
     /// Makes the layer of a copy over `below` so, if it is one that it can be done for; `None` inside for one that
     /// changes nothing. `draft` stays as it is.
     pub(super) fn outlined(
@@ -51,36 +83,115 @@ impl Solver<'_> {
     ) -> Result<Option<Option<LayerResult>>> {
         let [Read::Listed { opened, listing }] = key.reads.sources.as_slice() else { return Ok(None) };
         // What is unpacked takes files.
-        let may_unpack = copy.kind == CopyKind::Add
-            && copy.unpack != Some(false)
-            && listing
-                .selections
-                .iter()
-                .flat_map(|selection| selection.entries.first())
-                .any(|source| matches!(source.kind, EntryKind::File { .. }));
-        let entries: usize = listing.selections.iter().map(|selection| selection.entries.len()).sum();
-        if may_unpack || entries > MOST_ENTRIES || self.footing().rung != Rung::Overlay || !self.is_last(id) {
+        let is_file = |entry: &context::Entry| matches!(entry.kind, EntryKind::File { .. });
+        let mut firsts = listing.selections.iter().flat_map(|selection| selection.entries.first());
+        if (may_unpack(copy) && firsts.any(is_file)) || self.footing().rung != Rung::Overlay || !self.is_last(id) {
             return Ok(None);
         }
+        match self.sketch(copy, owner, below, draft, opened, (listing, &[]))? {
+            // Nothing in it is unread.
+            Sketched::Unfit | Sketched::Unread(_) => Ok(None),
+            Sketched::Nothing => Ok(Some(None)),
+            Sketched::Packed { diff_id, size_bytes, .. } => {
+                self.packed(id, diff_id, size_bytes, below, key).map(|layer| Some(Some(layer)))
+            }
+        }
+    }
+
+    /// Brings a copy to its end whose files nobody has read.
+    pub(super) fn bring_unread(&self, id: StepId, copy: &Copy, number: Number, mut key: Keyed) -> Result<Solved> {
+        let begun = Instant::now();
+        let Some(Read::Surveyed { opened, mut survey }) = key.reads.sources.pop() else {
+            unreachable!("it was surveyed");
+        };
+        self.host.reporter.report(Event::Missed { number, reasons: &[] });
+        let step = self.plan.step(id);
+        let below = step.parent.and_then(|parent| self.get(parent)).map(|p| p.stack.clone()).unwrap_or_default();
+        let owner = self.copy_owner(copy, &below)?;
+        let draft = self.host.store.draft()?;
+        let sketched = loop {
+            let sketched = self.sketch(copy, owner, &below, &draft, &opened, (&survey.listing, &survey.unread))?;
+            match sketched {
+                Sketched::Unread(numbers) => self.read_left(&mut survey, &opened, Some(&numbers))?,
+                sketched => break sketched,
+            }
+        };
+        let packed = match sketched {
+            Sketched::Packed { diff_id, size_bytes, read } => {
+                survey.learn(read, opened.index());
+                Some(Some((diff_id, size_bytes)))
+            }
+            Sketched::Nothing => Some(None),
+            Sketched::Unfit | Sketched::Unread(_) => None,
+        };
+        // All of it, where nothing was packed.
+        self.read_left(&mut survey, &opened, None)?;
+        let listing = Arc::new(survey.listing);
+        key.facts.replace("files", files_fact(&listing.digest()).to_string());
+        key.reads.sources.push(Read::Listed { opened, listing });
+        let _lock = self.host.store.lock_key(&key.facts.key(), || {})?;
+        if self.asks_cache(id)
+            && let Some(solved) = self.recorded(id, &key.facts)?
+        {
+            return Ok(solved);
+        }
+        let Some(packed) = packed else { return self.execute(id, number, key) };
+        self.remember_listing(&key)?;
+        let layer = match packed {
+            Some((diff_id, size_bytes)) => Some(self.packed(id, diff_id, size_bytes, &below, &key)?),
+            None => None,
+        };
+        self.conclude(id, layer, None, key, begun)
+    }
+
+    /// Reads files of a survey that nobody has read, all of them or those with these numbers.
+    pub(super) fn read_left(&self, survey: &mut Survey, opened: &Opened, wanted: Option<&[usize]>) -> Result<()> {
+        survey.read(&opened.tree, opened.index(), wanted, self.settings.hash_threads)
+    }
+
+    /// Packs what a listing says from where it is.
+    fn sketch(
+        &self,
+        copy: &Copy,
+        owner: Option<Owner>,
+        below: &Stack,
+        draft: &Draft,
+        opened: &Opened,
+        (listing, unread): (&Listing, &[Unread]),
+    ) -> Result<Sketched> {
         let layers = if copy.is_link { Vec::new() } else { self.layers_on(self.footing(), below)? };
         let lowers: Vec<PathBuf> = layers.iter().map(|layer| layer.path.clone()).collect();
         let landing = self.copy_landing(copy, owner);
         let sketched = Sketch::new(draft, self.host.store).and_then(|sketch| {
             let root = sketch.root(&lowers)?;
-            let outline = copy::outline(&opened.tree, listing, root.as_fd(), &landing)?;
-            Ok((sketch.upper()?, outline))
+            let outlining = copy::outline(&opened.tree, listing, unread, root.as_fd(), &landing)?;
+            Ok((sketch.upper()?, outlining))
         });
-        // Whatever it is: where it is not for want of memory, an overlay or room, the copy says it as well.
-        let Ok((upper, outline)) = sketched else { return Ok(None) };
+        let (upper, outline) = match sketched {
+            Ok((upper, Outlining::Done(outline))) => (upper, outline),
+            Ok((_, Outlining::Unread(numbers))) => return Ok(Sketched::Unread(numbers)),
+            // Whatever it is: where it is not for want of memory, an overlay or room, the copy says it as well.
+            Err(_) => return Ok(Sketched::Unfit),
+        };
         let below_fds: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
         let summary = layer::canonicalize(upper.as_fd(), &below_fds, None)?;
         if summary.entries == 0 {
-            return Ok(Some(None));
+            return Ok(Sketched::Nothing);
         }
-        let diff_id = self.host.store.pack_outline(upper.as_fd(), &outline)?;
-        let tree = super::commit::tree_of(&key.facts);
-        let result = LayerResult { diff_id, tree, size_bytes: summary.size_bytes };
-        let standing = standing(&self.plan.step(id).op);
-        Ok(Some(Some(self.same_tree(key, &result, below, standing)?.unwrap_or(result))))
+        let size_bytes = summary.size_bytes.saturating_add(outline.size_bytes());
+        let (diff_id, found) = self.host.store.pack_outline(upper.as_fd(), &outline)?;
+        Ok(Sketched::Packed { diff_id, size_bytes, read: outline.read(found) })
     }
+
+    /// The layer that was packed, or an earlier one like it.
+    fn packed(&self, id: StepId, diff_id: DiffId, size_bytes: u64, below: &Stack, key: &Keyed) -> Result<LayerResult> {
+        let result = LayerResult { diff_id, tree: super::commit::tree_of(&key.facts), size_bytes };
+        let standing = standing(&self.plan.step(id).op);
+        Ok(self.same_tree(key, &result, below, standing)?.unwrap_or(result))
+    }
+}
+
+/// Whether a file that is a source would be unpacked if it is an archive.
+fn may_unpack(copy: &Copy) -> bool {
+    copy.kind == CopyKind::Add && copy.unpack != Some(false)
 }

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{Form, Layer, Store, forms};
 use crate::diag::{Context, Diagnostic, Result};
-use crate::digest::{ChainId, DiffId, HashingReader, HashingWriter};
+use crate::digest::{ChainId, DiffId, Digest, HashingReader, HashingWriter};
 use crate::image::MediaTypes;
 use crate::image::archive::LayerBlob;
 use crate::image::manifest::{Descriptor, media_type};
@@ -171,16 +171,16 @@ impl Store {
         })
     }
 
-    /// Packs a layer whose files have their bytes elsewhere (see [`layer::pack_outline`]) into a blob, which is then all
-    /// there is of it.
-    pub fn pack_outline(&self, dir: BorrowedFd<'_>, contents: &dyn Contents) -> Result<DiffId> {
+    /// Packs a layer whose files are elsewhere (see [`layer::pack_outline`], which says what is found) into a blob, which
+    /// is then all there is of it.
+    pub fn pack_outline(&self, dir: BorrowedFd<'_>, contents: &dyn Contents) -> Result<(DiffId, Vec<(usize, Digest)>)> {
         let mut blob = self.blob_writer()?;
-        layer::pack_outline(dir, contents, &mut blob)?;
+        let found = layer::pack_outline(dir, contents, &mut blob)?;
         let (digest, size_bytes) = blob.commit()?;
         let (diff_id, made_with) = (DiffId::new(digest), name_of(Compression::None));
         let form = self.new_form(media_type_of(Compression::None).into(), digest, size_bytes, Some(made_with));
         self.record_form(&diff_id, &form)?;
-        Ok(diff_id)
+        Ok((diff_id, found))
     }
 
     /// Packs a layer dir, and makes sure that what it packs to is its diff ID.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
@@ -170,6 +170,88 @@ fn a_last_copy_is_packed_from_the_context() {
             copied("Dockerfile.made", "RUN echo another > /below\n", "RUN test -e /usr/share/d/link\n"),
             outlined
         );
+    });
+}
+
+/// The files of a copy that is like nothing in the cache are read once, for its key and its layer.
+#[test]
+fn a_first_copy_reads_its_files_once() {
+    const FILES: u64 = 12;
+    let sandbox = Sandbox::new();
+    sandbox.shell("mkdir d; head -c 1048576 /dev/urandom > d/0; for i in $(seq 11); do cp d/0 d/$i; done");
+    sandbox.write("Dockerfile", "FROM busybox\nCOPY d /new/d\n");
+    // Megabytes that the program and all its children have read.
+    let read = |args: &[&str]| {
+        let known = sandbox.command(&["build", "-q", "--pull=never", "--build-context"]);
+        let busybox = format!("busybox=oci-layout://{}", busybox_layout().display());
+        let mut counting = sandbox.command::<&str>(&[]);
+        counting = rewrapped(&counting, &known, &[&[busybox.as_str(), "context"], args].concat());
+        let output = counting.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        let count = text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap();
+        count.parse::<u64>().unwrap() >> 20
+    };
+    // The base is read by this one.
+    sandbox.write("Dockerfile.base", "FROM busybox\nRUN true\n");
+    read(&["-f", "context/Dockerfile.base"]);
+    let once = read(&[]);
+    assert!((FILES..FILES + 3).contains(&once), "{once} MB");
+    // Once more for a key that is compared with others first.
+    sandbox.write("Dockerfile.other", "FROM busybox\nCOPY d /other/d\n");
+    sandbox.shell("for i in $(seq 0 11); do echo >> d/$i; done");
+    let twice = read(&["-f", "context/Dockerfile.other", "--explain"]);
+    assert!((2 * FILES..2 * FILES + 3).contains(&twice), "{twice} MB");
+}
+
+/// `command` with its arguments and these, in a shell that tells then what was read.
+fn rewrapped(environment: &Command, command: &Command, args: &[&str]) -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-euc", "\"$@\"; cat /proc/$$/io", "sh"]).arg(command.get_program());
+    shell.args(command.get_args()).args(args).env_clear();
+    for (name, value) in environment.get_envs() {
+        shell.env(name, value.unwrap_or_default());
+    }
+    shell.current_dir(environment.get_current_dir().unwrap()).stdin(Stdio::null());
+    shell
+}
+
+/// Wherever a copy lands that is packed while it is read for the first time, it is what another build makes of it.
+#[test]
+fn a_first_copy_packs_to_what_is_copied() {
+    const COPIES: &[&str] = &[
+        "COPY . /new/place/",
+        "WORKDIR /empty\nCOPY . .",
+        "RUN mkdir -p /old/d /old/e; echo > /old/d/1; echo 2 > /old/d/2; chmod 700 /old/e\nCOPY . /old",
+        "COPY --chown=3:4 --chmod=u+x,go-w d /new/d",
+        "COPY d/* single /files/",
+        "COPY single /other-name",
+        "COPY --parents d/*/deep ./single /parents/",
+        "COPY --link . /alone",
+        "COPY --exclude=**/deep . /without",
+    ];
+    Builder::each(|builder| {
+        let sandbox = builder.sandbox();
+        sandbox.shell(
+            "mkdir -p d/e/deep d/empty f; for i in $(seq 20); do echo $i > d/$i; echo $i > d/e/deep/$i; done; \
+             ln d/1 d/e/link; ln d/1 f/link; ln -s 1 d/symlink; mkfifo d/pipe; chmod 2755 d/e; \
+             touch -d @1000000000 d/e d/3; head -c 2000000 /dev/zero > single; setfattr -n user.a -v b d/4 d/e || true",
+        );
+        let pinned = ["--build-arg", "SOURCE_DATE_EPOCH=1000000000"];
+        for (number, copy) in COPIES.iter().enumerate() {
+            let built = |base: &str, args: &[&str]| {
+                let name = format!("Dockerfile.{number}.{}", args.len());
+                fs::write(sandbox.path(&name), format!("FROM busybox\n{base}{copy}\n")).unwrap();
+                let file = sandbox.path(&name).display().to_string();
+                builder.built(&[&["-f", &file], &pinned[..], args].concat());
+                let image = image(sandbox, "image.tar");
+                (image.diff_ids.last().cloned(), image.files)
+            };
+            let (first, _) = built("", &[]);
+            // To compare it all is read before; another parent, so that the layer is not taken from the first.
+            let (other, files) = built("RUN echo > /below\n", &["--explain"]);
+            assert_eq!(first, other, "{copy}: {files:#?}");
+        }
     });
 }
 
@@ -392,7 +474,7 @@ fn a_full_disk_is_said_and_survived() {
     let sandbox = Sandbox::new();
     let store = sandbox.path("small");
     fs::create_dir(&store).unwrap();
-    let mount = |args: &[&str]| std::process::Command::new("mount").args(args).arg(&store).status().unwrap().success();
+    let mount = |args: &[&str]| Command::new("mount").args(args).arg(&store).status().unwrap().success();
     assert!(mount(&["-t", "tmpfs", "-o", "size=12m", "tmpfs"]));
     let root = format!("--root={}", store.display());
     let build = |dockerfile: &str| {
@@ -406,7 +488,7 @@ fn a_full_disk_is_said_and_survived() {
     };
     let small = build("FROM busybox\nRUN echo small > /small\n");
     let files = fs::read(sandbox.path("image.tar")).map(|bytes| Image::read(&bytes).files);
-    assert!(std::process::Command::new("umount").arg(&store).status().unwrap().success());
+    assert!(Command::new("umount").arg(&store).status().unwrap().success());
     assert_eq!(filled.code, Some(1), "{}", filled.stderr);
     assert!(filled.stderr.contains("full") || filled.stderr.contains("No space left"), "{}", filled.stderr);
     assert_eq!(copied.code, Some(1), "{}", copied.stderr);

@@ -15,10 +15,11 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps};
 use tempfile::TempDir;
 
 use super::*;
-use crate::context::select::{Form, Request, select};
-use crate::context::{Entry, EntryKind, Selection};
+use crate::context::select::{Form, Request, select, survey};
+use crate::context::{Entry, EntryKind, Selection, Survey};
 use crate::digest::Digest;
 use crate::layer;
+use crate::layer::node::open_below;
 
 pub(super) const NOW: i64 = 1_700_000_000;
 
@@ -174,6 +175,10 @@ fn copy(line: &str, context: &Path, image: &Path, earlier: Option<&Path>) -> Res
 
 /// Reads one `COPY` or `ADD` line.
 fn read<T>(line: &str, context: &Path, run: impl FnOnce(&Tree, &Listing, &Landing<'_>) -> T) -> T {
+    parse(line, context, |tree, request, landing| run(tree, &select(tree, request, None).unwrap(), landing))
+}
+
+fn parse<T>(line: &str, context: &Path, run: impl FnOnce(&Tree, &Request<'_>, &Landing<'_>) -> T) -> T {
     let mut words = line.split(' ').peekable();
     let unpacks = words.next() == Some("ADD");
     let (mut owner, mut chmod, mut has_parents, mut is_link, mut keeps_owners) = (None, None, false, false, false);
@@ -192,31 +197,69 @@ fn read<T>(line: &str, context: &Path, run: impl FnOnce(&Tree, &Listing, &Landin
     }
     let mut sources: Vec<&str> = words.collect();
     let destination = sources.pop().unwrap();
-    let tree = tree(context, keeps_owners);
-    let listing = select_from(&tree, &sources, if has_parents { Form::Parents } else { Form::Wildcard });
+    let form = if has_parents { Form::Parents } else { Form::Wildcard };
+    let request = Request { sources, form, excludes: &[], threads: 1 };
     let landing = Landing { destination, owner, chmod, is_link, has_parents, unpacks, now: NOW };
-    run(&tree, &listing, &landing)
+    run(&tree(context, keeps_owners), &request, &landing)
 }
 
-/// An outline packs to what the copy packs to, wherever there is one.
+/// An outline packs to what the copy packs to, wherever there is one, and whether or not its files were read before.
 fn check_outline(line: &str, context: &Path, of_image: &[&str]) -> bool {
-    let (image, outlined) = (TempDir::new().unwrap(), TempDir::new().unwrap());
-    make_all(image.path(), of_image);
-    make_all(outlined.path(), of_image);
-    let mut packed = Vec::new();
-    let is_outlined = read(line, context, |tree, listing, landing| {
-        let root = open(outlined.path());
-        let outline = outline(tree, listing, root.as_fd(), landing);
-        outline.map(|outline| layer::pack_outline(root.as_fd(), &outline, &mut packed).unwrap()).is_ok()
-    });
     // Archives are for others.
-    if !is_outlined || line.starts_with("ADD ") {
+    if line.starts_with("ADD ") {
         return false;
     }
-    copy(line, context, image.path(), None).unwrap();
+    let image = TempDir::new().unwrap();
+    make_all(image.path(), of_image);
+    let is_copied = copy(line, context, image.path(), None).is_ok();
     let mut expected = Vec::new();
     layer::pack(open(image.path()).as_fd(), &mut expected).unwrap();
-    assert!(packed == expected, "{line}");
+    let mut is_outlined = false;
+    for is_read in [true, false] {
+        let mut packed = Vec::new();
+        if parse(line, context, |tree, request, landing| {
+            pack_outline(tree, request, landing, is_read, of_image, &mut packed)
+        }) {
+            assert!(is_copied && packed == expected, "{line}");
+            is_outlined = true;
+        }
+    }
+    is_outlined
+}
+
+fn pack_outline(
+    tree: &Tree,
+    request: &Request<'_>,
+    landing: &Landing<'_>,
+    is_read: bool,
+    of_image: &[&str],
+    packed: &mut Vec<u8>,
+) -> bool {
+    let listing = select(tree, request, None).unwrap();
+    let mut survey = match is_read {
+        true => Survey { listing: listing.clone(), unread: Vec::new() },
+        false => survey(tree, request, None).unwrap(),
+    };
+    let read = loop {
+        let outlined = TempDir::new().unwrap();
+        make_all(outlined.path(), of_image);
+        let root = open(outlined.path());
+        let outlining = outline(tree, &survey.listing, &survey.unread, root.as_fd(), landing);
+        let numbers = match outlining {
+            Ok(Outlining::Done(outline)) => {
+                let found = layer::pack_outline(root.as_fd(), &outline, packed).unwrap();
+                break outline.read(found);
+            }
+            Ok(Outlining::Unread(numbers)) => numbers,
+            Err(_) => return false,
+        };
+        assert!(!is_read && !numbers.is_empty());
+        survey.read(tree, None, Some(&numbers), 1).unwrap();
+    };
+    survey.learn(read, None);
+    // What did not land at all.
+    survey.read(tree, None, None, 1).unwrap();
+    assert_eq!(survey.listing, listing);
     true
 }
 
@@ -447,11 +490,11 @@ fn trees_deeper_than_a_path_may_be_long() {
     let listing = Listing { selections: vec![Selection { name: Vec::new(), entries }] };
     land(&tree(context.path(), false), &listing, open(image.path()).as_fd(), &landing("/o")).unwrap();
     let path = format!("o/{}/f", below(30));
-    let landed = place::open_below(open(image.path()).as_fd(), path.as_bytes(), rustix::fs::OFlags::RDONLY).unwrap();
+    let landed = open_below(open(image.path()).as_fd(), path.as_bytes(), rustix::fs::OFlags::RDONLY).unwrap();
     let stat = rustix::fs::fstat(landed).unwrap();
     assert_eq!((stat.st_size, stat.st_mtime, stat.st_mode & 0o777), (4, 7, 0o755));
     let directory = format!("o/{}", below(30));
-    let landed = place::open_below(open(image.path()).as_fd(), directory.as_bytes(), rustix::fs::OFlags::PATH).unwrap();
+    let landed = open_below(open(image.path()).as_fd(), directory.as_bytes(), rustix::fs::OFlags::PATH).unwrap();
     assert_eq!(rustix::fs::fstat(landed).unwrap().st_mtime, 7);
     // Nor can `remove_dir_all` name them.
     node::remove(open(image.path()).as_fd(), b"o").unwrap();
