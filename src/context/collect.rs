@@ -11,9 +11,9 @@ use super::facts::Facts;
 use super::hash::{Hashed, Hashers, Job};
 use super::index::{FileKey, HashIndex, is_trusted};
 use super::survey::Unread;
-use super::{Entry, EntryKind, Tree, xattr};
+use super::{Entry, EntryKind, Tree, lines, xattr};
 use crate::diag::{Context as _, Result};
-use crate::digest::Digest;
+use crate::digest::{Digest, Hasher};
 use crate::layer::Records;
 use crate::layer::node::Node;
 use crate::layer::record::Device;
@@ -34,6 +34,17 @@ pub struct Place<'a> {
     pub is_passed: bool,
 }
 
+/// What becomes of entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// They are kept, and their files read.
+    Listing,
+    /// They are kept; files of which nothing is remembered are left unread.
+    Survey,
+    /// They go into a digest, and nothing is kept; unless there is a file of which nothing is remembered.
+    Digest,
+}
+
 /// The entries of all selections so far. Digests of files come in later.
 pub struct Collector<'c, 'scope, 'env> {
     tree: &'scope Tree,
@@ -42,6 +53,7 @@ pub struct Collector<'c, 'scope, 'env> {
     /// What counts in a stage or an image; in a context nothing does.
     records: Records,
     entries: Vec<Entry>,
+    digesting: Option<Digesting>,
     /// Devices met, and whether files on them may be remembered.
     devices: Vec<(u64, bool)>,
     /// Files that are left unread; `None` where all are read.
@@ -55,26 +67,55 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
         tree: &'scope Tree,
         index: Option<&'scope HashIndex>,
         hashers: &'c Hashers<'scope, 'env>,
-        reads: bool,
+        purpose: Purpose,
     ) -> Result<Self> {
         let records = match tree.keeps_owners {
             true => Records::of(tree.root()).context(|| format!("cannot read {}", tree.described()))?,
             false => Records::None,
         };
         // Memory that is not used is not there; to move what is takes a third of the time to collect it.
-        let entries = Vec::with_capacity(index.map_or(0, HashIndex::expected).min(MANY_ENTRIES));
-        let unread = if reads { None } else { Some(Vec::new()) };
-        Ok(Self { tree, index, hashers, records, entries, devices: Vec::new(), unread, numbers: BTreeMap::new() })
+        let expected = if purpose == Purpose::Digest { 0 } else { index.map_or(0, HashIndex::expected) };
+        Ok(Self {
+            tree,
+            index,
+            hashers,
+            records,
+            entries: Vec::with_capacity(expected.min(MANY_ENTRIES)),
+            digesting: (purpose == Purpose::Digest).then(Digesting::default),
+            devices: Vec::new(),
+            unread: (purpose == Purpose::Survey).then(Vec::new),
+            numbers: BTreeMap::new(),
+        })
     }
 
     /// How many entries there are.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.digesting.as_ref().map_or(self.entries.len(), |digesting| digesting.count)
     }
 
     /// Forgets the entries from this one on, which must all be directories.
     pub fn truncate(&mut self, length: usize) {
-        self.entries.truncate(length);
+        match &mut self.digesting {
+            Some(digesting) => digesting.truncate(length),
+            None => self.entries.truncate(length),
+        }
+    }
+
+    /// What comes is of a selection with this name.
+    pub fn begin(&mut self, name: &[u8]) {
+        if let Some(digesting) = &mut self.digesting {
+            digesting.name = name.to_vec();
+        }
+    }
+
+    /// Whether there will be no digest, so that the rest is of no use.
+    pub fn has_given_up(&self) -> bool {
+        self.digesting.as_ref().is_some_and(|digesting| digesting.has_given_up)
+    }
+
+    /// That of the listing, if nothing had to be read for it.
+    pub fn digest(self) -> Option<Digest> {
+        self.digesting?.finish()
     }
 
     /// All entries, and the files that were left unread.
@@ -83,6 +124,9 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
     }
 
     pub fn push(&mut self, place: &Place<'_>) -> Result<()> {
+        if self.has_given_up() {
+            return Ok(());
+        }
         let facts = place.facts;
         let doing = || format!("cannot read `{}` in {}", place.path.escape_ascii(), self.tree.described());
         let recorded = self.recorded(place).context(doing)?;
@@ -118,8 +162,10 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             None if self.tree.keeps_owners => (facts.uid, facts.gid),
             None => (0, 0),
         };
-        self.entries.push(Entry {
-            path: place.path.to_vec(),
+        // No digest says where an entry was.
+        let path = if self.digesting.is_some() { Vec::new() } else { place.path.to_vec() };
+        let entry = Entry {
+            path,
             land: place.land.to_vec(),
             kind,
             mode: facts.mode,
@@ -129,7 +175,11 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             xattrs,
             link_group,
             is_passed: place.is_passed,
-        });
+        };
+        match &mut self.digesting {
+            Some(digesting) => digesting.push(&entry),
+            None => self.entries.push(entry),
+        }
         Ok(())
     }
 
@@ -151,6 +201,10 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
         let remembered = index.and_then(|index| index.get(&key));
         if let Some(remembered) = remembered.filter(|remembered| !remembered.has_xattrs) {
             return Ok(EntryKind::File { size_bytes, digest: remembered.digest });
+        }
+        if let Some(digesting) = &mut self.digesting {
+            digesting.has_given_up = true;
+            return Ok(EntryKind::File { size_bytes, digest: Digest::from_bytes([0; 32]) });
         }
         if let (Some(unread), None) = (&mut self.unread, remembered) {
             let next = unread.len();
@@ -181,6 +235,46 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
         let is_trusted = is_trusted(statfs.f_type as u32);
         self.devices.push((device, is_trusted));
         Ok(is_trusted)
+    }
+}
+
+/// A digest in the making: that of [`Listing::digest`](super::Listing::digest).
+#[derive(Default)]
+struct Digesting {
+    hasher: Hasher,
+    /// Of the selection.
+    name: Vec<u8>,
+    count: usize,
+    line: Vec<u8>,
+    /// Directories at the end, which may be forgotten yet: their numbers and lines.
+    pending: Vec<(usize, Vec<u8>)>,
+    has_given_up: bool,
+}
+
+impl Digesting {
+    fn push(&mut self, entry: &Entry) {
+        if self.has_given_up {
+            return;
+        }
+        self.line.clear();
+        lines::write(&mut self.line, &self.name, entry);
+        if entry.kind == EntryKind::Directory {
+            self.pending.push((self.count, self.line.clone()));
+        } else {
+            self.pending.drain(..).for_each(|(_, line)| self.hasher.field(&line));
+            self.hasher.field(&self.line);
+        }
+        self.count += 1;
+    }
+
+    fn truncate(&mut self, length: usize) {
+        while self.pending.pop_if(|(number, _)| *number >= length).is_some() {}
+        self.count = length;
+    }
+
+    fn finish(mut self) -> Option<Digest> {
+        self.pending.iter().for_each(|(_, line)| self.hasher.field(line));
+        (!self.has_given_up).then(|| self.hasher.finish())
     }
 }
 

@@ -11,7 +11,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::Write as _;
 
 use super::{Entry, EntryKind, Listing};
 
@@ -37,7 +36,8 @@ pub(super) fn each(listing: &Listing, mut take: impl FnMut(&[u8])) {
     }
 }
 
-fn write(line: &mut Vec<u8>, name: &[u8], entry: &Entry) {
+/// Appends the line of an entry of the selection `name`.
+pub(super) fn write(line: &mut Vec<u8>, name: &[u8], entry: &Entry) {
     line.extend_from_slice(name);
     if !name.is_empty() && !entry.land.is_empty() {
         line.push(b'/');
@@ -58,14 +58,26 @@ fn write(line: &mut Vec<u8>, name: &[u8], entry: &Entry) {
         EntryKind::CharDevice { .. } => "character-device",
         EntryKind::BlockDevice { .. } => "block-device",
     };
-    put(line, format_args!("{kind} {:04o} {}:{}", entry.mode, entry.uid, entry.gid));
+    // By hand, as there may be a hundred thousand of them in every cached build.
+    line.extend_from_slice(kind.as_bytes());
+    line.push(b' ');
+    line.extend_from_slice(&[9, 6, 3, 0].map(|shift| b'0' + (entry.mode >> shift & 7) as u8));
+    line.push(b' ');
+    decimal(line, entry.uid.into());
+    line.push(b':');
+    decimal(line, entry.gid.into());
     match &entry.kind {
         EntryKind::File { size_bytes, digest } => {
-            put(line, format_args!(" {size_bytes} "));
+            line.push(b' ');
+            decimal(line, *size_bytes);
+            line.push(b' ');
             line.extend_from_slice(&digest.hex_digits());
         }
         EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor } => {
-            put(line, format_args!(" {major}:{minor}"));
+            line.push(b' ');
+            decimal(line, (*major).into());
+            line.push(b':');
+            decimal(line, (*minor).into());
         }
         _ => {}
     }
@@ -77,14 +89,24 @@ fn write(line: &mut Vec<u8>, name: &[u8], entry: &Entry) {
         line.push(0);
         line.extend_from_slice(name);
         line.push(b'=');
-        for byte in value {
-            put(line, format_args!("{byte:02x}"));
-        }
+        line.extend(
+            value.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| b"0123456789abcdef"[usize::from(digit)]),
+        );
     }
 }
 
-fn put(line: &mut Vec<u8>, text: fmt::Arguments<'_>) {
-    line.write_fmt(text).expect("writing to memory does not fail");
+fn decimal(line: &mut Vec<u8>, mut number: u64) {
+    const MOST_DIGITS: usize = 20;
+    let mut digits = [b'0'; MOST_DIGITS];
+    let mut first = MOST_DIGITS;
+    loop {
+        first -= 1;
+        digits[first] += (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            return line.extend_from_slice(&digits[first..]);
+        }
+    }
 }
 
 /// Lines as they are stored: each behind its length.
@@ -279,6 +301,26 @@ mod tests {
         let digest = Digest::of(b"a");
         let expected = format!("src/main.c\0file 0644 0:0 1 {}\0\0user.a=00ff", digest.hex());
         assert_eq!(lines, [expected.into_bytes()]);
+
+        for (mode, ids, device, expected) in [
+            (0o7777, (1, 10), (0, 1), "character-device 7777 1:10 0:1"),
+            (
+                0,
+                (u32::MAX, 4_000_000_000),
+                (u32::MAX, 100),
+                "character-device 0000 4294967295:4000000000 4294967295:100",
+            ),
+        ] {
+            let (kind, (uid, gid)) = (EntryKind::CharDevice { major: device.0, minor: device.1 }, ids);
+            let entry = Entry { kind, mode, uid, gid, ..file("", "") };
+            assert_eq!(listing(&[("d", &[entry])]).lines(), [format!("d\0{expected}\0").into_bytes()]);
+        }
+        for size_bytes in [0, 9, 10, u64::MAX] {
+            let digest = Digest::of(b"");
+            let entry = Entry { kind: EntryKind::File { size_bytes, digest }, ..file("", "") };
+            let expected = format!("f\0file 0644 0:0 {size_bytes} {}\0", digest.hex());
+            assert_eq!(listing(&[("f", &[entry])]).lines(), [expected.into_bytes()]);
+        }
     }
 
     #[test]

@@ -37,7 +37,7 @@ use crate::digest::{Digest, Hasher};
 pub use ignore::IgnoreRules;
 pub use index::HashIndex;
 pub use lines::{Change, diff};
-pub use select::{Blame, Form, Request, SelectError, select, survey};
+pub use select::{Blame, Form, Request, SelectError, digest, select, survey};
 pub use survey::{Read, Survey, Unread};
 
 /// A readable tree: the build context, a named context, or a stage's merged root.

@@ -55,6 +55,7 @@ impl<'scope> Selector<'_, 'scope, '_> {
             };
         }
         let first = self.out.len();
+        self.out.begin(b"");
         if self.below_from(&mut resolver, pattern)? {
             self.found.push((Vec::new(), self.out.len() - first));
         } else {

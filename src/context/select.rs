@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use super::ahead::Ahead;
-use super::collect::{Collector, Place, fill};
+use super::collect::{Collector, Place, Purpose, fill};
 use super::facts::Facts;
 use super::hash::Hashers;
 use super::ignore::IgnoreRules;
@@ -22,6 +22,7 @@ use super::survey::Survey;
 use super::walk::{Start, Walked, walk};
 use super::{HashIndex, Listing, Selection, Tree};
 use crate::diag::{self, Context as _, Diagnostic};
+use crate::digest::Digest;
 use crate::layer::node::{self, open_directory};
 
 /// What to select.
@@ -72,27 +73,62 @@ pub struct SelectError {
 ///
 /// Digests are taken from `index` where the file has not changed, and remembered there.
 pub fn select(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> Result<Listing, SelectError> {
-    Ok(find(tree, request, index, true)?.listing)
+    Ok(list(tree, request, index, Purpose::Listing)?.listing)
 }
 
 /// The same, but only files whose digests are remembered have one.
 pub fn survey(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> Result<Survey, SelectError> {
-    find(tree, request, index, false)
+    list(tree, request, index, Purpose::Survey)
 }
 
-fn find(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>, reads: bool) -> Result<Survey, SelectError> {
+/// The digest of the listing, if no file has to be read for it.
+pub fn digest(tree: &Tree, request: &Request<'_>, index: &HashIndex) -> Result<Option<Digest>, SelectError> {
+    find(tree, request, Some(index), Purpose::Digest, |selector, _, _| Ok(selector.out.digest()))
+}
+
+fn list(
+    tree: &Tree,
+    request: &Request<'_>,
+    index: Option<&HashIndex>,
+    purpose: Purpose,
+) -> Result<Survey, SelectError> {
+    let found = find(tree, request, index, purpose, |selector, hashers, ends| {
+        let (found, (mut entries, unread)) = (selector.found, selector.out.finish());
+        let source = |slot| Blame::Source(ends.partition_point(|end| *end <= slot));
+        let hashed = hashers.finish();
+        fill(&mut entries, hashed.map_err(|(slot, diagnostic)| SelectError { blame: source(slot), diagnostic })?);
+        Ok((found, entries, unread))
+    });
+    let (found, mut entries, unread) = found?;
+    // From the last, so that the first, which mostly is the only one, stays where it is.
+    let selections = found.into_iter().rev().map(|(name, count)| match entries.len().saturating_sub(count) {
+        0 => Selection { name, entries: std::mem::take(&mut entries) },
+        begin => Selection { name, entries: entries.split_off(begin) },
+    });
+    let mut selections: Vec<_> = selections.collect();
+    selections.reverse();
+    Ok(Survey { listing: Listing { selections }, unread })
+}
+
+/// Finds what is selected. `end` gets that, those who read, and how many entries there were after each source.
+fn find<T>(
+    tree: &Tree,
+    request: &Request<'_>,
+    index: Option<&HashIndex>,
+    purpose: Purpose,
+    end: impl FnOnce(Selector<'_, '_, '_>, &Hashers<'_, '_>, &[usize]) -> Result<T, SelectError>,
+) -> Result<T, SelectError> {
     let excludes = IgnoreRules::from_patterns(request.excludes)
         .map_err(|(index, diagnostic)| SelectError { blame: Blame::Exclude(index), diagnostic })?;
-    // How many entries there were after each source.
     let mut ends = Vec::new();
-    let selected = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let hashers = Hashers::new(scope, request.threads);
         let mut selector = Selector {
             tree,
             root: Resolver::new(tree).map_err(blame(Blame::Tree))?,
             exclude: (!excludes.is_empty()).then_some(&excludes),
             ahead: Ahead::new(scope, request.threads),
-            out: Collector::new(tree, index, &hashers, reads).map_err(blame(Blame::Tree))?,
+            out: Collector::new(tree, index, &hashers, purpose).map_err(blame(Blame::Tree))?,
             found: Vec::new(),
         };
         for (index, source) in request.sources.iter().enumerate() {
@@ -105,21 +141,8 @@ fn find(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>, reads: bo
             result.map_err(blame(Blame::Source(index)))?;
             ends.push(selector.out.len());
         }
-        let (found, (mut entries, unread)) = (selector.found, selector.out.finish());
-        let source = |slot| Blame::Source(ends.partition_point(|end| *end <= slot));
-        let hashed = hashers.finish();
-        fill(&mut entries, hashed.map_err(|(slot, diagnostic)| SelectError { blame: source(slot), diagnostic })?);
-        Ok((found, entries, unread))
-    });
-    let (found, mut entries, unread) = selected?;
-    // From the last, so that the first, which mostly is the only one, stays where it is.
-    let selections = found.into_iter().rev().map(|(name, count)| match entries.len().saturating_sub(count) {
-        0 => Selection { name, entries: std::mem::take(&mut entries) },
-        begin => Selection { name, entries: entries.split_off(begin) },
-    });
-    let mut selections: Vec<_> = selections.collect();
-    selections.reverse();
-    Ok(Survey { listing: Listing { selections }, unread })
+        end(selector, &hashers, &ends)
+    })
 }
 
 fn blame(blame: Blame) -> impl Fn(Diagnostic) -> SelectError {
@@ -198,6 +221,7 @@ impl<'scope> Selector<'_, 'scope, '_> {
                 self.take_directory(&directory, name)
             }
             Found::Leaf(leaf) => {
+                self.out.begin(name);
                 self.push_leaf(&leaf, b"")?;
                 self.found.push((name.to_vec(), 1));
                 Ok(None)
@@ -208,6 +232,7 @@ impl<'scope> Selector<'_, 'scope, '_> {
 
     pub(super) fn take_directory(&mut self, directory: &Directory, name: &[u8]) -> diag::Result<Option<Missing>> {
         let first = self.out.len();
+        self.out.begin(name);
         let start = Start { directory, land: b"", verdicts: Verdicts::default(), is_selected: true };
         // The root is there even if all that is in it is hidden.
         if walk(self.tree, &start, self.filter(), &self.ahead, &mut self.out)? == Walked::Hidden {

@@ -113,7 +113,13 @@ fn answer(question: &[&str]) -> String {
         };
         let tree = tree(directory.path(), ignore.as_ref().map(String::as_bytes));
         let request = Request { excludes: &excludes, ..request(&rest.split(' ').collect::<Vec<_>>(), form) };
-        answer += &select(&tree, &request, None).map_or_else(|error| show_error(&error), |listing| show(&listing));
+        let index = HashIndex::new(LATER);
+        let listing = select(&tree, &request, Some(&index));
+        match &listing {
+            Ok(listing) => assert_eq!(digest(&tree, &request, &index), Ok(Some(listing.digest())), "{rest}"),
+            Err(error) => assert_eq!(digest(&tree, &request, &index).as_ref(), Err(error), "{rest}"),
+        }
+        answer += &listing.map_or_else(|error| show_error(&error), |listing| show(&listing));
     }
     answer
 }
@@ -233,7 +239,12 @@ fn the_listing_depends_on_neither_threads_nor_directory_order() {
     }
     let lines = |root: &Path, threads: usize| {
         let request = Request { threads, ..request(&["."], Form::Wildcard) };
-        select(&tree(root, None), &request, None).unwrap().lines()
+        let tree = tree(root, None);
+        let index = HashIndex::new(LATER);
+        let listing = select(&tree, &request, Some(&index)).unwrap();
+        // Now that all files are known, the digest alone is the same.
+        assert_eq!(digest(&tree, &request, &index), Ok(Some(listing.digest())));
+        listing.lines()
     };
     let expected = lines(one.path(), 1);
     assert_eq!(expected.len(), 1 + 7 + 77 + 800 + 1 + 700);
@@ -426,6 +437,9 @@ fn a_file_is_read_again_only_when_it_has_changed() {
     let first = HashIndex::new(LATER);
     let expected = select(&first);
     let saved = first.to_bytes().unwrap();
+
+    // Nor is there a digest where a file would have to be read.
+    assert_eq!(digest(&tree, &request, &HashIndex::new(LATER)), Ok(None));
 
     // Nothing is written the second time: every file was found.
     let second = HashIndex::from_bytes(saved.clone(), LATER);

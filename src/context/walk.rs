@@ -92,11 +92,12 @@ pub fn walk<'a>(
     if let Some(level) = walk.levels.last_mut() {
         level.is_selected = start.is_selected;
     }
-    loop {
+    while !out.has_given_up() {
         if let Some(walked) = walk.step(out)? {
             return Ok(walked);
         }
     }
+    Ok(Walked::Selected)
 }
 
 /// The error for what cannot be opened, with the way around what need not be read.

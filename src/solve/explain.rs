@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::facts::UNKNOWN;
+use super::input::Keeps;
 use super::{Keyed, Layers, Lookup, Settings, Solver, is_shown};
 use crate::cache::{self, Difference, Facts, Reason};
 use crate::context;
@@ -48,7 +49,7 @@ pub fn explain(
                 Lookup::Miss(key) => (false, solver.why(id, &key)?),
             }
         } else {
-            let key = solver.facts(id, None)?;
+            let key = solver.facts(id, None, Keeps::Listings)?;
             let mut reasons: Vec<_> = missed
                 .iter()
                 .map(|need| format!("it follows `{}`, which has to run", plan.step(*need).title))

@@ -1,6 +1,6 @@
 //! The facts of a step's key: everything its result depends on, by name.
 
-use super::input::{Read, Reads};
+use super::input::{Keeps, Read, Reads};
 use super::{Keyed, Solver, Stack, Standing, standing};
 use crate::cache::Facts;
 use crate::diag::Result;
@@ -12,7 +12,7 @@ pub(super) const UNKNOWN: &str = "unknown";
 
 impl Solver<'_> {
     /// `parent`: the layers below; `None` in an explanation, when they are not known.
-    pub(super) fn facts(&self, id: StepId, parent: Option<&Stack>) -> Result<Keyed> {
+    pub(super) fn facts(&self, id: StepId, parent: Option<&Stack>, keeps: Keeps) -> Result<Keyed> {
         let step = self.plan.step(id);
         let parent_fact = match (standing(&step.op), parent) {
             (Standing::Alone, _) => Stack::default().fact(),
@@ -23,12 +23,14 @@ impl Solver<'_> {
         let mut facts = match &step.op {
             Op::Run(run) => {
                 let mut facts = Facts::new(&parent_fact, run_op(run));
-                self.run_facts(&mut facts, run, &mut reads)?;
+                self.run_facts(&mut facts, run, keeps, &mut reads)?;
                 facts
             }
             Op::Copy(copy) => {
                 let mut facts = Facts::new(&parent_fact, copy_op(copy));
-                self.copy_facts(&mut facts, id, copy, parent, &mut reads)?;
+                self.copy_facts(&mut facts, copy, parent)?;
+                let keeps = if self.may_leave_unread(id, copy, &facts)? { Keeps::Surveys } else { keeps };
+                self.file_facts(&mut facts, copy, keeps, &mut reads)?;
                 facts
             }
             Op::Workdir(Workdir { path, user }) => {
@@ -39,7 +41,7 @@ impl Solver<'_> {
             Op::From(Root::Directory(name)) => {
                 let mut facts = Facts::new(&parent_fact, format!("FROM {name}"));
                 let input = crate::plan::Input::Directory(name.clone());
-                let digest = self.read_all(&input, &mut reads)?;
+                let digest = self.read_all(&input, keeps, &mut reads)?;
                 facts.add("files", digest.to_string());
                 facts
             }
@@ -71,7 +73,7 @@ impl Solver<'_> {
         }
     }
 
-    fn run_facts(&self, facts: &mut Facts, run: &Run, reads: &mut Reads) -> Result<()> {
+    fn run_facts(&self, facts: &mut Facts, run: &Run, keeps: Keeps, reads: &mut Reads) -> Result<()> {
         for (name, value) in &run.env {
             facts.add(format!("env {name}"), value);
         }
@@ -106,7 +108,7 @@ impl Solver<'_> {
         for (place, mount) in run.mounts.iter().enumerate() {
             let value = match &mount.kind {
                 RunMountKind::Bind { from, source, is_writable } => {
-                    let digest = self.read_mount(place, from, source, mount, reads)?;
+                    let digest = self.read_mount(place, from, source, mount, keeps, reads)?;
                     format!("bind {}{digest}", if *is_writable { "rw " } else { "" })
                 }
                 // What a cache holds never decides a result.
@@ -127,14 +129,7 @@ impl Solver<'_> {
         Ok(())
     }
 
-    fn copy_facts(
-        &self,
-        facts: &mut Facts,
-        id: StepId,
-        copy: &Copy,
-        parent: Option<&Stack>,
-        reads: &mut Reads,
-    ) -> Result<()> {
+    fn copy_facts(&self, facts: &mut Facts, copy: &Copy, parent: Option<&Stack>) -> Result<()> {
         if let Some(chown) = &copy.chown {
             // The parent's passwd decides what a name means, and the parent is a fact; a layer of its
             // own has no parent, so it is keyed on the ids.
@@ -150,8 +145,11 @@ impl Solver<'_> {
         if let Some(chmod) = &copy.chmod {
             facts.add("mode", &chmod.text);
         }
-        let unread = self.may_leave_unread(id, copy, facts)?;
-        let digest = self.read_sources(copy, unread, reads)?;
+        Ok(())
+    }
+
+    fn file_facts(&self, facts: &mut Facts, copy: &Copy, keeps: Keeps, reads: &mut Reads) -> Result<()> {
+        let digest = self.read_sources(copy, keeps, reads)?;
         let repositories = copy.sources.iter().zip(&reads.sources).filter_map(|(source, read)| match (source, read) {
             (CopySource::Git(git), Read::Git(commit)) => Some((git, commit)),
             _ => None,

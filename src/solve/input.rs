@@ -48,6 +48,16 @@ pub(super) struct Reads {
     pub mounts: BTreeMap<usize, Read>,
 }
 
+/// What is kept of what a step reads of a directory of the host, when its key is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keeps {
+    /// Nothing, if no file has to be read: enough for a hit.
+    Digests,
+    Listings,
+    /// And files of which nothing is known need not be read, if they are many.
+    Surveys,
+}
+
 pub(super) enum Read {
     /// Files of a directory of the host, as they were when the key was made; or those of a rootfs, once they are
     /// copied.
@@ -60,6 +70,8 @@ pub(super) enum Read {
         opened: Arc<Opened>,
         survey: Survey,
     },
+    /// Files of a directory of the host, of which nothing was kept.
+    Digested,
     /// Files of a rootfs, which cannot change: listed again when they are copied.
     Immutable,
     Heredoc,
@@ -69,11 +81,21 @@ pub(super) enum Read {
 }
 
 impl Reads {
+    /// Whether something that was read for the key would have to be read again for the step.
+    pub fn are_digested(&self) -> bool {
+        self.sources.iter().chain(self.mounts.values()).any(|read| matches!(read, Read::Digested))
+    }
+
     /// The lines of everything listed, for keeping and comparing.
     pub fn lines(&self) -> Vec<Vec<u8>> {
         let listed = self.sources.iter().filter_map(|read| match read {
             Read::Listed { listing, .. } => Some(listing),
-            Read::Surveyed { .. } | Read::Immutable | Read::Heredoc | Read::Downloaded(_) | Read::Git(_) => None,
+            Read::Surveyed { .. }
+            | Read::Digested
+            | Read::Immutable
+            | Read::Heredoc
+            | Read::Downloaded(_)
+            | Read::Git(_) => None,
         });
         listed.flat_map(|listing| lines::lines(listing)).collect()
     }
@@ -167,19 +189,19 @@ impl Solver<'_> {
 
     /// The digest of what a COPY or ADD reads, source by source; `None` while the stage it reads from
     /// is not solved or an image's layers would have to be fetched first, for a URL of which nothing is known, or if the
-    /// files of its one source may be and are left `unread`.
-    pub(super) fn read_sources(&self, copy: &Copy, unread: bool, reads: &mut Reads) -> Result<Option<Digest>> {
+    /// files of its one source are left unread.
+    pub(super) fn read_sources(&self, copy: &Copy, keeps: Keeps, reads: &mut Reads) -> Result<Option<Digest>> {
         let mut hasher = Hasher::default();
         for source in &copy.sources {
             let (digest, read) = match source {
-                CopySource::Path(path) if unread => match self.survey_path(copy, path)? {
+                CopySource::Path(path) if keeps == Keeps::Surveys => match self.survey_path(copy, path)? {
                     Some(Read::Listed { opened, listing }) => (listing.digest(), Read::Listed { opened, listing }),
                     surveyed => {
                         reads.sources.extend(surveyed);
                         return Ok(None);
                     }
                 },
-                CopySource::Path(path) => match self.read_path(copy, path)? {
+                CopySource::Path(path) => match self.read_path(copy, path, keeps)? {
                     Some(found) => found,
                     None => return Ok(None),
                 },
@@ -216,10 +238,9 @@ impl Solver<'_> {
         Ok(Some(Read::Listed { opened, listing }))
     }
 
-    fn read_path(&self, copy: &Copy, path: &Located) -> Result<Option<(Digest, Read)>> {
+    fn read_path(&self, copy: &Copy, path: &Located, keeps: Keeps) -> Result<Option<(Digest, Read)>> {
         if let Some(opened) = self.opened(&copy.from)? {
-            let listing = Arc::new(self.listing(&opened.tree, copy, path, opened.index())?);
-            return Ok(Some((listing.digest(), Read::Listed { opened, listing })));
+            return self.read_host(opened, path, form_of(copy), &copy.exclude, keeps).map(Some);
         }
         let Some(stack) = self.stack_of(&copy.from) else { return Ok(None) };
         // A rootfs never changes, so what was found in it once is so for ever.
@@ -246,6 +267,33 @@ impl Solver<'_> {
         Ok(Some((digest, Read::Immutable)))
     }
 
+    /// The digest of what `path` selects in a directory of the host.
+    fn read_host(
+        &self,
+        opened: Arc<Opened>,
+        path: &Located,
+        form: Form,
+        excludes: &[String],
+        keeps: Keeps,
+    ) -> Result<(Digest, Read)> {
+        if keeps == Keeps::Digests
+            && let Some(index) = opened.index()
+        {
+            let request = self.request(path, form, excludes);
+            if let Some(digest) =
+                context::digest(&opened.tree, &request, index).map_err(|error| located(error, path))?
+            {
+                return Ok((digest, Read::Digested));
+            }
+        }
+        let listing = Arc::new(self.select(&opened.tree, path, form, excludes, opened.index())?);
+        Ok((listing.digest(), Read::Listed { opened, listing }))
+    }
+
+    fn request<'p>(&self, path: &'p Located, form: Form, excludes: &'p [String]) -> Request<'p> {
+        Request { sources: vec![&path.text], form, excludes, threads: self.settings.hash_threads }
+    }
+
     /// What one source argument of a copy selects.
     pub(super) fn listing(
         &self,
@@ -259,8 +307,7 @@ impl Solver<'_> {
 
     /// The same, but files are not read.
     fn survey(&self, tree: &Tree, copy: &Copy, path: &Located, index: Option<&HashIndex>) -> Result<Survey> {
-        let threads = self.settings.hash_threads;
-        let request = Request { sources: vec![&path.text], form: form_of(copy), excludes: &copy.exclude, threads };
+        let request = self.request(path, form_of(copy), &copy.exclude);
         context::survey(tree, &request, index).map_err(|error| located(error, path))
     }
 
@@ -273,8 +320,7 @@ impl Solver<'_> {
         excludes: &[String],
         index: Option<&HashIndex>,
     ) -> Result<Listing> {
-        let threads = self.settings.hash_threads;
-        let request = Request { sources: vec![&path.text], form, excludes, threads };
+        let request = self.request(path, form, excludes);
         context::select(tree, &request, index).map_err(|error| located(error, path))
     }
 
@@ -299,14 +345,14 @@ impl Solver<'_> {
         from: &Input,
         source: &str,
         mount: &RunMount,
+        keeps: Keeps,
         reads: &mut Reads,
     ) -> Result<String> {
         let at = Located { text: source.to_owned(), source: Arc::clone(&mount.source), span: mount.span };
         if let Some(opened) = self.opened(from)? {
-            let listing = Arc::new(self.select(&opened.tree, &at, Form::Literal, &[], opened.index())?);
-            let digest = listing.digest().to_string();
-            reads.mounts.insert(place, Read::Listed { opened, listing });
-            return Ok(digest);
+            let (digest, read) = self.read_host(opened, &at, Form::Literal, &[], keeps)?;
+            reads.mounts.insert(place, read);
+            return Ok(digest.to_string());
         }
         reads.mounts.insert(place, Read::Immutable);
         let stack = self.stack_of(from);
@@ -314,13 +360,12 @@ impl Solver<'_> {
     }
 
     /// The digest of a whole named context.
-    pub(super) fn read_all(&self, input: &Input, reads: &mut Reads) -> Result<Digest> {
+    pub(super) fn read_all(&self, input: &Input, keeps: Keeps, reads: &mut Reads) -> Result<Digest> {
         let Some(opened) = self.opened(input)? else { return Ok(Digest::of(b"")) };
         let everything =
             Located { text: "/".into(), source: Source::new(&opened.tree.name, ""), span: Span::default() };
-        let listing = Arc::new(self.select(&opened.tree, &everything, Form::Literal, &[], opened.index())?);
-        let digest = listing.digest();
-        reads.sources.push(Read::Listed { opened, listing });
+        let (digest, read) = self.read_host(opened, &everything, Form::Literal, &[], keeps)?;
+        reads.sources.push(read);
         Ok(digest)
     }
 }

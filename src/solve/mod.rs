@@ -29,6 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use self::input::Keeps;
 use crate::cache::{Facts, Record, Records};
 use crate::container::{Dns, HostAddress, Limits, Rung};
 use crate::diag::Result;
@@ -354,12 +355,16 @@ impl<'a> Solver<'a> {
     }
 
     fn look_up_record(&self, id: StepId, parent: &Stack) -> Result<Lookup> {
-        let key = self.facts(id, Some(parent))?;
-        let found = if self.asks_cache(id) { self.recorded(id, &key.facts)? } else { None };
-        Ok(match found {
-            Some(solved) => Lookup::Hit(solved),
-            None => Lookup::Miss(key),
-        })
+        if self.asks_cache(id) {
+            let key = self.facts(id, Some(parent), Keeps::Digests)?;
+            if let Some(solved) = self.recorded(id, &key.facts)? {
+                return Ok(Lookup::Hit(solved));
+            }
+            if !key.reads.are_digested() {
+                return Ok(Lookup::Miss(key));
+            }
+        }
+        self.facts(id, Some(parent), Keeps::Listings).map(Lookup::Miss)
     }
 
     /// The result that the record of `facts` names, if record and layer are there and whole.
