@@ -1,7 +1,7 @@
 //! A listing of files that nobody has read yet. Whoever reads them anyway later says then what they hold; the others
 //! are read when they are asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
@@ -82,12 +82,13 @@ impl Survey {
         wanted: Option<&[usize]>,
         threads: usize,
     ) -> Result<()> {
+        let wanted = wanted.map(|numbers| numbers.iter().collect::<BTreeSet<_>>());
         let root = tree.root.try_clone().context(|| format!("cannot read {}", tree.described()))?;
         let root = Arc::new(root);
         let mut jobs = BTreeMap::new();
         for entry in self.entries_mut() {
             if let EntryKind::Unread { number, .. } = entry.kind
-                && wanted.is_none_or(|wanted| wanted.contains(&number))
+                && wanted.as_ref().is_none_or(|wanted| wanted.contains(&number))
             {
                 jobs.entry(number).or_insert_with(|| entry.path.clone());
             }

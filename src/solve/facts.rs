@@ -20,34 +20,23 @@ impl Solver<'_> {
             (Standing::OnStack, None) => UNKNOWN.to_owned(),
         };
         let mut reads = Reads::default();
-        let mut facts = match &step.op {
-            Op::Run(run) => {
-                let mut facts = Facts::new(&parent_fact, run_op(run));
-                self.run_facts(&mut facts, run, keeps, &mut reads)?;
-                facts
-            }
+        let mut facts = Facts::new(&parent_fact, op_fact(&step.op).unwrap_or_default());
+        match &step.op {
+            Op::Run(run) => self.run_facts(&mut facts, run, keeps, &mut reads)?,
             Op::Copy(copy) => {
-                let mut facts = Facts::new(&parent_fact, copy_op(copy));
                 self.copy_facts(&mut facts, copy, parent)?;
                 let keeps = if self.may_leave_unread(id, copy, &facts)? { Keeps::Surveys } else { keeps };
                 self.file_facts(&mut facts, copy, keeps, &mut reads)?;
-                facts
             }
-            Op::Workdir(Workdir { path, user }) => {
-                let mut facts = Facts::new(&parent_fact, format!("WORKDIR {path}"));
-                facts.add("user", user.as_ref().map_or("", |user| &user.text));
-                facts
-            }
+            Op::Workdir(Workdir { user, .. }) => facts.add("user", user.as_ref().map_or("", |user| &user.text)),
             Op::From(Root::Directory(name)) => {
-                let mut facts = Facts::new(&parent_fact, format!("FROM {name}"));
                 let input = crate::plan::Input::Directory(name.clone());
                 let digest = self.read_all(&input, keeps, &mut reads)?;
                 facts.add("files", digest.to_string());
-                facts
             }
             // These have no key: they cost nothing to do again.
-            Op::From(_) | Op::Configure => Facts::new(&parent_fact, ""),
-        };
+            Op::From(_) | Op::Configure => {}
+        }
         if let (Some(epoch), Op::Copy(_) | Op::Workdir(_) | Op::From(_)) = (self.host.epoch(), &step.op) {
             facts.add("epoch", epoch.to_string());
         }
@@ -166,6 +155,17 @@ impl Solver<'_> {
         }
         facts.add("files", digest.map_or_else(|| UNKNOWN.to_owned(), |digest| digest.to_string()));
         Ok(())
+    }
+}
+
+/// The `op` of a step that has a key.
+pub(super) fn op_fact(op: &Op) -> Option<String> {
+    match op {
+        Op::Run(run) => Some(run_op(run)),
+        Op::Copy(copy) => Some(copy_op(copy)),
+        Op::Workdir(Workdir { path, .. }) => Some(format!("WORKDIR {path}")),
+        Op::From(Root::Directory(name)) => Some(format!("FROM {name}")),
+        Op::From(_) | Op::Configure => None,
     }
 }
 

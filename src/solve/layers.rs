@@ -107,6 +107,16 @@ impl<'a> Layers<'a> {
         Ok(true)
     }
 
+    /// Whether all of the stack is there as files.
+    pub fn are_unpacked(&self, stack: &Stack) -> Result<bool> {
+        for wanted in stack.layers() {
+            if self.unpacked(wanted)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Bottom first: a layer is unpacked onto those below it.
     fn unpack(
         &self,

@@ -19,6 +19,7 @@ mod input;
 mod layers;
 mod network;
 mod outline;
+mod prefetch;
 mod schedule;
 mod stack;
 mod wreck;

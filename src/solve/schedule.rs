@@ -29,11 +29,15 @@ pub(super) fn run(solver: &Solver<'_>) -> Result<()> {
     let threads = solver.settings.jobs.clamp(1, stages.len());
     let mut board = Board { ready: BTreeSet::new(), waiting: unsolved, running: 0, failure: None };
     board.promote(solver);
+    let bases = solver.bases_ahead(&board.waiting)?;
     let (board, changed) = (Mutex::new(board), Condvar::new());
-    if threads == 1 {
+    if threads == 1 && bases.is_empty() {
         work(solver, &board, &changed);
     } else {
         std::thread::scope(|scope| {
+            if !bases.is_empty() {
+                scope.spawn(|| solver.prefetch(&bases));
+            }
             for _ in 0..threads {
                 scope.spawn(|| work(solver, &board, &changed));
             }

@@ -14,7 +14,7 @@ pub struct StackLayer {
 }
 
 /// A rootfs as layers, bottom first. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stack {
     layers: Arc<Vec<StackLayer>>,
     chain: Option<ChainId>,

@@ -88,9 +88,7 @@ impl Builder {
 
     /// A build that is followed line by line.
     pub fn follow(&self, args: &[&str]) -> Following {
-        let mut child = self.build_command(args).stderr(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        Following { child, lines }
+        Following::of(&mut self.build_command(args))
     }
 }
 
@@ -107,6 +105,12 @@ impl Drop for Following {
 }
 
 impl Following {
+    pub fn of(command: &mut Command) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }

@@ -3,6 +3,8 @@
 
 use std::sync::Barrier;
 
+use super::super::builder::Following;
+use super::super::sandbox::busybox_layout;
 use super::*;
 
 /// Answers for the fixture, and for a `HEAD` of its name.
@@ -75,6 +77,36 @@ fn a_step_or_an_archive_that_needs_files_fetches_them() {
     assert_eq!(fetched(), 2);
     let third = Sandbox::new();
     assert_eq!(done(&third, &["load", "-i", other.path("saved.tar").to_str().unwrap()]), "app:latest\n");
+}
+
+/// What a step needs that waits for another stage is fetched meanwhile, unless it never needs it.
+#[test]
+fn a_base_is_fetched_while_another_stage_runs() {
+    let is_fetched_early = |last: &str| {
+        let fixture = Arc::new(Fixture::new());
+        let server = serve(&fixture);
+        let last = last.replace("BASE", &server.host());
+        let sandbox =
+            context(&format!("FROM busybox AS one\nRUN echo running; sleep 4; echo slow > /f\nRUN echo over\n{last}"));
+        let busybox = format!("busybox=oci-layout://{}", busybox_layout().display());
+        let mut command = sandbox.command(&["build", "--progress", "plain", "--build-context", &busybox, "context"]);
+        let mut build = Following::of(&mut command);
+        build.until("running");
+        build.until("over");
+        let is_early = !server.seen_at("GET", &fixture.layer_path()).is_empty();
+        assert_eq!(build.end().0, Some(0));
+        is_early
+    };
+    let lasts = [
+        "FROM BASE/app\nCOPY --from=one /f /f\n",
+        "FROM busybox\nCOPY --from=one /f /g\nCOPY --from=BASE/app /file /file\n",
+        "FROM BASE/app\nCOPY --link --from=one /f /f\n",
+    ];
+    let is_early = std::thread::scope(|scope| {
+        let builds = lasts.map(|last| scope.spawn(move || is_fetched_early(last)));
+        builds.map(|build| build.join().unwrap())
+    });
+    assert_eq!(is_early, [true, true, false]);
 }
 
 #[test]
