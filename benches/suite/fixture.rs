@@ -71,6 +71,7 @@ impl Fixture {
             let aside = (0..).map(|number| self.dir.join("trash").join(number.to_string())).find(|path| !path.exists());
             let aside = aside.ok_or("no room in the trash")?;
             fs::rename(&store, &aside).map_err(|error| format!("cannot set {} aside: {error}", store.display()))?;
+            forget(&aside)?;
         }
         self.know_base(player)
     }
@@ -195,6 +196,22 @@ pub fn files(dir: &Path, count: usize, bytes: usize) -> Result<()> {
             make_dir(&folder)?;
         }
         write(&folder.join(format!("{number:06}")), &noise.bytes(bytes))?;
+    }
+    Ok(())
+}
+
+/// Gives back the memory that large files take. In a virtual machine memory that was never used is dear, and each
+/// round would need other.
+fn forget(dir: &Path) -> Result<()> {
+    const LARGE_BYTES: u64 = 1 << 20;
+    for entry in walkdir::WalkDir::new(dir).into_iter().filter_map(std::result::Result::ok) {
+        let is_large = entry.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() >= LARGE_BYTES);
+        if is_large {
+            let file = fs::File::open(entry.path()).map_err(|error| error.to_string())?;
+            file.sync_data().map_err(|error| error.to_string())?;
+            let all = rustix::fs::Advice::DontNeed;
+            rustix::fs::fadvise(&file, 0, None, all).map_err(|error| error.to_string())?;
+        }
     }
     Ok(())
 }
