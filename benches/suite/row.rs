@@ -351,6 +351,12 @@ fn many_files(fixture: &Fixture, player: Player, round: usize) -> Result<Sample>
 // ---- registry
 
 /// The floor is the slowest of what has to be done: to download, to hash, to decompress, to unpack.
+fn is_gzip(path: &Path) -> bool {
+    use std::io::Read as _;
+    let mut magic = [0; 2];
+    fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == [0x1f, 0x8b]
+}
+
 fn pull(fixture: &Fixture, player: Player, round: usize) -> Result<Sample> {
     let address = fixture.registry()?.to_owned();
     let work = fixture.dir.join("work");
@@ -374,6 +380,8 @@ fn pull(fixture: &Fixture, player: Player, round: usize) -> Result<Sample> {
         let largest = fs::read_dir(&blobs)
             .map_err(|error| format!("no blobs: {error}"))?
             .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+            // The layer is there as it was made, too.
+            .filter(|path| is_gzip(path))
             .max_by_key(|path| fs::metadata(path).map_or(0, |metadata| metadata.len()))
             .ok_or("no blobs")?;
         fs::copy(&largest, work.join("layer.tar.gz")).map_err(|error| error.to_string())?;
