@@ -104,6 +104,9 @@ pub struct Solved {
     idle_op: Option<String>,
 }
 
+/// How long what was found of a step that misses is taken as it is.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// Everything the steps of one build share.
 pub struct Solver<'a> {
     plan: &'a Plan,
@@ -122,8 +125,8 @@ pub struct Solver<'a> {
     may_fetch: AtomicBool,
     /// Whether files of a copy may be left for later where they are not needed to look for a record.
     leaves_unread: bool,
-    /// Steps that the first pass has found to miss.
-    missed: Mutex<BTreeMap<StepId, Keyed>>,
+    /// Steps that the first pass has found to miss, and when.
+    missed: Mutex<BTreeMap<StepId, (Instant, Keyed)>>,
 }
 
 /// Results by step, for all steps of the plan.
@@ -249,7 +252,7 @@ impl<'a> Solver<'a> {
                 if let Some(Lookup::Miss(key)) = found
                     && key.is_known()
                 {
-                    self.missed.lock().unwrap_or_else(PoisonError::into_inner).insert(id, key);
+                    self.missed.lock().unwrap_or_else(PoisonError::into_inner).insert(id, (Instant::now(), key));
                 }
                 // What stands on a miss misses too, nearly always.
                 if !is_expecting && self.wants_network(id) {
@@ -297,7 +300,9 @@ impl<'a> Solver<'a> {
 
     fn bring_quietly(&self, id: StepId, number: Number) -> Result<Solved> {
         let missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        let key = match missed.map_or_else(|| self.look_up(id), |key| Ok(Lookup::Miss(key)))? {
+        // Who changes a context while a step waits for its turn has done nothing wrong.
+        let missed = missed.filter(|(found, _)| found.elapsed() < FRESH).map(|(_, key)| Lookup::Miss(key));
+        let key = match missed.map_or_else(|| self.look_up(id), Ok)? {
             Lookup::Hit(solved) => return Ok(solved),
             Lookup::Miss(key) => key,
         };
