@@ -350,13 +350,13 @@ fn many_files(fixture: &Fixture, player: Player, round: usize) -> Result<Sample>
 
 // ---- registry
 
-/// The floor is the slowest of what has to be done: to download, to hash, to decompress, to unpack.
 fn is_gzip(path: &Path) -> bool {
     use std::io::Read as _;
     let mut magic = [0; 2];
     fs::File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == [0x1f, 0x8b]
 }
 
+/// The floor is the slowest of what has to be done: to download, to hash, to decompress, to unpack.
 fn pull(fixture: &Fixture, player: Player, round: usize) -> Result<Sample> {
     let address = fixture.registry()?.to_owned();
     let work = fixture.dir.join("work");

@@ -86,8 +86,8 @@ impl<'a> Records<'a> {
     }
 
     /// Whether there may be records of the same op, or one at the same slot.
-    pub fn has_any_like(self, facts: &Facts, slot: &str) -> Result<bool> {
-        for (folder, name) in [("cache/op", facts.get("op").unwrap_or_default()), ("cache/slot", slot)] {
+    pub fn has_any_like(self, op: &str, slot: &str) -> Result<bool> {
+        for (folder, name) in [("cache/op", op), ("cache/slot", slot)] {
             if self.store.read_record(folder, &Digest::of(name.as_bytes()).hex())?.is_some() {
                 return Ok(true);
             }

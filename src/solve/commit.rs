@@ -26,7 +26,7 @@ impl Solver<'_> {
     ) -> Result<Solved> {
         let step = self.plan.step(id);
         let standing = super::standing(&step.op);
-        let below = step.parent.and_then(|parent| self.get(parent)).map(|p| p.stack.clone()).unwrap_or_default();
+        let below = self.below(id);
         let lowers = match standing {
             Standing::OnStack => self.layers.lowers(&below)?,
             Standing::Alone => Vec::new(),

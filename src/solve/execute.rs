@@ -44,7 +44,7 @@ impl Solver<'_> {
     pub(super) fn execute(&self, id: StepId, number: Number, key: Keyed) -> Result<Solved> {
         let begun = Instant::now();
         let step = self.plan.step(id);
-        let below = step.parent.and_then(|parent| self.get(parent)).map(|p| p.stack.clone()).unwrap_or_default();
+        let below = self.below(id);
         let draft = self.host.store.draft()?;
         match &step.op {
             Op::Run(run) => {

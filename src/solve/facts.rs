@@ -24,9 +24,8 @@ impl Solver<'_> {
         match &step.op {
             Op::Run(run) => self.run_facts(&mut facts, run, keeps, &mut reads)?,
             Op::Copy(copy) => {
-                self.copy_facts(&mut facts, copy, parent)?;
-                let keeps = if self.may_leave_unread(id, copy, &facts)? { Keeps::Surveys } else { keeps };
-                self.file_facts(&mut facts, copy, keeps, &mut reads)?;
+                let keeps = if self.may_leave_unread(id, copy)? { Keeps::Surveys } else { keeps };
+                self.copy_facts(&mut facts, copy, parent, keeps, &mut reads)?;
             }
             Op::Workdir(Workdir { user, .. }) => facts.add("user", user.as_ref().map_or("", |user| &user.text)),
             Op::From(Root::Directory(name)) => {
@@ -118,7 +117,14 @@ impl Solver<'_> {
         Ok(())
     }
 
-    fn copy_facts(&self, facts: &mut Facts, copy: &Copy, parent: Option<&Stack>) -> Result<()> {
+    fn copy_facts(
+        &self,
+        facts: &mut Facts,
+        copy: &Copy,
+        parent: Option<&Stack>,
+        keeps: Keeps,
+        reads: &mut Reads,
+    ) -> Result<()> {
         if let Some(chown) = &copy.chown {
             // The parent's passwd decides what a name means, and the parent is a fact; a layer of its
             // own has no parent, so it is keyed on the ids.
@@ -134,10 +140,6 @@ impl Solver<'_> {
         if let Some(chmod) = &copy.chmod {
             facts.add("mode", &chmod.text);
         }
-        Ok(())
-    }
-
-    fn file_facts(&self, facts: &mut Facts, copy: &Copy, keeps: Keeps, reads: &mut Reads) -> Result<()> {
         let digest = self.read_sources(copy, keeps, reads)?;
         let repositories = copy.sources.iter().zip(&reads.sources).filter_map(|(source, read)| match (source, read) {
             (CopySource::Git(git), Read::Git(commit)) => Some((git, commit)),

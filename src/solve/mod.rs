@@ -222,6 +222,12 @@ impl<'a> Solver<'a> {
         self.solved[id.0].get()
     }
 
+    /// The rootfs that a step stands on; nothing where there is none, or it is not solved.
+    fn below(&self, id: StepId) -> Stack {
+        let parent = self.plan.step(id).parent.and_then(|parent| self.get(parent));
+        parent.map(|parent| parent.stack.clone()).unwrap_or_default()
+    }
+
     fn set(&self, id: StepId, solved: Solved) {
         // Each step is solved once: by the first pass, or by the one thread it was scheduled to.
         let _ = self.solved[id.0].set(Arc::new(solved));
@@ -334,29 +340,21 @@ impl<'a> Solver<'a> {
 
     /// Finds what a step whose inputs are solved gives, without executing anything.
     fn look_up(&self, id: StepId) -> Result<Lookup> {
-        let step = self.plan.step(id);
-        let parent = step.parent.and_then(|parent| self.get(parent));
-        match &step.op {
+        match &self.plan.step(id).op {
             Op::From(root) => match root {
                 Root::Scratch => Ok(Lookup::Hit(self.root(Stack::default()))),
                 Root::Image(key) => Ok(Lookup::Hit(self.root(self.base_stack(key)))),
                 Root::Directory(_) => self.look_up_record(id, &Stack::default()),
             },
-            Op::Configure => {
-                let stack = parent.map(|parent| parent.stack.clone()).unwrap_or_default();
-                Ok(Lookup::Hit(Solved {
-                    stack,
-                    outcome: Outcome::Cached,
-                    created: None,
-                    made_layer: false,
-                    added_bytes: None,
-                    idle_op: None,
-                }))
-            }
-            Op::Run(_) | Op::Copy(_) | Op::Workdir(_) => {
-                let stack = parent.map(|parent| parent.stack.clone()).unwrap_or_default();
-                self.look_up_record(id, &stack)
-            }
+            Op::Configure => Ok(Lookup::Hit(Solved {
+                stack: self.below(id),
+                outcome: Outcome::Cached,
+                created: None,
+                made_layer: false,
+                added_bytes: None,
+                idle_op: None,
+            })),
+            Op::Run(_) | Op::Copy(_) | Op::Workdir(_) => self.look_up_record(id, &self.below(id)),
         }
     }
 
@@ -384,8 +382,7 @@ impl<'a> Solver<'a> {
     /// The state after a step whose result is `record`; `None` when its layer is gone.
     fn adopt(&self, id: StepId, record: &Record, outcome: Outcome) -> Result<Option<Solved>> {
         let step = self.plan.step(id);
-        let parent = step.parent.and_then(|parent| self.get(parent));
-        let below = parent.map(|parent| parent.stack.clone()).unwrap_or_default();
+        let below = self.below(id);
         let solved = match &record.layer {
             None => Solved {
                 stack: below,
@@ -429,6 +426,12 @@ impl<'a> Solver<'a> {
             NoCache::All => false,
             NoCache::Stages(stages) => !stages.contains(&self.plan.step(id).stage),
         }
+    }
+
+    /// Whether there could be a record of a step of which not all is known yet.
+    fn may_hit(&self, id: StepId) -> Result<bool> {
+        let Some(op) = facts::op_fact(&self.plan.step(id).op) else { return Ok(true) };
+        Ok(self.asks_cache(id) && self.records.has_any_like(&op, &self.slot(id))?)
     }
 
     /// Where this step stands, for finding what was there before.

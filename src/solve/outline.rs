@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use super::input::{Opened, Read, files_fact, inputs};
 use super::{Keyed, Solved, Solver, Stack, standing};
-use crate::cache::{Facts, LayerResult};
+use crate::cache::LayerResult;
 use crate::container::{Rung, Sketch};
 use crate::context::{self, EntryKind, Listing, Survey, Unread};
 use crate::copy::{self, Outlining, Owner};
@@ -58,8 +58,8 @@ impl Solver<'_> {
         !self.settings.exports_files
     }
 
-    /// Whether the files of a copy need not be read for its key yet: `facts` are those that are known.
-    pub(super) fn may_leave_unread(&self, id: StepId, copy: &Copy, facts: &Facts) -> Result<bool> {
+    /// Whether the files of a copy need not be read for its key yet.
+    pub(super) fn may_leave_unread(&self, id: StepId, copy: &Copy) -> Result<bool> {
         let is_of_context = matches!(copy.from, Input::Context | Input::Directory(_));
         Ok(self.leaves_unread
             && is_of_context
@@ -67,7 +67,7 @@ impl Solver<'_> {
             && !may_unpack(copy)
             && self.is_last(id)
             && self.footing().rung == Rung::Overlay
-            && !(self.asks_cache(id) && self.records.has_any_like(facts, &self.slot(id))?))
+            && !self.may_hit(id)?)
     }
 
     /// Makes the layer of a copy over `below` so, if it is one that it can be done for; `None` inside for one that
@@ -105,8 +105,7 @@ impl Solver<'_> {
             unreachable!("it was surveyed");
         };
         self.host.reporter.report(Event::Missed { number, reasons: &[] });
-        let step = self.plan.step(id);
-        let below = step.parent.and_then(|parent| self.get(parent)).map(|p| p.stack.clone()).unwrap_or_default();
+        let below = self.below(id);
         let owner = self.copy_owner(copy, &below)?;
         let draft = self.host.store.draft()?;
         let sketched = loop {

@@ -7,10 +7,8 @@
 
 use std::collections::BTreeSet;
 
-use super::facts::op_fact;
 use super::input::inputs;
 use super::{Solver, Stack};
-use crate::cache::Facts;
 use crate::diag::Result;
 use crate::parallel;
 use crate::plan::{Input, Op, StepId};
@@ -38,12 +36,6 @@ impl Solver<'_> {
             }
         }
         Ok(bases)
-    }
-
-    /// Whether there could be a record of a step of which not all is known yet.
-    fn may_hit(&self, id: StepId) -> Result<bool> {
-        let Some(op) = op_fact(&self.plan.step(id).op) else { return Ok(true) };
-        Ok(self.asks_cache(id) && self.records.has_any_like(&Facts::new("", op), &self.slot(id))?)
     }
 
     /// Fetches and unpacks them. The step that needs what cannot be had will say why.
