@@ -3,9 +3,9 @@
 //!
 //! It makes a *lane* for each step that runs at once, and gives it a way out: through the host (`veth`),
 //! else through a program (`userspace`), whichever works first. What does not work is not tried again. A way
-//! through the host that is known to work is opened when a step asks for it.
+//! that is known to work is opened when a step asks for it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -22,10 +22,10 @@ use super::super::userns::Mapping;
 use super::memory::{Forwarding, Memory};
 use super::netlink::Socket;
 use super::range;
-use super::userspace::{self, Place, Program, Started, TUN};
+use super::userspace::{self, Event, Line, Place, Program, Realm, TUN, in_one_line};
 use super::veth::{self, FORBIDDEN, Uplink, Wire};
 use super::{Kind, firewall, lane, link};
-use crate::diag::{Context, Diagnostic, Result};
+use crate::diag::{Context, Result};
 use crate::sys;
 
 /// What the spawner asks for.
@@ -119,7 +119,8 @@ struct Keeper<'a> {
     uplink: Option<Uplink>,
     lanes: BTreeMap<u32, Held>,
     next: u32,
-    starting: Vec<Starting>,
+    /// Lanes whose programs are not ready, and not known to work.
+    starting: Vec<Line>,
     name_servers: NameServers,
 }
 
@@ -127,13 +128,7 @@ struct Keeper<'a> {
 #[derive(Default)]
 struct Held {
     wire: Option<Wire>,
-    program: Option<Started>,
-}
-
-/// A lane whose program is not ready.
-struct Starting {
-    namespace: OwnedFd,
-    started: Started,
+    line: Option<Line>,
 }
 
 /// Takes orders until the spawner is gone. `proc` is a procfs of its pid namespace.
@@ -161,7 +156,11 @@ pub fn keep(orders: &OwnedFd, proc: BorrowedFd<'_>, user_namespace: BorrowedFd<'
     Ok(())
 }
 
-impl Keeper<'_> {
+impl<'a> Keeper<'a> {
+    fn realm(&self) -> Realm<'a> {
+        Realm { user_namespace: self.user_namespace, mapping: self.mapping }
+    }
+
     /// Waits once and does what there is to do; whether there is a spawner still.
     fn turn(&mut self) -> Result<bool> {
         let is_ordered = self.wait()?;
@@ -187,15 +186,11 @@ impl Keeper<'_> {
     /// Sleeps until something happens; whether there is an order.
     fn wait(&self) -> Result<bool> {
         let mut polled = vec![PollFd::from_borrowed_fd(self.orders.as_fd(), PollFlags::IN)];
-        for Starting { started, .. } in &self.starting {
-            polled.push(PollFd::from_borrowed_fd(started.child.pidfd.as_fd(), PollFlags::IN));
-            polled.push(PollFd::from_borrowed_fd(started.events.as_fd(), PollFlags::IN));
-        }
         let wires = self.lanes.values().filter_map(|held| held.wire.as_ref());
         polled.extend(wires.map(|wire| PollFd::from_borrowed_fd(wire.events(), PollFlags::IN)));
-        let programs = self.lanes.values().filter_map(|held| held.program.as_ref());
-        polled.extend(programs.map(|program| PollFd::from_borrowed_fd(program.child.pidfd.as_fd(), PollFlags::IN)));
-        let deadline = self.starting.iter().map(|starting| starting.started.deadline).min();
+        let lines = || self.starting.iter().chain(self.lanes.values().filter_map(|held| held.line.as_ref()));
+        polled.extend(lines().flat_map(Line::events).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        let deadline = lines().filter_map(Line::deadline).min();
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let left = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
         rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, left.as_ref()))
@@ -235,24 +230,28 @@ impl Keeper<'_> {
             Err(failure) => return Ok(self.tell(&News::Failed { kind, failure: failure.into() }, None)),
         };
         if let Some((program, path)) = program {
-            let started = self.start(program, &path, &namespace)?;
-            self.starting.push(Starting { namespace, started });
+            let mut line = self.lay(program, &path, namespace)?;
+            if self.memory.has_worked(&path) {
+                return Ok(self.hand_over_line(line));
+            }
+            line.start(self.realm()).map_err(|error| in_one_line(&error))?;
+            self.starting.push(line);
             return Ok(Ok(()));
         }
         let (traits, held) = match kind {
             Kind::Alone => (Traits::default(), Held::default()),
             Kind::Connected => {
                 let wire = self.wire(&namespace)?;
-                (Traits { name_server: None, host: Some(wire.host) }, Held { wire: Some(wire), program: None })
+                (Traits { name_server: None, host: Some(wire.host) }, Held { wire: Some(wire), line: None })
             }
         };
-        Ok(self.hand_over(kind, &namespace, traits, held))
+        Ok(self.hand_over(kind, namespace.as_fd(), traits).map(|id| drop(self.lanes.insert(id, held))))
     }
 
     /// What would make a way.
     fn hints(&self) -> Vec<String> {
         let has_program = [Program::Pasta, Program::Slirp].into_iter().any(|program| program.find().is_some());
-        let can_open_tun = self.mapping.is_shifted() || userspace::open_tun().is_ok();
+        let can_open_tun = userspace::open_tun(self.mapping).is_ok();
         let mut hints = Vec::new();
         if !has_program {
             hints.push("install `passt`".to_owned());
@@ -360,95 +359,110 @@ impl Keeper<'_> {
             return Err(why.to_owned());
         }
         if !self.mapping.is_shifted() {
-            userspace::open_tun().map_err(|error| in_one_line(&error))?;
+            userspace::open_tun(self.mapping).map_err(|error| in_one_line(&error))?;
         }
         Ok(path)
     }
 
-    fn start(&self, program: Program, path: &Path, namespace: &OwnedFd) -> Result<Started, String> {
+    /// Makes the lane's end of a way through a program.
+    fn lay(&self, program: Program, path: &Path, lane: OwnedFd) -> Result<Line, String> {
         let routes = Socket::open().and_then(|socket| link::routes(&socket));
         let routes =
             routes.map_err(|errno| format!("cannot read the host's routes: {}", std::io::Error::from(errno)))?;
         let range = range::free(&routes.own).next().ok_or("every range of private addresses is in use")?;
         let place = Place {
-            lane: namespace.as_fd(),
-            user_namespace: self.user_namespace,
-            mapping: self.mapping,
             range,
             has_v4: routes.has_default,
+            has_v6: routes.has_default_v6,
             forwards_names: self.name_servers != NameServers::Reachable,
         };
-        userspace::start(program, path, &place).map_err(|error| in_one_line(&error))
+        Line::lay(program, path, lane, place, self.mapping).map_err(|error| in_one_line(&error))
     }
 
     /// Hands over the lanes whose programs are ready; tries another way for those whose program is not.
     fn look_after_programs(&mut self) -> Result<()> {
-        let mut waiting: VecDeque<_> = std::mem::take(&mut self.starting).into();
-        while let Some(Starting { namespace, started }) = waiting.pop_front() {
-            let has_ended = has_ended(&started);
-            if !has_ended && started.is_ready() {
-                let traits = Traits { name_server: started.name_server, host: address_of_host() };
-                let held = Held { wire: None, program: Some(started) };
-                self.hand_over(Kind::Connected, &namespace, traits, held)?;
-                self.learned()?;
-            } else if has_ended || Instant::now() >= started.deadline {
-                let why = match (started.last_words(), has_ended) {
-                    (Some(words), _) => words,
-                    (None, true) => "it ended at once".into(),
-                    (None, false) => format!("it was not ready within {} seconds", userspace::LIMIT.as_secs()),
-                };
-                started.stop();
-                let program = started.program;
-                if !has_ended {
-                    // Those that end can be tried again: that takes no time, and what was in their way may be gone.
-                    self.memory.note_failure(&started.path, &why);
+        for mut line in std::mem::take(&mut self.starting) {
+            match line.look() {
+                Some(Event::Ready) => {
+                    let is_news = self.memory.note_success(&line.path, true);
+                    self.hand_over_line(line)?;
+                    if is_news {
+                        self.learned()?;
+                    }
                 }
-                self.refuse(Way::Program(program), why);
-                self.make(Kind::Connected)?;
-            } else {
-                self.starting.push(Starting { namespace, started });
+                Some(Event::Failed { why, has_ended }) => {
+                    if !has_ended {
+                        // Those that end can be tried again: that takes no time, and what was in their way may be gone.
+                        self.memory.note_failure(&line.path, &why);
+                    }
+                    self.refuse(Way::Program(line.program), why);
+                    self.make(Kind::Connected)?;
+                }
+                _ => self.starting.push(line),
             }
         }
-        let lost: Vec<u32> = self
-            .lanes
-            .iter()
-            .filter(|(_, held)| held.program.as_ref().is_some_and(has_ended))
-            .map(|(id, _)| *id)
-            .collect();
+        let realm = self.realm();
+        let (mut lost, mut stuck) = (Vec::new(), Vec::new());
+        for (id, held) in &mut self.lanes {
+            let Some(line) = &mut held.line else { continue };
+            let why = match line.look() {
+                Some(Event::Asked) => match line.start(realm) {
+                    Ok(()) => continue,
+                    Err(error) => in_one_line(&error),
+                },
+                Some(Event::Failed { why, .. }) => why,
+                Some(Event::Lost) => {
+                    lost.push(*id);
+                    continue;
+                }
+                Some(Event::Ready) | None => continue,
+            };
+            stuck.push((*id, line.program, line.path.clone(), why));
+        }
         for id in lost {
             self.forget(id);
             self.tell(&News::Lost { id }, None)?;
+        }
+        for (id, program, path, why) in stuck {
+            // What was known of it is so no more. Lanes to come go another way.
+            if self.memory.note_success(&path, false) {
+                self.learned()?;
+            }
+            self.refuse(Way::Program(program), why.clone());
+            self.tell(&News::Stuck { id, why }, None)?;
         }
         Ok(())
     }
 
     fn forget(&mut self, id: u32) {
         let Some(held) = self.lanes.remove(&id) else { return };
-        if let Some(program) = held.program {
-            program.stop();
+        if let Some(line) = held.line {
+            line.stop();
         }
         if let (Some(uplink), Some(wire)) = (&mut self.uplink, held.wire) {
             uplink.forget(&wire);
         }
     }
 
-    fn hand_over(&mut self, kind: Kind, namespace: &OwnedFd, traits: Traits, held: Held) -> Result<()> {
+    fn hand_over_line(&mut self, line: Line) -> Result<()> {
+        let traits = Traits { name_server: line.name_server, host: address_of_host() };
+        let id = self.hand_over(Kind::Connected, line.lane.as_fd(), traits)?;
+        self.lanes.insert(id, Held { wire: None, line: Some(line) });
+        Ok(())
+    }
+
+    /// Returns the lane's number, by which its way out is to be held.
+    fn hand_over(&mut self, kind: Kind, namespace: BorrowedFd<'_>, traits: Traits) -> Result<u32> {
         let id = self.next;
         self.next += 1;
-        self.lanes.insert(id, held);
-        self.tell(&News::Made { id, kind, traits }, Some(namespace.as_fd()))
+        self.tell(&News::Made { id, kind, traits }, Some(namespace))?;
+        Ok(id)
     }
 
     fn tell(&self, news: &News, namespace: Option<BorrowedFd<'_>>) -> Result<()> {
         protocol::send(self.orders.as_fd(), &protocol::encode(news), namespace.as_slice())
             .context(|| "cannot report to the spawner")
     }
-}
-
-fn has_ended(started: &Started) -> bool {
-    let mut polled = [PollFd::from_borrowed_fd(started.child.pidfd.as_fd(), PollFlags::IN)];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// The address that the host would use towards the world.
@@ -458,11 +472,4 @@ fn address_of_host() -> Option<IpAddr> {
     rustix::net::connect(&socket, &SocketAddrV4::new(firewall::PROBE, 9)).ok()?;
     let address = std::net::SocketAddr::try_from(rustix::net::getsockname(&socket).ok()?).ok()?;
     Some(address.ip())
-}
-
-fn in_one_line(error: &Diagnostic) -> String {
-    match &error.cause {
-        Some(cause) => format!("{}: {cause}", error.message),
-        None => error.message.clone(),
-    }
 }

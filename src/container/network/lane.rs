@@ -6,7 +6,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::super::{holder, protocol};
+use super::super::holder;
+use super::super::protocol::{self, Failure};
 use super::netlink::Socket;
 use crate::diag::{Context, Diagnostic, Result};
 use crate::sys;
@@ -39,30 +40,30 @@ fn settle(proc: BorrowedFd<'_>) {
     let _ = write("ip_unprivileged_port_start", "0");
 }
 
-/// Opens sockets to the network of a namespace: one that is told of what happens to the `RTMGRP_*` groups
-/// `groups`, and one for requests. Takes a process of its own, as only the host's root finds the way back;
-/// what `furnish` does to the namespace is done there, too.
-pub fn sockets(namespace: BorrowedFd<'_>, groups: i32, furnish: impl FnOnce()) -> Result<(Socket, Socket)> {
+/// Opens sockets in a network namespace, those that `open` returns. Takes a process of its own, as only the
+/// host's root finds the way back; what `open` does to the namespace is done there, too.
+pub fn sockets<const N: usize>(
+    namespace: BorrowedFd<'_>,
+    open: impl FnOnce() -> Result<[Socket; N]>,
+) -> Result<[Socket; N]> {
     let doing = || "cannot open sockets in a network namespace";
     let (socket, sending) = protocol::pair()?;
     let Some(child) = sys::clone(0).context(doing)? else {
-        let open = || {
-            move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
-            furnish();
-            let (events, requests) = (Socket::listen(groups)?, Socket::open()?);
-            protocol::send(sending.as_fd(), &[0], &[events.as_fd(), requests.as_fd()])
-        };
+        let opened = move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network)).context(doing);
         // Who receives nothing knows that it went wrong.
-        let _ = open();
+        let _ = match opened.and_then(|()| open()) {
+            Ok(sockets) => protocol::send(sending.as_fd(), &[0], &sockets.each_ref().map(Socket::as_fd)),
+            Err(error) => protocol::send(sending.as_fd(), &protocol::encode(&Failure::from(error)), &[]),
+        };
         sys::exit(0)
     };
     drop(sending);
     let received = protocol::receive(socket.as_fd()).context(doing);
     sys::wait(child.pid).context(doing)?;
-    let fds = received?.map(|(_, fds)| fds).unwrap_or_default();
-    match <[OwnedFd; 2]>::try_from(fds) {
-        Ok([events, requests]) => Ok((events.into(), requests.into())),
-        Err(_) => Err(Diagnostic::error(doing())),
+    let (packet, fds) = received?.ok_or_else(|| Diagnostic::error(doing()))?;
+    match <[OwnedFd; N]>::try_from(fds) {
+        Ok(fds) => Ok(fds.map(Socket::from)),
+        Err(_) => Err(protocol::decode::<Failure>(&packet)?.into()),
     }
 }
 

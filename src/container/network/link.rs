@@ -72,6 +72,12 @@ pub fn index(socket: &Socket, name: &str) -> Result<u32, Errno> {
     Ok(state(&answer).0)
 }
 
+/// In bytes.
+pub fn set_mtu(socket: &Socket, index: u32, mtu: u32) -> Result<(), Errno> {
+    let message = Message::new(libc::RTM_NEWLINK, 0, &link(index, false));
+    socket.request(message.with(libc::IFLA_MTU, &mtu.to_ne_bytes()))
+}
+
 pub fn bring_up(socket: &Socket, index: u32) -> Result<(), Errno> {
     socket.request(Message::new(libc::RTM_NEWLINK, 0, &link(index, true)))
 }
@@ -122,6 +128,18 @@ pub fn ask_us_for_neighbours(socket: &Socket, index: u32, address: IpAddr) -> Re
     socket.request(message.nest(TABLE_PARAMETERS, |parameters| {
         parameters.with(PARAMETER_INTERFACE, &index.to_ne_bytes()).with(PARAMETER_PROGRAMS, &1_u32.to_ne_bytes())
     }))
+}
+
+/// The neighbour that is looked for, if that is what an event says; see [`ask_us_for_neighbours`].
+pub fn asked_neighbour(event: &Answer) -> Option<IpAddr> {
+    if event.kind != libc::RTM_GETNEIGH {
+        return None;
+    }
+    let address = event.attributes(NEIGHBOUR_BYTES).get(libc::NDA_DST)?;
+    match address.len() {
+        4 => <[u8; 4]>::try_from(address).ok().map(IpAddr::from),
+        _ => <[u8; 16]>::try_from(address).ok().map(IpAddr::from),
+    }
 }
 
 /// Gives a neighbour its hardware address, for good.

@@ -12,6 +12,9 @@ pub struct Memory {
     pub forwarding: Forwarding,
     /// Programs that were no use, as [`version`] has them, and why.
     pub failed: Vec<(String, String)>,
+    /// Programs that have made a way out, likewise.
+    #[serde(default)]
+    pub worked: Vec<String>,
 }
 
 /// Whether the host's packet filter lets what comes from lanes out.
@@ -33,6 +36,24 @@ impl Memory {
     pub fn failure(&self, path: &Path) -> Option<&str> {
         let version = version(path)?;
         self.failed.iter().find(|(failed, _)| *failed == version).map(|(_, why)| why.as_str())
+    }
+
+    /// Whether the program at `path` has made a way out, if it is the same as then.
+    pub fn has_worked(&self, path: &Path) -> bool {
+        version(path).is_some_and(|version| self.worked.contains(&version))
+    }
+
+    /// Notes whether the program at `path` makes a way out; whether that is news.
+    pub fn note_success(&mut self, path: &Path, works: bool) -> bool {
+        if self.has_worked(path) == works {
+            return false;
+        }
+        let Some(version) = version(path) else { return false };
+        match works {
+            true => self.worked.push(version),
+            false => self.worked.retain(|worked| *worked != version),
+        }
+        true
     }
 
     /// Notes that the program at `path` is no use.

@@ -10,6 +10,7 @@
 //! ```
 
 mod firewall;
+mod inside;
 mod keeper;
 mod lane;
 mod link;

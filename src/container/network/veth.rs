@@ -6,17 +6,15 @@
 //!   eth0 10.119.N.2/30 ───────────────── wytheN-0 10.119.N.1/30 ── forward ── masquerade ──▶
 //! ```
 //!
-//! A wire is *closed* at first: the host's end is down and has no address, and there is no table. Most
-//! steps never send a packet, and to remove a table takes the kernel longer than such a step. What is sent
-//! to the gateway makes the lane's kernel ask for the hardware address, and that it asks us: then the
-//! wire is opened and the answer given, upon which the packet goes on its way.
+//! A wire is *closed* at first: the host's end is down and has no address, and there is no table, which
+//! takes the kernel long to remove. It is opened when a step sends something; see [`inside`].
 //!
 //! Nothing of it stays behind: an interface goes with the namespace that its other end is in, the table
 //! with its socket. No setting of the host is touched but that its ends of our pairs do not listen
 //! to routers, which are the steps' to play.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -25,13 +23,11 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketType};
 
 use super::firewall::{self, Table};
+use super::inside::{self, Address, Inside};
 use super::lane;
 use super::link::{self, End};
 use super::netlink::Socket;
 use super::range::{self, Ends, PREFIX, PREFIX_V6, Range};
-
-/// What the interface is called inside.
-pub const INSIDE: &str = "eth0";
 
 /// What is wrong with a host that forwards and yet does not.
 pub const FORBIDDEN: &str = "the host's packet filter does not let packets from new networks out";
@@ -70,21 +66,13 @@ pub struct Wire {
     gateway: [u8; 6],
     ends: Addresses,
     inside: Inside,
+    /// A socket in the lane to send probes with.
+    probe: OwnedFd,
 }
 
 struct Addresses {
     v4: Ends<Ipv4Addr>,
     v6: Option<Ends<Ipv6Addr>>,
-}
-
-/// The lane's side.
-struct Inside {
-    route: Socket,
-    /// Told of the interface, and of the addresses that are looked for.
-    events: Socket,
-    /// A socket to send probes with.
-    probe: OwnedFd,
-    index: u32,
 }
 
 impl Uplink {
@@ -116,12 +104,12 @@ impl Uplink {
         let v6 = self.has_v6.then(|| self.range.ends_v6(number));
         let ends = Addresses { v4: self.range.ends(number), v6 };
         let index = self.settle_host(proc, &name).map_err(|errno| unable("set up an interface", errno))?;
-        let inside = lane::within(lane, own, || raise_inside(&ends))
+        let (inside, probe) = lane::within(lane, own, || raise_inside(&ends))
             .map_err(|error| format!("cannot enter a network namespace: {error}"))?
             .map_err(|errno| unable("set up a network namespace", errno))?;
         self.used |= 1 << number;
         let gateway = self.hardware_address(number, HOST);
-        Ok(Wire { number, host: ends.v4.host.into(), is_open: false, index, gateway, ends, inside })
+        Ok(Wire { number, host: ends.v4.host.into(), is_open: false, index, gateway, ends, inside, probe })
     }
 
     /// Lets packets through; nothing to do if they are. An error says that they do not leave the host:
@@ -153,10 +141,11 @@ impl Uplink {
         };
         let count = || table.probes().map_err(|errno| unable("read a counter of nf_tables", errno));
         let before = count()?;
-        wire.inside.know_probe(wire.gateway).map_err(|errno| unable("set up a network namespace", errno))?;
+        let known = wire.inside.add_neighbour(firewall::PROBE, wire.gateway);
+        known.map_err(|errno| unable("set up a network namespace", errno))?;
         // The port of those who throw away what they get.
         let nobody = SocketAddrV4::new(firewall::PROBE, 9);
-        rustix::net::sendto(&wire.inside.probe, &[0], SendFlags::empty(), &nobody)
+        rustix::net::sendto(&wire.probe, &[0], SendFlags::empty(), &nobody)
             .map_err(|errno| unable("send a packet from a private network", errno))?;
         let begun = Instant::now();
         loop {
@@ -178,7 +167,7 @@ impl Uplink {
         for number in (0..range::LANES).filter(|number| self.used & 1 << number == 0) {
             let name = format!("{}{}-{number}", firewall::LANES, self.range.index);
             let host = End { name: &name, hardware_address: self.hardware_address(number, HOST) };
-            let inside = End { name: INSIDE, hardware_address: self.hardware_address(number, LANE) };
+            let inside = End { name: inside::NAME, hardware_address: self.hardware_address(number, LANE) };
             match link::make_pair(&self.route, host, inside, lane, self.mtu) {
                 Ok(()) => return Ok((number, name)),
                 // Of a namespace that the kernel is still clearing away.
@@ -225,63 +214,46 @@ impl Uplink {
 impl Wire {
     /// Readable when something happens in the lane.
     pub fn events(&self) -> BorrowedFd<'_> {
-        self.inside.events.as_fd()
+        self.inside.events()
     }
 
     /// Whether a step has sent something that a closed wire holds back.
     pub fn is_asked(&self) -> bool {
-        let events = self.inside.events.events();
-        !self.is_open && events.iter().any(|event| event.kind == libc::RTM_GETNEIGH)
+        let asked = self.inside.asked();
+        !self.is_open && !asked.is_empty()
     }
 
-    /// Says where the gateway is, to those who wait for it too.
+    /// Says where the gateway is.
     pub fn answer(&self) -> Result<(), String> {
         let gateways = [Some(self.ends.v4.host.into()), self.ends.v6.map(|ends| ends.host.into())];
-        let mut gateways = gateways.into_iter().flatten();
-        gateways
-            .try_for_each(|gateway| link::add_neighbour(&self.inside.route, self.inside.index, gateway, self.gateway))
-            .map_err(|errno| unable("set up a network namespace", errno))
+        let answered = self.inside.answer(gateways.into_iter().flatten(), self.gateway);
+        answered.map_err(|errno| unable("set up a network namespace", errno))
     }
 
     /// Waits until the lane's end takes packets: what is sent before is lost.
     fn await_running(&self) -> Result<(), String> {
         let begun = Instant::now();
-        let is_running = || link::is_running(&self.inside.route, self.inside.index);
-        while !is_running().map_err(|errno| unable("look at an interface", errno))? {
+        while !self.inside.is_running().map_err(|errno| unable("look at an interface", errno))? {
             let left = LIMIT.checked_sub(begun.elapsed()).ok_or("a pair of interfaces does not come up")?;
             let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
             let mut polled = [PollFd::from_borrowed_fd(self.events(), PollFlags::IN)];
             let _ = rustix::event::poll(&mut polled, Some(&left));
-            self.inside.events.events();
+            self.inside.asked();
         }
         Ok(())
     }
 }
 
-impl Inside {
-    /// Makes probes go to the gateway without being held back.
-    fn know_probe(&self, gateway: [u8; 6]) -> Result<(), Errno> {
-        link::add_neighbour(&self.route, self.index, firewall::PROBE.into(), gateway)?;
-        link::add_neighbouring_route(&self.route, self.index, firewall::PROBE)
-    }
-}
-
-/// Sets up the lane's end, in the lane.
-fn raise_inside(ends: &Addresses) -> Result<Inside, Errno> {
-    let events = Socket::listen(libc::RTMGRP_NEIGH | libc::RTMGRP_LINK)?;
+/// Sets up the lane's end, in the lane, and opens a socket to send probes with.
+fn raise_inside(ends: &Addresses) -> Result<(Inside, OwnedFd), Errno> {
+    let events = inside::listen()?;
     let probe = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     let route = Socket::open()?;
-    let index = link::index(&route, INSIDE)?;
-    link::silence(&route, index)?;
-    link::bring_up(&route, index)?;
-    let v6 = ends.v6.map(|ends| (IpAddr::from(ends.inside), PREFIX_V6, IpAddr::from(ends.host)));
-    let v4 = (IpAddr::from(ends.v4.inside), PREFIX, IpAddr::from(ends.v4.host));
-    for (address, prefix, gateway) in [Some(v4), v6].into_iter().flatten() {
-        link::ask_us_for_neighbours(&route, index, address)?;
-        link::add_address(&route, index, address, prefix)?;
-        link::add_default_route(&route, index, gateway)?;
-    }
-    Ok(Inside { route, events, probe, index })
+    let v4 = Address { address: ends.v4.inside.into(), prefix: PREFIX, gateway: ends.v4.host.into() };
+    let v6 = ends.v6.map(|ends| Address { address: ends.inside.into(), prefix: PREFIX_V6, gateway: ends.host.into() });
+    let addresses: Vec<Address> = [Some(v4), v6].into_iter().flatten().collect();
+    inside::raise(&route, None, &addresses)?;
+    Ok((Inside::new(route, events)?, probe))
 }
 
 /// Takes the range's name, which no two sockets of a network namespace have at once.
