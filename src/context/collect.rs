@@ -162,11 +162,16 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             None if self.tree.keeps_owners => (facts.uid, facts.gid),
             None => (0, 0),
         };
-        // No digest says where an entry was.
-        let path = if self.digesting.is_some() { Vec::new() } else { place.path.to_vec() };
+        // No digest says where an entry was. For what it says of where it lands there is one piece of memory.
+        let (path, mut land) = match &mut self.digesting {
+            Some(digesting) => (Vec::new(), std::mem::take(&mut digesting.land)),
+            None => (place.path.to_vec(), Vec::with_capacity(place.land.len())),
+        };
+        land.clear();
+        land.extend_from_slice(place.land);
         let entry = Entry {
             path,
-            land: place.land.to_vec(),
+            land,
             kind,
             mode: facts.mode,
             uid,
@@ -177,7 +182,10 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             is_passed: place.is_passed,
         };
         match &mut self.digesting {
-            Some(digesting) => digesting.push(&entry),
+            Some(digesting) => {
+                digesting.push(&entry);
+                digesting.land = entry.land;
+            }
             None => self.entries.push(entry),
         }
         Ok(())
@@ -246,6 +254,8 @@ struct Digesting {
     name: Vec<u8>,
     count: usize,
     line: Vec<u8>,
+    /// Memory for that of an entry.
+    land: Vec<u8>,
     /// Directories at the end, which may be forgotten yet: their numbers and lines.
     pending: Vec<(usize, Vec<u8>)>,
     has_given_up: bool,
