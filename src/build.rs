@@ -13,13 +13,14 @@ use crate::dockerfile::{self, Dockerfile, Stage};
 use crate::export::{self, Built, Exported, Output};
 use crate::host::{Host, Origin, rfc3339};
 use crate::image::{History, ImageConfig, Platform, Reference};
+use crate::layer::Compression;
 use crate::parallel;
 use crate::plan::{self, Base, BaseKey, Bases, Plan};
 use crate::progress::Event;
 use crate::resolve;
 use crate::solve::{self, Explained, Layers, NoCache, Settings, Solution};
 use crate::source::{self, DockerfileAt};
-use crate::store::ImageRecord;
+use crate::store::{ImageRecord, Packing};
 
 /// What the user asked for.
 pub struct Request {
@@ -46,7 +47,7 @@ pub struct Outcome {
 pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnostic>> {
     let dockerfile = parse(request, host)?;
     let mut warnings = Warnings::of(&dockerfile, request);
-    let layers = Layers::of(host);
+    let layers = Layers::of(host).packed_ahead(compressions(&request.outputs));
     let mut images = Vec::new();
     for platform in &request.platforms {
         let planned = plan(&request.options, &dockerfile, platform, host);
@@ -58,9 +59,21 @@ pub fn build(request: &Request, host: &Host<'_>) -> Result<Outcome, Vec<Diagnost
         images.push(Built { platform: platform.clone(), config, stack });
     }
     host.executor.rest();
+    layers.finish_packing(host.audience()).map_err(alone)?;
     let exported = export::export(&images, &request.outputs, &request.names, host, &layers).map_err(alone)?;
     host.reporter.report(Event::Ended);
     Ok(Outcome { images, exported })
+}
+
+/// Those that outputs want layers in, where it takes time to make them.
+fn compressions(outputs: &[Output]) -> Vec<Compression> {
+    let mut compressions = Vec::new();
+    for Packing { compression, .. } in outputs.iter().filter_map(Output::packing) {
+        if compression != Compression::None && !compressions.contains(&compression) {
+            compressions.push(compression);
+        }
+    }
+    compressions
 }
 
 /// Says for each step whether it would hit, without running anything.

@@ -80,6 +80,18 @@ impl Destination {
 }
 
 impl Output {
+    /// How the layers of the image are packed for it; none where its files are written, or nothing is.
+    pub fn packing(&self) -> Option<Packing> {
+        match self {
+            Self::Oci { packing, .. }
+            | Self::Docker { packing, .. }
+            | Self::OciDirectory { packing, .. }
+            | Self::Load { packing, .. }
+            | Self::Registry { packing, .. } => Some(*packing),
+            Self::Tar { .. } | Self::Local { .. } | Self::Store => None,
+        }
+    }
+
     /// Where a single file goes.
     pub fn destination(&self) -> Option<&Destination> {
         match self {
@@ -217,15 +229,10 @@ pub fn export(
 /// layers that have no blob yet.
 fn reads_layers(images: &[Built], outputs: &[Output], host: &Host<'_>, layers: &Layers<'_>) -> Result<bool> {
     for output in outputs {
-        let packing = match output {
-            Output::Tar { .. } | Output::Local { .. } => return Ok(true),
-            Output::Store => continue,
-            Output::Oci { packing, .. }
-            | Output::Docker { packing, .. }
-            | Output::OciDirectory { packing, .. }
-            | Output::Load { packing, .. }
-            | Output::Registry { packing, .. } => *packing,
-        };
+        if matches!(output, Output::Tar { .. } | Output::Local { .. }) {
+            return Ok(true);
+        }
+        let Some(packing) = output.packing() else { continue };
         for layer in images.iter().flat_map(|image| image.stack.layers()) {
             // A layer that is elsewhere is fetched as it is, and no files are made of it.
             if host.store.form(&layer.diff_id, packing)?.is_none() && layers.remote.layer(&layer.diff_id)?.is_none() {

@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::thread;
 
@@ -28,15 +29,41 @@ const DICTIONARY_BYTES: usize = 32 << 10;
 /// Frames know nothing of each other: this size costs 1 % of what they compress to.
 const ZSTD_BLOCK_BYTES: usize = 4 << 20;
 
+/// Of a thread, on the scale of `nice`.
+const LOWEST_PRIORITY: i32 = 19;
+
 /// No flags, no time, no hint about the level, unknown operating system.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+
+/// Who compresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Workers<'a> {
+    threads: usize,
+    wanted: Option<&'a AtomicBool>,
+}
+
+impl<'a> Workers<'a> {
+    /// So many threads.
+    pub fn new(threads: usize) -> Self {
+        Self { threads, wanted: None }
+    }
+
+    /// The same, who leave the processors to everybody else until `wanted` is true.
+    pub fn patient(threads: usize, wanted: &'a AtomicBool) -> Self {
+        Self { threads: threads.max(1), wanted: Some(wanted) }
+    }
+
+    fn are_patient(&self) -> bool {
+        self.wanted.is_some_and(|wanted| !wanted.load(Ordering::Relaxed))
+    }
+}
 
 /// See [`super::compress`].
 pub fn compress(
     input: &mut dyn Read,
     output: &mut (dyn Write + Send),
     compression: Compression,
-    threads: usize,
+    workers: Workers<'_>,
 ) -> Result<()> {
     let (name, highest, level) = match compression {
         Compression::None => return io::copy(input, output).map(drop).context(|| "cannot copy a layer"),
@@ -47,8 +74,8 @@ pub fn compress(
         return Err(Diagnostic::error(format!("there is no {name} level {level}: the highest is {highest}")));
     }
     let compressed = match compression {
-        Compression::Zstd { .. } => zstd(input, output, level, threads),
-        _ => gzip(input, output, level, threads),
+        Compression::Zstd { .. } => zstd(input, output, level, workers),
+        _ => gzip(input, output, level, workers),
     };
     compressed.context(|| "cannot compress a layer")
 }
@@ -61,40 +88,40 @@ struct Block {
     is_last: bool,
 }
 
-fn gzip(input: &mut dyn Read, output: &mut (dyn Write + Send), level: u32, threads: usize) -> io::Result<()> {
+fn gzip(input: &mut dyn Read, output: &mut (dyn Write + Send), level: u32, workers: Workers<'_>) -> io::Result<()> {
     output.write_all(&HEADER)?;
     let mut blocks = Blocks::of(input, GZIP_BLOCK_BYTES, Some(Crc::new()));
-    press(&mut blocks, output, threads, &|block| deflate(block, level))?;
+    press(&mut blocks, output, workers, &|block| deflate(block, level))?;
     let checksum = blocks.checksum.unwrap_or_default();
     output.write_all(&checksum.sum().to_le_bytes())?;
     output.write_all(&checksum.amount().to_le_bytes())
 }
 
-fn zstd(input: &mut dyn Read, output: &mut (dyn Write + Send), level: u32, threads: usize) -> io::Result<()> {
-    press(&mut Blocks::of(input, ZSTD_BLOCK_BYTES, None), output, threads, &|block| frame(block, level))
+fn zstd(input: &mut dyn Read, output: &mut (dyn Write + Send), level: u32, workers: Workers<'_>) -> io::Result<()> {
+    press(&mut Blocks::of(input, ZSTD_BLOCK_BYTES, None), output, workers, &|block| frame(block, level))
 }
 
 /// Writes what `each` makes of the blocks, in their order.
 fn press(
     blocks: &mut Blocks<'_>,
     output: &mut (dyn Write + Send),
-    threads: usize,
+    workers: Workers<'_>,
     each: &(dyn Fn(&Block) -> io::Result<Vec<u8>> + Sync),
 ) -> io::Result<()> {
-    if threads < 2 {
+    if workers.threads < 2 && !workers.are_patient() {
         while let Some(block) = blocks.next()? {
             output.write_all(&each(&block)?)?;
         }
         return Ok(());
     }
-    press_in_parallel(blocks, output, threads, each)
+    press_in_parallel(blocks, output, workers, each)
 }
 
 /// This thread reads and writes; at most two blocks a worker are under way.
 fn press_in_parallel(
     blocks: &mut Blocks<'_>,
     output: &mut (dyn Write + Send),
-    threads: usize,
+    workers: Workers<'_>,
     each: &(dyn Fn(&Block) -> io::Result<Vec<u8>> + Sync),
 ) -> io::Result<()> {
     let (to_workers, work) = mpsc::channel::<(u64, Block)>();
@@ -103,23 +130,35 @@ fn press_in_parallel(
     thread::scope(|scope| {
         // Owned here, so that an early return ends the workers' loops.
         let to_workers = to_workers;
-        for _ in 0..threads {
-            let (work, from_workers) = (&work, from_workers.clone());
+        let start = |from_workers: mpsc::Sender<_>, is_patient: bool| {
+            let work = &work;
             scope.spawn(move || {
+                if is_patient {
+                    // Of this thread, for as long as it lives: not everybody may take it back.
+                    let _ = rustix::process::setpriority_process(None, LOWEST_PRIORITY);
+                }
                 // A poisoned lock is another worker's panic, which the scope reports.
                 while let Ok((number, block)) = work.lock().map_or(Err(mpsc::RecvError), |work| work.recv()) {
-                    if from_workers.send((number, each(&block))).is_err() {
+                    let is_over = from_workers.send((number, each(&block))).is_err();
+                    // Others take its place: what it has sent makes this thread look.
+                    if is_over || (is_patient && !workers.are_patient()) {
                         break;
                     }
                 }
             });
-        }
-        drop(from_workers);
+        };
+        let is_patient = workers.are_patient();
+        (0..workers.threads).for_each(|_| start(from_workers.clone(), is_patient));
+        // For those who come when somebody waits.
+        let mut later = is_patient.then_some(from_workers);
         let mut done: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
         let (mut sent, mut written) = (0, 0);
         let mut is_reading = true;
         while is_reading || written < sent {
-            if is_reading && sent - written < 2 * threads as u64 {
+            if let Some(from_workers) = later.take_if(|_| !workers.are_patient()) {
+                (0..workers.threads).for_each(|_| start(from_workers.clone(), false));
+            }
+            if is_reading && sent - written < 2 * workers.threads as u64 {
                 match blocks.next()? {
                     Some(block) => {
                         to_workers.send((sent, block)).map_err(io::Error::other)?;

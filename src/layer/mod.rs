@@ -37,6 +37,7 @@ use std::os::fd::BorrowedFd;
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::digest::{Digest, TreeDigest};
 
+pub use compress::Workers;
 pub use difference::Snapshot;
 pub use header::Member;
 pub use merged::{lookup, read_file};
@@ -201,14 +202,14 @@ impl std::fmt::Display for Compression {
     }
 }
 
-/// Compresses on up to `threads` threads; the bytes do not depend on their number.
+/// Compresses; the bytes do not depend on who does.
 pub fn compress(
     input: &mut dyn Read,
     output: &mut (dyn Write + Send),
     compression: Compression,
-    threads: usize,
+    workers: Workers<'_>,
 ) -> Result<()> {
-    compress::compress(input, output, compression, threads)
+    compress::compress(input, output, compression, workers)
 }
 
 /// A reader of the plain content: gzip (several members), bzip2, xz and zstd are told by their

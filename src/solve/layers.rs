@@ -11,9 +11,10 @@ use crate::diag::Result;
 use crate::digest::{ChainId, DiffId, Digest};
 use crate::host::Host;
 use crate::layer::node::Identity;
-use crate::layer::{self, Links, Shift};
+use crate::layer::{self, Compression, Links, Shift};
+use crate::progress::Audience;
 use crate::registry::{Incoming, Remote};
-use crate::store::{Layer, Store};
+use crate::store::{Ahead, Layer, Store};
 
 pub struct Layers<'a> {
     store: &'a Store,
@@ -22,6 +23,7 @@ pub struct Layers<'a> {
     held: Mutex<BTreeMap<ChainId, Arc<Layer>>>,
     /// What the names in layers stand for, where somebody asked.
     files: Mutex<BTreeMap<ChainId, Arc<Vec<Identity>>>>,
+    ahead: Option<Ahead>,
 }
 
 /// The kernel stacks 500 layers, and each costs a little for every name that is looked up.
@@ -39,7 +41,30 @@ fn flat_counts(count: usize) -> impl Iterator<Item = usize> {
 impl<'a> Layers<'a> {
     pub fn of(host: &'a Host<'_>) -> Self {
         let remote = Remote::of(host.registry, host.store, host.audience());
-        Self { store: host.store, remote, held: Mutex::default(), files: Mutex::default() }
+        Self { store: host.store, remote, held: Mutex::default(), files: Mutex::default(), ahead: None }
+    }
+
+    /// Those of an image that is going to be exported in these forms.
+    #[must_use]
+    pub fn packed_ahead(self, compressions: Vec<Compression>) -> Self {
+        let ahead = (!compressions.is_empty()).then(|| Ahead::new(self.store, compressions));
+        Self { ahead, ..self }
+    }
+
+    pub(super) fn packs_ahead(&self) -> bool {
+        self.ahead.is_some()
+    }
+
+    /// Has a layer of the image packed when there is time for it.
+    pub(super) fn expect_packed(&self, layer: &StackLayer) {
+        if let Some(ahead) = &self.ahead {
+            ahead.expect(layer.diff_id, layer.id);
+        }
+    }
+
+    /// The steps are done: what is being packed is waited for.
+    pub fn finish_packing(&self, audience: Audience<'_>) -> Result<()> {
+        self.ahead.as_ref().map_or(Ok(()), |ahead| ahead.finish(audience))
     }
 
     /// The layer, if it is unpacked and whole.

@@ -6,6 +6,7 @@
 //! second pass   what is left, on as many threads as there are stages to run
 //! ```
 
+mod ahead;
 mod commit;
 mod copy;
 mod devices;
@@ -156,6 +157,7 @@ pub fn solve(
             solver.inputs.save();
             host.store.enter()?;
             solver.expect_networks((0..plan.steps.len()).map(StepId));
+            solver.pack_ahead((0..plan.steps.len()).map(StepId));
         }
         solver.may_fetch.store(true, Ordering::Relaxed);
         schedule::run(&solver)
@@ -301,6 +303,7 @@ impl<'a> Solver<'a> {
             }
         }
         self.set(id, result?);
+        self.pack_ahead(std::iter::once(id));
         Ok(())
     }
 

@@ -25,6 +25,7 @@
 //! wrote and never synced is hashed again before its first use.
 
 mod access;
+mod ahead;
 mod arrival;
 mod blobs;
 mod builds;
@@ -59,6 +60,7 @@ use crate::layer;
 use access::Owners;
 
 pub use access::{Access, Enter};
+pub use ahead::Ahead;
 pub use arrival::{Arrival, Follower};
 pub use blobs::{Blob, BlobWriter};
 pub use builds::BuildDir;

@@ -18,7 +18,7 @@ use crate::digest::{ChainId, DiffId, Digest, HashingReader, HashingWriter};
 use crate::image::MediaTypes;
 use crate::image::archive::LayerBlob;
 use crate::image::manifest::{Descriptor, media_type};
-use crate::layer::{self, Compression, Contents};
+use crate::layer::{self, Compression, Contents, Workers};
 use crate::parallel;
 use crate::progress::{Audience, Meter, Metered};
 
@@ -110,6 +110,28 @@ impl Store {
         stacks.iter().map(|diff_ids| diff_ids.iter().map(blob).collect()).collect()
     }
 
+    /// The same of one layer, before anybody asks.
+    pub(super) fn pack_ahead(
+        &self,
+        diff_id: &DiffId,
+        id: &ChainId,
+        compression: Compression,
+        meter: &Meter<'_>,
+        workers: Workers<'_>,
+    ) -> Result<()> {
+        if self.form(diff_id, compression.into())?.is_some() {
+            return Ok(());
+        }
+        let made = match self.made_layer(diff_id, id)? {
+            Some(layer) => {
+                meter.expect(layer.meta.tar_size_bytes);
+                self.pack_by(&layer, compression, Some(meter), workers)
+            }
+            None => self.repack_by(diff_id, compression, Some(meter), workers),
+        };
+        made.map(drop)
+    }
+
     fn blob_of(&self, form: Form) -> LayerBlob<'static> {
         let store = self.clone();
         LayerBlob {
@@ -146,8 +168,19 @@ impl Store {
     /// The layer as a blob with this compression, packed now if there is none yet. A layer that no longer
     /// packs to its diff ID is dropped from the store, and the error says so.
     pub fn pack(&self, layer: &Layer, compression: Compression, meter: Option<&Meter<'_>>) -> Result<Form> {
+        self.pack_by(layer, compression, meter, Workers::new(parallel::processors()))
+    }
+
+    /// The same, compressed by these.
+    pub(super) fn pack_by(
+        &self,
+        layer: &Layer,
+        compression: Compression,
+        meter: Option<&Meter<'_>>,
+        workers: Workers<'_>,
+    ) -> Result<Form> {
         if layer.meta.tree.is_none() {
-            return self.repack(&layer.meta.diff_id, compression, meter);
+            return self.repack_by(&layer.meta.diff_id, compression, meter, workers);
         }
         self.enter()?;
         self.made(&layer.meta.diff_id, compression, |blob| {
@@ -161,7 +194,7 @@ impl Store {
                     let flushed = out.into_inner().map_err(io::IntoInnerError::into_error);
                     flushed.map(drop).context(|| "cannot compress a layer")
                 });
-                let compressed = layer::compress(&mut reader, blob, compression, parallel::processors());
+                let compressed = layer::compress(&mut reader, blob, compression, workers);
                 // A packer that still writes is told that nobody reads.
                 drop(reader);
                 let packed = packer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -205,6 +238,17 @@ impl Store {
 
     /// The layer as a blob with this compression, made now from any other blob that holds it.
     pub fn repack(&self, diff_id: &DiffId, compression: Compression, meter: Option<&Meter<'_>>) -> Result<Form> {
+        self.repack_by(diff_id, compression, meter, Workers::new(parallel::processors()))
+    }
+
+    /// The same, compressed by these.
+    pub(super) fn repack_by(
+        &self,
+        diff_id: &DiffId,
+        compression: Compression,
+        meter: Option<&Meter<'_>>,
+        workers: Workers<'_>,
+    ) -> Result<Form> {
         self.made(diff_id, compression, |out| {
             let from = self.usable_form(diff_id, |_| true)?.ok_or_else(|| gone(diff_id))?;
             let blob = self.open_blob(&from.digest)?.ok_or_else(|| gone(diff_id))?;
@@ -213,7 +257,7 @@ impl Store {
                 None => layer::decompress(blob),
             };
             let mut plain = HashingReader::new(plain?);
-            layer::compress(&mut plain, out, compression, parallel::processors())?;
+            layer::compress(&mut plain, out, compression, workers)?;
             let (_, actual, _) = plain.finish();
             if actual == *diff_id.digest() {
                 return Ok(());

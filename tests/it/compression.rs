@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 
 use wythe::digest::Digest;
-use wythe::layer::{Compression, compress, decompress};
+use wythe::layer::{Compression, Workers, compress, decompress};
 
 /// Text that compresses like text, the same everywhere.
 fn text(length: usize) -> Vec<u8> {
@@ -21,7 +21,7 @@ fn text(length: usize) -> Vec<u8> {
 
 fn compressed(input: &mut dyn Read, compression: Compression, threads: usize) -> Vec<u8> {
     let mut out = Vec::new();
-    compress(input, &mut out, compression, threads).unwrap();
+    compress(input, &mut out, compression, Workers::new(threads)).unwrap();
     out
 }
 
@@ -67,6 +67,41 @@ fn bytes_depend_on_content_and_level_alone() {
             }
         }
     }
+}
+
+/// Those who leave the processors to others are relieved when somebody waits, wherever they are by then.
+#[test]
+fn patient_workers_write_the_same_bytes() {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+    /// Somebody waits when so much was read.
+    struct Until<'a>(&'a [u8], usize, &'a AtomicBool, &'a AtomicUsize);
+
+    impl Read for Until<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let count = self.0.read(buffer)?;
+            if self.3.fetch_add(count, Ordering::Relaxed) + count >= self.1 {
+                self.2.store(true, Ordering::Relaxed);
+            }
+            Ok(count)
+        }
+    }
+
+    let text = text(7 << 20);
+    for compression in [Compression::Gzip { level: 1 }, Compression::Zstd { level: 1 }] {
+        let one = compressed(&mut &text[..], compression, 1);
+        for threads in [0, 1, 2, 3] {
+            for after in [0, 1, 1 << 20, 5 << 20, usize::MAX] {
+                let (wanted, read) = (AtomicBool::new(after == 0), AtomicUsize::new(0));
+                let mut out = Vec::new();
+                let mut input = Until(&text, after, &wanted, &read);
+                compress(&mut input, &mut out, compression, Workers::patient(threads, &wanted)).unwrap();
+                assert!(out == one, "{compression:?}, {threads} threads, {after}");
+            }
+        }
+    }
+    let priority = rustix::process::getpriority_process(None).unwrap();
+    assert_eq!(priority, 0, "of this thread, which only reads and writes");
 }
 
 /// A new version of a compressor may write other bytes; then every compressed layer has a new
@@ -118,16 +153,16 @@ fn errors_end_a_parallel_compression() {
     }
     let text = text(9 << 20);
     let gzip = Compression::Gzip { level: 1 };
-    let error = compress(&mut &text[..], &mut Broken, gzip, 2).unwrap_err();
+    let error = compress(&mut &text[..], &mut Broken, gzip, Workers::new(2)).unwrap_err();
     assert_eq!(error.cause.as_deref(), Some("disk full"));
     let mut torn = text.chain(FailingRead);
-    let error = compress(&mut torn, &mut Vec::new(), gzip, 2).unwrap_err();
+    let error = compress(&mut torn, &mut Vec::new(), gzip, Workers::new(2)).unwrap_err();
     assert_eq!(error.cause.as_deref(), Some("cable cut"));
     for (compression, message) in [
         (Compression::Gzip { level: 10 }, "there is no gzip level 10: the highest is 9"),
         (Compression::Zstd { level: 23 }, "there is no zstd level 23: the highest is 22"),
     ] {
-        let error = compress(&mut io::empty(), &mut Vec::new(), compression, 1).unwrap_err();
+        let error = compress(&mut io::empty(), &mut Vec::new(), compression, Workers::new(1)).unwrap_err();
         assert_eq!(error.message, message);
     }
 }

@@ -7,6 +7,8 @@ use std::process::Command;
 use serde_json::Value;
 use wythe::digest::Digest;
 
+use super::builder::Builder;
+use super::lifecycle::assert_no_scratch;
 use super::sandbox::Sandbox;
 
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -134,4 +136,40 @@ fn docker_has_words_of_its_own() {
     let inspected = Command::new("skopeo").args(["inspect", "--raw", &source]).output().unwrap();
     let manifest: Value = serde_json::from_slice(&inspected.stdout).unwrap();
     assert!(manifest["layers"].as_array().unwrap().iter().all(|layer| layer["mediaType"] == gzip), "{manifest}");
+}
+
+/// Who waits for a step may as well compress.
+#[test]
+fn layers_are_packed_while_later_steps_run() {
+    Builder::each(|builder| {
+        let steps = "RUN seq 300000 > /numbers\nRUN echo up; sleep 1000\n";
+        builder.sandbox().write("Dockerfile", &format!("FROM busybox\n{steps}"));
+        let mut build = builder.follow(&[]);
+        build.until("up");
+        let forms = builder.store().join("forms");
+        let is_gzip = |path: &Path| fs::read_to_string(path).is_ok_and(|form| form.contains("gzip:6"));
+        let is_packed = || fs::read_dir(&forms).unwrap().any(|entry| is_gzip(&entry.unwrap().path()));
+        while !is_packed() && build.is_running() {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        assert!(build.is_running());
+        build.signal(rustix::process::Signal::INT);
+        assert_eq!(build.end().0, Some(130));
+        assert_no_scratch(builder);
+    });
+}
+
+#[test]
+fn a_build_that_fails_waits_for_no_layer_that_is_being_packed() {
+    Builder::each(|builder| {
+        // To compress this takes longer than the other step.
+        let steps = "RUN head -c 150000000 /dev/urandom > /noise\nRUN exit 3\n";
+        builder.sandbox().write("Dockerfile", &format!("FROM busybox\n{steps}"));
+        let ended = builder.build(&[]);
+        assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+        assert_no_scratch(builder);
+        let forms = builder.store().join("forms");
+        let has_noise = |path: &Path| fs::read_to_string(path).is_ok_and(|form| form.contains("gzip:6"));
+        assert!(!fs::read_dir(&forms).unwrap().any(|entry| has_noise(&entry.unwrap().path())));
+    });
 }

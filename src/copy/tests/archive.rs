@@ -117,7 +117,7 @@ fn archives_are_told_by_their_content() {
     lzma_rs::xz_compress(&mut &*plain, &mut xz).unwrap();
     check(&xz, TOP_LANDED);
     let mut zstd = Vec::new();
-    layer::compress(&mut &*plain, &mut zstd, layer::Compression::Zstd { level: 1 }, 1).unwrap();
+    layer::compress(&mut &*plain, &mut zstd, layer::Compression::Zstd { level: 1 }, layer::Workers::new(1)).unwrap();
     check(&zstd, TOP_LANDED);
 }
 
