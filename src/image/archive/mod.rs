@@ -10,6 +10,7 @@
 //! Written, the same image always is the same bytes; a file appears whole or not at all. Read, each
 //! blob is hashed against its descriptor.
 
+mod passage;
 mod read;
 mod tarball;
 mod verified;

@@ -3,20 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::passage::pass;
 use super::{Assembled, Contents, Format, LayerBlob, VerifyingReader, assemble};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::digest::Digest;
 use crate::image::manifest::{Descriptor, Index, annotation};
 use crate::progress::{Meter, Metered};
 
-/// Larger ones do not stay in the processor's cache between reading, hashing and writing.
-const BUFFER_BYTES: usize = 128 << 10;
+/// Pieces of blobs are larger and pass it by.
+const BUFFER_BYTES: usize = 64 << 10;
+/// Of a tar.
+const BLOCK_BYTES: usize = 512;
 
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -51,34 +54,39 @@ pub fn write_tar(
     meter: Option<&Meter<'_>>,
 ) -> Result<Assembled> {
     let plan = plan(contents, format)?;
-    let mut tar = tar::Builder::new(BufWriter::with_capacity(BUFFER_BYTES, out));
-    let mut append = |name: &str, size_bytes: u64, bytes: &mut dyn Read| -> Result<()> {
-        let is_directory = name.ends_with('/');
-        let mut header = tar::Header::new_ustar();
-        header.set_path(name).context(|| "cannot write the image")?;
-        header.set_entry_type(if is_directory { tar::EntryType::Directory } else { tar::EntryType::Regular });
-        header.set_mode(if is_directory { 0o755 } else { 0o644 });
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(size_bytes);
-        header.set_cksum();
-        tar.append(&header, bytes).context(|| "cannot write the image")
-    };
-    append("blobs/", 0, &mut io::empty())?;
-    append("blobs/sha256/", 0, &mut io::empty())?;
-    for (name, entry) in &plan.entries {
-        match entry {
-            Entry::Bytes(bytes) => append(name, bytes.len() as u64, &mut &bytes[..])?,
-            Entry::Layer(layer) => {
-                let size_bytes = layer.descriptor.size_bytes;
-                let piece_bytes = size_bytes.min(BUFFER_BYTES as u64) as usize;
-                append(name, size_bytes, &mut BufReader::with_capacity(piece_bytes, open(layer, meter)?))?;
-            }
-        }
+    let doing = || "cannot write the image";
+    let mut out = BufWriter::with_capacity(BUFFER_BYTES, out);
+    for name in ["blobs/", "blobs/sha256/"] {
+        out.write_all(header(name, 0).context(doing)?.as_bytes()).context(doing)?;
     }
-    tar.into_inner().and_then(|mut out| out.flush()).context(|| "cannot write the image")?;
+    for (name, entry) in &plan.entries {
+        let size_bytes = match entry {
+            Entry::Bytes(bytes) => bytes.len() as u64,
+            Entry::Layer(layer) => layer.descriptor.size_bytes,
+        };
+        out.write_all(header(name, size_bytes).context(doing)?.as_bytes()).context(doing)?;
+        match entry {
+            Entry::Bytes(bytes) => out.write_all(bytes).context(doing)?,
+            Entry::Layer(layer) => pass(open(layer, meter)?, size_bytes, &mut out).context(doing)?,
+        }
+        out.write_all(&[0; BLOCK_BYTES][..size_bytes.wrapping_neg() as usize % BLOCK_BYTES]).context(doing)?;
+    }
+    out.write_all(&[0; 2 * BLOCK_BYTES]).and_then(|()| out.flush()).context(doing)?;
     Ok(plan.into_first())
+}
+
+fn header(name: &str, size_bytes: u64) -> io::Result<tar::Header> {
+    let is_directory = name.ends_with('/');
+    let mut header = tar::Header::new_ustar();
+    header.set_path(name)?;
+    header.set_entry_type(if is_directory { tar::EntryType::Directory } else { tar::EntryType::Regular });
+    header.set_mode(if is_directory { 0o755 } else { 0o644 });
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header.set_size(size_bytes);
+    header.set_cksum();
+    Ok(header)
 }
 
 /// Writes a tar to a file, which appears when it is complete; a device or pipe is written to as it
@@ -213,7 +221,7 @@ fn listed(root: &Descriptor, contents: &Contents<'_>) -> Vec<Descriptor> {
     contents.names.iter().map(named).collect()
 }
 
-fn open<'a>(layer: &'a LayerBlob<'_>, meter: Option<&'a Meter<'_>>) -> Result<Box<dyn Read + 'a>> {
+fn open<'a>(layer: &'a LayerBlob<'_>, meter: Option<&'a Meter<'_>>) -> Result<Box<dyn Read + Send + 'a>> {
     let inner = VerifyingReader::new((layer.open)()?, layer.descriptor.digest, layer.descriptor.size_bytes);
     Ok(match meter {
         Some(meter) => Box::new(Metered { inner, meter }),
@@ -230,9 +238,9 @@ fn fill(root: &Path, plan: &Plan<'_>, meter: Option<&Meter<'_>>) -> Result<()> {
         let path = root.join(name);
         match entry {
             Entry::Bytes(_) if name == "index.json" => {}
-            Entry::Bytes(bytes) => put(&path, &mut &bytes[..])?,
+            Entry::Bytes(bytes) => put(&path, &bytes[..], bytes.len() as u64)?,
             Entry::Layer(layer) if is_whole(&path, &layer.descriptor) => {}
-            Entry::Layer(layer) => put(&path, &mut open(layer, meter)?)?,
+            Entry::Layer(layer) => put(&path, open(layer, meter)?, layer.descriptor.size_bytes)?,
         }
     }
     let index_path = root.join("index.json");
@@ -242,7 +250,7 @@ fn fill(root: &Path, plan: &Plan<'_>, meter: Option<&Meter<'_>>) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Index::new(plan.listed.clone()).to_json(),
         Err(error) => return Err(error).context(|| format!("cannot read `{}`", index_path.display())),
     };
-    put(&index_path, &mut &index[..])
+    put(&index_path, &index[..], index.len() as u64)
 }
 
 /// An earlier `index.json` with these entries in place of those that have their names. What else is
@@ -270,10 +278,10 @@ fn is_whole(path: &Path, descriptor: &Descriptor) -> bool {
     io::copy(&mut VerifyingReader::new(file, descriptor.digest, descriptor.size_bytes), &mut io::sink()).is_ok()
 }
 
-fn put(path: &Path, bytes: &mut dyn Read) -> Result<()> {
+fn put(path: &Path, bytes: impl Read + Send, size_bytes: u64) -> Result<()> {
     let cannot_write = || format!("cannot write `{}`", path.display());
     let mut file = beside(path).context(cannot_write)?;
-    io::copy(bytes, &mut file).context(cannot_write)?;
+    pass(bytes, size_bytes, &mut file).context(cannot_write)?;
     file.persist(path).map_err(|error| error.error).context(cannot_write)?;
     Ok(())
 }
