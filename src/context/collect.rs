@@ -162,16 +162,14 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             None if self.tree.keeps_owners => (facts.uid, facts.gid),
             None => (0, 0),
         };
-        // No digest says where an entry was. For what it says of where it lands there is one piece of memory.
-        let (path, mut land) = match &mut self.digesting {
-            Some(digesting) => (Vec::new(), std::mem::take(&mut digesting.land)),
-            None => (place.path.to_vec(), Vec::with_capacity(place.land.len())),
-        };
-        land.clear();
-        land.extend_from_slice(place.land);
+        // Most of what is met: no entry is made for it.
+        if let (Some(digesting), EntryKind::File { size_bytes, digest }) = (&mut self.digesting, &kind) {
+            digesting.file(place.land, (facts.mode, uid, gid), *size_bytes, digest);
+            return Ok(());
+        }
         let entry = Entry {
-            path,
-            land,
+            path: place.path.to_vec(),
+            land: place.land.to_vec(),
             kind,
             mode: facts.mode,
             uid,
@@ -182,10 +180,7 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             is_passed: place.is_passed,
         };
         match &mut self.digesting {
-            Some(digesting) => {
-                digesting.push(&entry);
-                digesting.land = entry.land;
-            }
+            Some(digesting) => digesting.push(&entry),
             None => self.entries.push(entry),
         }
         Ok(())
@@ -253,9 +248,7 @@ struct Digesting {
     /// Of the selection.
     name: Vec<u8>,
     count: usize,
-    line: Vec<u8>,
-    /// Memory for that of an entry.
-    land: Vec<u8>,
+    writer: lines::Writer,
     /// Directories at the end, which may be forgotten yet: their numbers and lines.
     pending: Vec<(usize, Vec<u8>)>,
     has_given_up: bool,
@@ -266,14 +259,23 @@ impl Digesting {
         if self.has_given_up {
             return;
         }
-        self.line.clear();
-        lines::write(&mut self.line, &self.name, entry);
+        let line = self.writer.entry(&self.name, entry);
         if entry.kind == EntryKind::Directory {
-            self.pending.push((self.count, self.line.clone()));
+            self.pending.push((self.count, line.to_vec()));
         } else {
             self.pending.drain(..).for_each(|(_, line)| self.hasher.field(&line));
-            self.hasher.field(&self.line);
+            self.hasher.field(line);
         }
+        self.count += 1;
+    }
+
+    /// The same of a file without xattrs.
+    fn file(&mut self, land: &[u8], mode_and_ids: (u32, u32, u32), size_bytes: u64, digest: &Digest) {
+        if self.has_given_up {
+            return;
+        }
+        self.pending.drain(..).for_each(|(_, line)| self.hasher.field(&line));
+        self.hasher.field(self.writer.file(&self.name, land, mode_and_ids, size_bytes, digest));
         self.count += 1;
     }
 

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::{Entry, EntryKind, Listing};
+use crate::digest::Digest;
 
 /// The first bytes of stored lines, with the version of their format.
 const MAGIC: &[u8] = b"wythe listing 1\n";
@@ -26,73 +27,130 @@ pub fn lines(listing: &Listing) -> Vec<Vec<u8>> {
 
 /// Calls `take` with each line in order.
 pub(super) fn each(listing: &Listing, mut take: impl FnMut(&[u8])) {
-    let mut line = Vec::new();
+    let mut writer = Writer::default();
     for selection in &listing.selections {
         for entry in &selection.entries {
-            line.clear();
-            write(&mut line, &selection.name, entry);
-            take(&line);
+            take(writer.entry(&selection.name, entry));
         }
     }
 }
 
-/// Appends the line of an entry of the selection `name`.
-pub(super) fn write(line: &mut Vec<u8>, name: &[u8], entry: &Entry) {
-    line.extend_from_slice(name);
-    if !name.is_empty() && !entry.land.is_empty() {
-        line.push(b'/');
-    }
-    line.extend_from_slice(&entry.land);
-    if line.is_empty() {
-        line.push(b'.');
-    }
-    line.push(0);
-    let kind = match &entry.kind {
-        EntryKind::File { .. } => "file",
-        EntryKind::Unread { .. } => unreachable!("a listing is of files that were read"),
-        EntryKind::Directory if entry.is_passed => "passed-directory",
-        EntryKind::Directory => "directory",
-        EntryKind::Symlink { .. } => "link",
-        EntryKind::Fifo => "fifo",
-        EntryKind::Socket => "socket",
-        EntryKind::CharDevice { .. } => "character-device",
-        EntryKind::BlockDevice { .. } => "block-device",
-    };
-    // By hand, as there may be a hundred thousand of them in every cached build.
-    line.extend_from_slice(kind.as_bytes());
-    line.push(b' ');
-    line.extend_from_slice(&[9, 6, 3, 0].map(|shift| b'0' + (entry.mode >> shift & 7) as u8));
-    line.push(b' ');
-    decimal(line, entry.uid.into());
-    line.push(b':');
-    decimal(line, entry.gid.into());
-    match &entry.kind {
-        EntryKind::File { size_bytes, digest } => {
-            line.push(b' ');
-            decimal(line, *size_bytes);
-            line.push(b' ');
-            line.extend_from_slice(&digest.hex_digits());
-        }
-        EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor } => {
+/// Writes one line after the other, of which there may be a hundred thousand in every cached build.
+#[derive(Default)]
+pub(super) struct Writer {
+    line: Vec<u8>,
+    /// The last kind, mode, owner and group, and how they are written: most files of a tree have the same.
+    last: Option<(Attributes, Vec<u8>)>,
+}
+
+type Attributes = (&'static str, u32, u32, u32);
+
+impl Writer {
+    /// The line of an entry of the selection `name`.
+    pub fn entry(&mut self, name: &[u8], entry: &Entry) -> &[u8] {
+        let kind = match &entry.kind {
+            EntryKind::File { size_bytes, digest } => {
+                self.content(name, &entry.land, (entry.mode, entry.uid, entry.gid), *size_bytes, digest);
+                return self.xattrs(entry);
+            }
+            EntryKind::Unread { .. } => unreachable!("a listing is of files that were read"),
+            EntryKind::Directory if entry.is_passed => "passed-directory",
+            EntryKind::Directory => "directory",
+            EntryKind::Symlink { .. } => "link",
+            EntryKind::Fifo => "fifo",
+            EntryKind::Socket => "socket",
+            EntryKind::CharDevice { .. } => "character-device",
+            EntryKind::BlockDevice { .. } => "block-device",
+        };
+        self.begin(name, &entry.land, (kind, entry.mode, entry.uid, entry.gid));
+        let line = &mut self.line;
+        if let EntryKind::CharDevice { major, minor } | EntryKind::BlockDevice { major, minor } = &entry.kind {
             line.push(b' ');
             decimal(line, (*major).into());
             line.push(b':');
             decimal(line, (*minor).into());
         }
-        _ => {}
-    }
-    line.push(0);
-    if let EntryKind::Symlink { target } = &entry.kind {
-        line.extend_from_slice(target);
-    }
-    for (name, value) in &entry.xattrs {
         line.push(0);
-        line.extend_from_slice(name);
-        line.push(b'=');
-        line.extend(
-            value.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| b"0123456789abcdef"[usize::from(digit)]),
-        );
+        if let EntryKind::Symlink { target } = &entry.kind {
+            line.extend_from_slice(target);
+        }
+        self.xattrs(entry)
     }
+
+    /// That of a file without xattrs.
+    pub fn file(
+        &mut self,
+        name: &[u8],
+        land: &[u8],
+        mode_and_ids: (u32, u32, u32),
+        size_bytes: u64,
+        digest: &Digest,
+    ) -> &[u8] {
+        self.content(name, land, mode_and_ids, size_bytes, digest);
+        &self.line
+    }
+
+    fn content(
+        &mut self,
+        name: &[u8],
+        land: &[u8],
+        (mode, uid, gid): (u32, u32, u32),
+        size_bytes: u64,
+        digest: &Digest,
+    ) {
+        self.begin(name, land, ("file", mode, uid, gid));
+        self.line.push(b' ');
+        decimal(&mut self.line, size_bytes);
+        self.line.push(b' ');
+        self.line.extend_from_slice(&digest.hex_digits());
+        self.line.push(0);
+    }
+
+    /// The path, and what all kinds have.
+    fn begin(&mut self, name: &[u8], land: &[u8], attributes: Attributes) {
+        let line = &mut self.line;
+        line.clear();
+        line.extend_from_slice(name);
+        if !name.is_empty() && !land.is_empty() {
+            line.push(b'/');
+        }
+        line.extend_from_slice(land);
+        if line.is_empty() {
+            line.push(b'.');
+        }
+        match &self.last {
+            Some((last, written)) if *last == attributes => line.extend_from_slice(written),
+            _ => {
+                let written = written(attributes);
+                line.extend_from_slice(&written);
+                self.last = Some((attributes, written));
+            }
+        }
+    }
+
+    fn xattrs(&mut self, entry: &Entry) -> &[u8] {
+        for (name, value) in &entry.xattrs {
+            self.line.push(0);
+            self.line.extend_from_slice(name);
+            self.line.push(b'=');
+            let digits = value.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+            self.line.extend(digits.map(|digit| b"0123456789abcdef"[usize::from(digit)]));
+        }
+        &self.line
+    }
+}
+
+/// With the NUL before them.
+fn written((kind, mode, uid, gid): Attributes) -> Vec<u8> {
+    let mut written = vec![0];
+    written.extend_from_slice(kind.as_bytes());
+    written.push(b' ');
+    written.extend_from_slice(&[9, 6, 3, 0].map(|shift| b'0' + (mode >> shift & 7) as u8));
+    written.push(b' ');
+    decimal(&mut written, uid.into());
+    written.push(b':');
+    decimal(&mut written, gid.into());
+    written
 }
 
 fn decimal(line: &mut Vec<u8>, mut number: u64) {
@@ -263,7 +321,6 @@ fn compare(old: &[u8], new: &[u8], push: &mut impl FnMut(What)) {
 mod tests {
     use super::*;
     use crate::context::Selection;
-    use crate::digest::Digest;
 
     fn file(land: &str, content: &str) -> Entry {
         Entry {
