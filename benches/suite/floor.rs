@@ -100,14 +100,37 @@ fn sha256(at: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Sixteen times the file, by the compressor and at the level that wythe takes, on one thread.
+/// What an image of sixteen times the file takes, on one thread: to write it, to hash it, to compress it with the
+/// compressor and at the level that wythe takes, to hash that and to write it.
 fn gzip(at: &Path) -> std::io::Result<()> {
-    let mut encoder = flate2::write::GzEncoder::new(std::io::sink(), flate2::Compression::new(6));
-    for _ in 0..16 {
-        let mut file = File::open(at)?;
-        read_into(&mut file, &mut vec![0; 1 << 18], |piece| encoder.write_all(piece))?;
+    struct Hashed(File, Sha256);
+    impl Write for Hashed {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let count = self.0.write(bytes)?;
+            self.1.update(&bytes[..count]);
+            Ok(count)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            self.0.flush()
+        }
     }
-    encoder.finish().map(|_| ())
+    let directory = at.parent().unwrap_or(Path::new("."));
+    let (mut layer, blob) = (tempfile::tempfile_in(directory)?, tempfile::tempfile_in(directory)?);
+    for _ in 0..16 {
+        read_into(&mut File::open(at)?, &mut vec![0; 1 << 18], |piece| layer.write_all(piece))?;
+    }
+    std::io::Seek::rewind(&mut layer)?;
+    let mut hasher = Sha256::new();
+    let out = std::io::BufWriter::with_capacity(1 << 18, Hashed(blob, Sha256::new()));
+    let mut encoder = flate2::write::GzEncoder::new(out, flate2::Compression::new(6));
+    read_into(&mut layer, &mut vec![0; 1 << 18], |piece| {
+        hasher.update(piece);
+        encoder.write_all(piece)
+    })?;
+    let Hashed(_, blob) = encoder.finish()?.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+    println!("{:x?} {:x?}", hasher.finalize(), blob.finalize());
+    Ok(())
 }
 
 fn gunzip(at: &Path) -> std::io::Result<()> {
