@@ -117,13 +117,15 @@ fn press(
     press_in_parallel(blocks, output, workers, each)
 }
 
-/// This thread reads and writes; at most two blocks a worker are under way.
+/// This thread reads and writes; at most two blocks a worker are under way, or one more than there are workers where they
+/// are large.
 fn press_in_parallel(
     blocks: &mut Blocks<'_>,
     output: &mut (dyn Write + Send),
     workers: Workers<'_>,
     each: &(dyn Fn(&Block) -> io::Result<Vec<u8>> + Sync),
 ) -> io::Result<()> {
+    let in_reserve = if blocks.block_bytes > GZIP_BLOCK_BYTES { 1 } else { workers.threads as u64 };
     let (to_workers, work) = mpsc::channel::<(u64, Block)>();
     let (from_workers, results) = mpsc::channel();
     let work = Mutex::new(work);
@@ -158,7 +160,7 @@ fn press_in_parallel(
             if let Some(from_workers) = later.take_if(|_| !workers.are_patient()) {
                 (0..workers.threads).for_each(|_| start(from_workers.clone(), false));
             }
-            if is_reading && sent - written < 2 * workers.threads as u64 {
+            if is_reading && sent - written < workers.threads as u64 + in_reserve {
                 match blocks.next()? {
                     Some(block) => {
                         to_workers.send((sent, block)).map_err(io::Error::other)?;

@@ -273,6 +273,7 @@ fn meta(diff_id: &DiffId, plain: &Plain, summary: &Summary) -> LayerMeta {
         diff_id: *diff_id,
         tree: None,
         tar_size_bytes: plain.size_bytes,
+        checksum: None,
         size_bytes: summary.size_bytes,
         entries: summary.entries,
         boot_id: String::new(),

@@ -20,6 +20,7 @@ use rustix::fs::{AtFlags, FlockOperation, Mode};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::checksum::ChecksumWriter;
 use super::workspace::Bench;
 use super::{Inner, Store, sealed};
 use crate::diag::{Diagnostic, Result};
@@ -34,6 +35,9 @@ pub struct LayerMeta {
     pub tree: Option<TreeDigest>,
     /// Of the uncompressed tar.
     pub tar_size_bytes: u64,
+    /// The same, for who packs it again: XXH3 of 128 bits in hex. None where it was never packed here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<String>,
     /// Of its regular files.
     pub size_bytes: u64,
     pub entries: u64,
@@ -114,16 +118,17 @@ impl Draft {
         if summary.entries == 0 {
             return Ok(None);
         }
-        let mut writer = HashingWriter::new(io::sink());
+        let mut writer = HashingWriter::new(ChecksumWriter::new(io::sink()));
         let tree = match tree {
             Some(tree) => layer::pack(self.upper(), &mut writer).map(|()| tree)?,
             None => layer::pack_and_digest(self.upper(), &mut writer)?,
         };
-        let (_, digest, tar_size_bytes) = writer.finish();
+        let (writer, digest, tar_size_bytes) = writer.finish();
         let meta = LayerMeta {
             diff_id: DiffId::new(digest),
             tree: Some(tree),
             tar_size_bytes,
+            checksum: Some(writer.finish().1),
             size_bytes: summary.size_bytes,
             entries: summary.entries,
             // Filled in by the commit.
@@ -150,6 +155,7 @@ impl Draft {
             diff_id: DiffId::new(Digest::of(format!("flat {id}").as_bytes())),
             tree: None,
             tar_size_bytes: 0,
+            checksum: None,
             size_bytes: 0,
             entries: 0,
             boot_id: String::new(),

@@ -29,6 +29,7 @@ mod ahead;
 mod arrival;
 mod blobs;
 mod builds;
+mod checksum;
 mod forms;
 mod gc;
 mod images;

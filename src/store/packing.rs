@@ -12,6 +12,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use super::checksum::ChecksumWriter;
 use super::{Form, Layer, Store, forms};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::digest::{ChainId, DiffId, Digest, HashingReader, HashingWriter};
@@ -218,18 +219,30 @@ impl Store {
 
     /// Packs a layer dir, and makes sure that what it packs to is its diff ID.
     fn pack_dir<W: io::Write + Send>(&self, layer: &Layer, meter: Option<&Meter<'_>>, out: W) -> Result<W> {
-        let mut out = HashingWriter::new(out);
-        match meter {
-            Some(meter) => layer::pack(layer.dir.as_fd(), &mut Metered { inner: &mut out, meter })?,
-            None => layer::pack(layer.dir.as_fd(), &mut out)?,
+        let pack = |out: &mut (dyn io::Write + Send)| match meter {
+            Some(meter) => layer::pack(layer.dir.as_fd(), &mut Metered { inner: out, meter }),
+            None => layer::pack(layer.dir.as_fd(), out),
         };
-        let (out, actual, _) = out.finish();
-        if actual == *layer.meta.diff_id.digest() {
+        let (out, is_whole) = match &layer.meta.checksum {
+            Some(checksum) => {
+                let mut out = ChecksumWriter::new(out);
+                pack(&mut out)?;
+                let (out, actual) = out.finish();
+                (out, actual == *checksum)
+            }
+            None => {
+                let mut out = HashingWriter::new(out);
+                pack(&mut out)?;
+                let (out, actual, _) = out.finish();
+                (out, actual == *layer.meta.diff_id.digest())
+            }
+        };
+        if is_whole {
             return Ok(out);
         }
         self.drop_layer(&layer.id, layer.dir.as_fd())?;
         Err(Diagnostic::error(format!(
-            "layer `{}` was damaged in the store `{}` (it now packs to `{actual}`) and has been removed",
+            "layer `{}` was damaged in the store `{}` and has been removed",
             layer.meta.diff_id,
             self.inner.path.display()
         ))

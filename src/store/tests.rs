@@ -61,6 +61,7 @@ fn meta_of(draft: &Draft) -> LayerMeta {
         diff_id: DiffId::new(digest),
         tree: Some(tree),
         tar_size_bytes,
+        checksum: None,
         size_bytes: 4,
         entries: 1,
         boot_id: String::new(),
@@ -367,6 +368,28 @@ fn a_layer_is_packed_once_for_each_form() {
     assert!(error.message.contains("was damaged in the store"), "{}", error.message);
     assert!(fixture.store.layer(&layer.id).unwrap().is_none());
     assert!(!fixture.store.has_blob(&kept.digest));
+}
+
+#[test]
+fn a_layer_that_was_damaged_is_not_packed() {
+    // Those of earlier versions have no checksum.
+    for has_checksum in [true, false] {
+        let fixture = fixture();
+        let draft = draft(&fixture.store, "text");
+        let (_, mut meta) = draft.identify(&[], None, None).unwrap().unwrap();
+        assert_eq!(meta.checksum.as_ref().map(String::len), Some(32));
+        meta.checksum.take_if(|_| !has_checksum);
+        let layer = draft.commit(&ChainId::extend(None, &meta.diff_id), meta).unwrap();
+        let form = fixture.store.pack(&layer, Compression::None, None).unwrap();
+        assert_eq!(form.digest, *layer.meta.diff_id.digest());
+        // Of the same length.
+        fs::write(layer.path.join("file"), "tixt").unwrap();
+        let epoch = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+        fs::File::open(layer.path.join("file")).unwrap().set_times(epoch).unwrap();
+        let error = fixture.store.pack(&layer, Compression::DEFAULT, None).unwrap_err();
+        assert!(error.message.contains("was damaged in the store"), "{}", error.message);
+        assert!(fixture.store.layer(&layer.id).unwrap().is_none());
+    }
 }
 
 #[test]

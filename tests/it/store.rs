@@ -69,6 +69,7 @@ fn meta_of(draft: &Draft) -> LayerMeta {
         diff_id: DiffId::new(digest),
         tree: Some(tree),
         tar_size_bytes,
+        checksum: None,
         size_bytes: 0,
         entries: 1,
         boot_id: String::new(),
