@@ -13,6 +13,8 @@ const VETH_INFO_PEER: u16 = 1;
 /// From `linux/if_link.h`.
 const ADDRESS_MODE: u16 = 8;
 const ADDRESS_MODE_NONE: u8 = 1;
+/// `IF_OPER_UP`, from `linux/if.h`.
+const OPERATING: u8 = 6;
 
 /// From `linux/neighbour.h`.
 const TABLE_NAME: u16 = 1;
@@ -69,7 +71,8 @@ pub fn silence(socket: &Socket, index: u32) -> Result<(), Errno> {
 /// The number of an interface.
 pub fn index(socket: &Socket, name: &str) -> Result<u32, Errno> {
     let answer = socket.get(Message::new(libc::RTM_GETLINK, 0, &link(0, false)).with_text(libc::IFLA_IFNAME, name))?;
-    Ok(state(&answer).0)
+    let fixed: [u8; LINK_BYTES] = answer.fixed();
+    Ok(u32::from_ne_bytes([fixed[4], fixed[5], fixed[6], fixed[7]]))
 }
 
 /// In bytes.
@@ -82,17 +85,11 @@ pub fn bring_up(socket: &Socket, index: u32) -> Result<(), Errno> {
     socket.request(Message::new(libc::RTM_NEWLINK, 0, &link(index, true)))
 }
 
-/// Whether an interface takes packets, which is a moment after it was brought up.
+/// Whether an interface takes packets, which is a moment after it was brought up and somebody is at its other end.
 pub fn is_running(socket: &Socket, index: u32) -> Result<bool, Errno> {
     let answer = socket.get(Message::new(libc::RTM_GETLINK, 0, &link(index, false)))?;
-    Ok(state(&answer).1 & libc::IFF_RUNNING as u32 != 0)
-}
-
-/// The number and flags of the interface that an answer is about.
-fn state(answer: &Answer) -> (u32, u32) {
-    let fixed: [u8; LINK_BYTES] = answer.fixed();
-    let number = |at: usize| u32::from_ne_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]);
-    (number(4), number(8))
+    // `IFF_RUNNING` is also said of an interface at which the kernel has not looked yet.
+    Ok(answer.attributes(LINK_BYTES).get(libc::IFLA_OPERSTATE) == Some(&[OPERATING]))
 }
 
 /// `struct ifinfomsg`.
