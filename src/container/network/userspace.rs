@@ -219,6 +219,8 @@ impl Line {
 
     /// Starts the program. The caller has one thread.
     pub fn start(&mut self, realm: Realm<'_>) -> Result<()> {
+        // What goes wrong once is not tried again for each packet.
+        self.end = End::Gone;
         let doing = || format!("cannot start `{}`", self.program.name());
         // Not a pipe, which somebody would have to empty.
         let output =
