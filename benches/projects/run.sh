@@ -38,10 +38,12 @@ until curl -sf "http://$registry/v2/" > "$dir/ping"; do sleep 0.1; done
 
 if [ ! -e "$dir/registry/bases" ]; then
     mkdir -p "$dir/rootfs" "$dir/registry"
+    # Of the host's own, whose keys it has.
+    suite=$(. /etc/os-release; echo "${VERSION_CODENAME:-stable}")
     # Behind a proxy with an authority of its own, builds need it, too.
     mmdebstrap --quiet --variant=minbase --include=ca-certificates \
         --customize-hook='! ls /usr/local/share/ca-certificates/*.crt || cp /usr/local/share/ca-certificates/*.crt "$1/usr/local/share/ca-certificates/"' \
-        --customize-hook='chroot "$1" update-ca-certificates' stable "$dir/rootfs/debian.tar"
+        --customize-hook='chroot "$1" update-ca-certificates' "$suite" "$dir/rootfs/debian.tar"
     for base in debian python node rust; do
         "$wythe" --root "$dir/bases" build --progress plain -f "$here/bases/Dockerfile" --target $base \
             -t "$registry/$base" --push "$dir/rootfs"
