@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -16,6 +17,10 @@ use super::limits::{Controller, Limits};
 use super::{OutOfMemory, Version, v1, v2};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::progress::Usage;
+
+/// A process that was waited for is in its group until the kernel has switched away from it. On a busy processor, or with
+/// its share of the time used up, that may take it some of the scheduler's periods.
+const LINGERING: Duration = Duration::from_millis(200);
 
 /// The groups of a build: made as steps ask for them, removed with this.
 #[derive(Debug, Default)]
@@ -155,11 +160,17 @@ impl Group {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if self.home.directory.remove(&self.name) == Err(Errno::BUSY) {
+        let remove = || self.home.directory.remove(&self.name);
+        let begun = Instant::now();
+        while remove() == Err(Errno::BUSY) {
             // The end of the step's pid namespace has ended all its processes. Should one be left for
             // all that, it is not for long; the next build removes the directory.
-            let _ = self.directory.write("cgroup.kill", "1");
-            let _ = self.home.directory.remove(&self.name);
+            if begun.elapsed() > LINGERING {
+                let _ = self.directory.write("cgroup.kill", "1");
+                let _ = remove();
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(100));
         }
     }
 }
