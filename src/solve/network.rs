@@ -34,7 +34,9 @@ impl Solver<'_> {
 
     /// Keeps what a step found out, and tells what its user is to know, once for the build.
     pub(super) fn note_network(&self, exit: &Exit) {
-        if let (Some(learned), Some(memo)) = (&exit.learned, memo()) {
+        if let Some(learned) = &exit.learned
+            && let Some(memo) = memo()
+        {
             // The next build finds it out again.
             let _ = self.host.store.write_record(DIRECTORY, &memo, learned);
         }
