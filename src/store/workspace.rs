@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{Access, AtFlags, FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::trash::Trash;
@@ -135,20 +135,19 @@ impl Workspace {
         let tmp = self.tmp.as_fd();
         let Ok(names) = super::names(tmp) else { return };
         for name in &names {
-            if let Some(builder) = name.strip_suffix(".lock") {
-                let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let Ok(lock) = rustix::fs::openat(tmp, name.as_str(), flags, Mode::empty()) else { continue };
-                if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-                    continue;
-                }
-                if super::is_still_at(tmp, name, lock.as_fd()) && trash.take(tmp, builder).is_ok() {
-                    let _ = rustix::fs::unlinkat(tmp, name.as_str(), AtFlags::empty());
-                }
-            } else if rustix::fs::accessat(tmp, format!("{name}.lock"), Access::EXISTS, AtFlags::empty())
-                == Err(Errno::NOENT)
-            {
-                // The lock file is made before the directory and removed after it: nobody's.
-                let _ = trash.take(tmp, name);
+            let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let (builder, lock_name, flags) = match name.strip_suffix(".lock") {
+                Some(builder) => (builder, name.clone(), flags),
+                // The lock file is made before the directory and removed after it: without one it is nobody's. Nor does
+                // it become anybody's of that name while there is ours.
+                None => (name.as_str(), format!("{name}.lock"), flags | OFlags::CREATE | OFlags::EXCL),
+            };
+            let Ok(lock) = rustix::fs::openat(tmp, &lock_name, flags, Mode::from_raw_mode(0o600)) else { continue };
+            if rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+                continue;
+            }
+            if super::is_still_at(tmp, &lock_name, lock.as_fd()) && trash.take(tmp, builder).is_ok() {
+                let _ = rustix::fs::unlinkat(tmp, &lock_name, AtFlags::empty());
             }
         }
     }
