@@ -43,6 +43,13 @@ impl Store {
             .map_err(|errno| self.inner.error(format_args!("lock `{name}`"), errno))
     }
 
+    /// Whether somebody holds the lock of this name, for who need not have it.
+    pub(super) fn is_locked(&self, name: &str) -> bool {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(fd) = rustix::fs::openat(&self.inner.locks, name, flags, Mode::empty()) else { return false };
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+    }
+
     fn lock(&self, name: &str, waiting: impl FnOnce()) -> rustix::io::Result<OwnedFd> {
         let locks = self.inner.locks.as_fd();
         let mut waiting = Some(waiting);

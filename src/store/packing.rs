@@ -120,7 +120,8 @@ impl Store {
         meter: &Meter<'_>,
         workers: Workers<'_>,
     ) -> Result<()> {
-        if self.form(diff_id, compression.into())?.is_some() {
+        // Who waits for another builder that is at it can give nothing up: that is left to the export.
+        if self.form(diff_id, compression.into())?.is_some() || self.is_locked(&lock_of(diff_id, compression)) {
             return Ok(());
         }
         let made = match self.made_layer(diff_id, id)? {
@@ -294,7 +295,7 @@ impl Store {
             return Ok(form);
         }
         // Two threads or builders that want the same blob make it once.
-        let _lock = self.lock_name(format!("form-{}-{name}", diff_id.hex()), || {})?;
+        let _lock = self.lock_name(lock_of(diff_id, compression), || {})?;
         if let Some(form) = self.usable_form(diff_id, is_it)? {
             return Ok(form);
         }
@@ -319,6 +320,11 @@ fn chain(diff_ids: &[DiffId]) -> impl Iterator<Item = (DiffId, ChainId)> {
         *below = Some(id);
         Some((*diff_id, id))
     })
+}
+
+/// The name of the lock for making a form.
+pub(super) fn lock_of(diff_id: &DiffId, compression: Compression) -> String {
+    format!("form-{}-{}", diff_id.hex(), name_of(compression))
 }
 
 fn name_of(compression: Compression) -> String {

@@ -393,6 +393,31 @@ fn a_layer_that_was_damaged_is_not_packed() {
 }
 
 #[test]
+fn what_another_builder_packs_is_not_waited_for_ahead() {
+    let fixture = fixture();
+    let layer = commit(&fixture.store, "text");
+    let (diff_id, gzip) = (layer.meta.diff_id, Compression::DEFAULT);
+    let ahead = || {
+        let ahead = Ahead::new(&fixture.store, vec![gzip]);
+        ahead.expect(diff_id, layer.id);
+        ahead
+    };
+    let held = fixture.reopen().lock_name(packing::lock_of(&diff_id, gzip), || {}).unwrap();
+    // Which waits for its thread.
+    drop(ahead());
+    assert!(fixture.store.forms(&diff_id).unwrap().is_empty());
+    drop(held);
+    let ahead = ahead();
+    while fixture.store.forms(&diff_id).unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    ahead.finish(crate::progress::Audience::nobody()).unwrap();
+    // There is nothing left to do.
+    fs::remove_dir_all(&layer.path).unwrap();
+    assert!(fixture.store.pack(&layer, gzip, None).is_ok());
+}
+
+#[test]
 fn a_pulled_layer_without_its_blob_is_not_called_damaged() {
     let fixture = fixture();
     let draft = draft(&fixture.store, "text");
