@@ -248,8 +248,9 @@ fn without_network_there_is_loopback_only() {
     let mut container = bench.script("ls /sys/class/net; ping -c 1 -W 1 127.0.0.1 | grep -c 'bytes from'");
     container.network = Network::None;
     assert_eq!(bench.succeed(&container).output, "lo\n1\n");
-    // Ports below 1024 are root's in a network of its own.
-    let mut container = bench.script("(echo hello | nc -l -p 80) & while ! nc 127.0.0.1 80 2>/dev/null; do :; done");
+    // Ports below 1024 are root's in a network of its own. Not `echo hello | nc -l`: that ends with what it hears, which
+    // may be before it says anything.
+    let mut container = bench.script("nc -l -p 80 -e echo hello & while ! nc 127.0.0.1 80 2>/dev/null; do :; done");
     container.network = Network::None;
     assert_eq!(bench.succeed(&container).output, "hello\n");
 }
