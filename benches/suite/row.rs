@@ -360,7 +360,7 @@ fn big_layer(fixture: &Fixture, player: Player, round: usize) -> Result<Sample> 
     build_to_tar(fixture, player, &context, &[])
 }
 
-/// From the end of the command on: the last file it makes says when that was.
+/// From the end of the command on: the last file it makes says when that was. CPU time and memory are of the whole build.
 fn many_files(fixture: &Fixture, player: Player, round: usize) -> Result<Sample> {
     if player == Floor {
         let context = fixture.context("made", |dir| fixture::files(dir, 50_000, 4096))?;

@@ -24,6 +24,7 @@ pub struct Address {
     pub gateway: IpAddr,
 }
 
+/// The interface, and what is heard of it outside: the sockets stay in the lane's network wherever they are held.
 pub struct Inside {
     route: Socket,
     /// Told of the interface, and of the addresses that are looked for.

@@ -384,7 +384,7 @@ impl<'a> Keeper<'a> {
         for mut line in std::mem::take(&mut self.starting) {
             match line.look() {
                 Some(Event::Ready) => {
-                    let is_news = self.memory.note_success(&line.path, true);
+                    let is_news = self.memory.note_working(&line.path, true);
                     self.hand_over_line(line)?;
                     if is_news {
                         self.learned()?;
@@ -425,7 +425,7 @@ impl<'a> Keeper<'a> {
         }
         for (id, program, path, why) in stuck {
             // What was known of it is so no more. Lanes to come go another way.
-            if self.memory.note_success(&path, false) {
+            if self.memory.note_working(&path, false) {
                 self.learned()?;
             }
             self.refuse(Way::Program(program), why.clone());

@@ -42,10 +42,7 @@ fn settle(proc: BorrowedFd<'_>) {
 
 /// Opens sockets in a network namespace, those that `open` returns. Takes a process of its own, as only the
 /// host's root finds the way back; what `open` does to the namespace is done there, too.
-pub fn sockets<const N: usize>(
-    namespace: BorrowedFd<'_>,
-    open: impl FnOnce() -> Result<[Socket; N]>,
-) -> Result<[Socket; N]> {
+pub fn sockets(namespace: BorrowedFd<'_>, open: impl FnOnce() -> Result<[Socket; 2]>) -> Result<[Socket; 2]> {
     let doing = || "cannot open sockets in a network namespace";
     let (socket, sending) = protocol::pair()?;
     let Some(child) = sys::clone(0).context(doing)? else {
@@ -61,7 +58,7 @@ pub fn sockets<const N: usize>(
     let received = protocol::receive(socket.as_fd()).context(doing);
     sys::wait(child.pid).context(doing)?;
     let (packet, fds) = received?.ok_or_else(|| Diagnostic::error(doing()))?;
-    match <[OwnedFd; N]>::try_from(fds) {
+    match <[OwnedFd; 2]>::try_from(fds) {
         Ok(fds) => Ok(fds.map(Socket::from)),
         Err(_) => Err(protocol::decode::<Failure>(&packet)?.into()),
     }

@@ -44,7 +44,7 @@ impl Memory {
     }
 
     /// Notes whether the program at `path` makes a way out; whether that is news.
-    pub fn note_success(&mut self, path: &Path, works: bool) -> bool {
+    pub fn note_working(&mut self, path: &Path, works: bool) -> bool {
         if self.has_worked(path) == works {
             return false;
         }

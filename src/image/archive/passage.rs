@@ -15,22 +15,15 @@ type Piece = (Vec<u8>, usize);
 /// Copies all of `from`, of which there are `size_bytes`, to `to`. The first error of either ends it; what was read
 /// until then has been written.
 pub fn pass(mut from: impl Read + Send, size_bytes: u64, to: &mut dyn Write) -> io::Result<()> {
-    let piece = || vec![0; PIECE_BYTES.min(usize::try_from(size_bytes).unwrap_or(PIECE_BYTES)).max(1)];
     if size_bytes <= PIECE_BYTES as u64 {
         // To begin a thread takes longer.
-        let mut piece = piece();
-        loop {
-            match read(&mut from, &mut piece)? {
-                0 => return Ok(()),
-                count => to.write_all(&piece[..count])?,
-            }
-        }
+        return io::copy(&mut from, to).map(drop);
     }
     let (give, taken) = channel();
     let (give_back, empty) = channel();
     for _ in 0..PIECES {
         // Both ends are here.
-        let _ = give_back.send(piece());
+        let _ = give_back.send(vec![0; PIECE_BYTES]);
     }
     thread::scope(|scope| {
         let reader = scope.spawn(move || read_all(&mut from, &give, &empty));
