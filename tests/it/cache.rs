@@ -236,9 +236,10 @@ fn a_first_copy_packs_to_what_is_copied() {
         let pinned = ["--build-arg", "SOURCE_DATE_EPOCH=1000000000"];
         for (number, copy) in COPIES.iter().enumerate() {
             let built = |name: &str, before: &str, after: &str| {
-                let file = sandbox.path(&format!("{name}.{number}"));
-                fs::write(&file, format!("FROM busybox\n{before}{copy}\n{after}")).unwrap();
-                builder.built(&[&["-f", file.to_str().unwrap()], &pinned[..]].concat());
+                // Beside the context, by the name that everybody has for it.
+                let file = format!("{name}.{number}");
+                fs::write(sandbox.path(&file), format!("FROM busybox\n{before}{copy}\n{after}")).unwrap();
+                builder.built(&[&["-f", &file], &pinned[..]].concat());
                 let image = image(sandbox, "image.tar");
                 (image.diff_ids.last().cloned(), image.files)
             };
