@@ -10,6 +10,7 @@ use crate::store::Packing;
 
 /// `PATH` is a directory, `-` a tar on standard output, else a list of keys with `type=`.
 pub fn parse(text: &str) -> Result<Output, Failure> {
+    const KEYS: &str = "type, dest, name, push, tar, compression, compression-level, force-compression, oci-mediatypes";
     let wrong = |why: String| usage(format!("`-o {text}`: {why}"));
     if text == "-" {
         return Ok(Output::Tar { destination: Destination::Stdout });
@@ -40,7 +41,7 @@ pub fn parse(text: &str) -> Result<Output, Failure> {
                     names.push(name.parse().map_err(|why| wrong(format!("`{name}`: {why}")))?);
                 }
             }
-            _ => return Err(wrong(format!("there is no key `{key}` here"))),
+            _ => return Err(wrong(format!("there is no key `{key}`; known are {KEYS}"))),
         }
     }
     let packing = said.packing().map_err(&wrong)?;
