@@ -141,9 +141,11 @@ fn press_in_parallel(
                 }
                 // A poisoned lock is another worker's panic, which the scope reports.
                 while let Ok((number, block)) = work.lock().map_or(Err(mpsc::RecvError), |work| work.recv()) {
-                    let is_over = from_workers.send((number, each(&block))).is_err();
-                    // Others take its place: what it has sent makes this thread look.
-                    if is_over || (is_patient && !workers.are_patient()) {
+                    let pressed = each(&block);
+                    // Others take its place. It is decided before what is sent makes this thread look: afterwards
+                    // it might have looked already, and wait for one that is gone.
+                    let leaves = is_patient && !workers.are_patient();
+                    if from_workers.send((number, pressed)).is_err() || leaves {
                         break;
                     }
                 }
@@ -253,4 +255,31 @@ fn frame(block: &Block, level: u32) -> io::Result<Vec<u8>> {
     let mut out = Vec::with_capacity(zstd_safe::compress_bound(block.content.len()));
     compressor.compress2(&mut out, &block.content).map_err(wrong)?;
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hint;
+
+    use super::*;
+
+    #[test]
+    fn patience_may_end_at_any_moment() {
+        let content: Vec<u8> = (0..64u8).flat_map(|byte| [byte; 64]).collect();
+        for turn in 0..2_000 {
+            let wanted = AtomicBool::new(false);
+            let mut out = Vec::new();
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    (0..turn * 20).for_each(|_| hint::spin_loop());
+                    wanted.store(true, Ordering::Relaxed);
+                });
+                let mut input = content.as_slice();
+                let mut blocks = Blocks::of(&mut input, 64, None);
+                let each = |block: &Block| Ok(block.content.clone());
+                press(&mut blocks, &mut out, Workers::patient(1, &wanted), &each).unwrap();
+            });
+            assert_eq!(out, content);
+        }
+    }
 }
