@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
-use crate::container::{Container, Exit, Expectation, Spawner};
+use crate::container::{Container, Exit, Expectation, Moment, Spawner};
 use crate::diag::{Diagnostic, Result};
 use crate::git;
 use crate::image::archive::Selector;
@@ -164,8 +164,8 @@ impl Host<'_> {
 /// Runs containers.
 pub trait Executor: Send + Sync {
     /// Runs one to its end; what it writes goes to `output` as it comes. Returns when its upper is
-    /// quiescent. What can be done while it runs, `meanwhile` does once.
-    fn execute(&self, container: &Container, output: &mut dyn Write, meanwhile: &dyn Fn()) -> Result<Exit>;
+    /// quiescent. `told` is called at each moment once, on this thread.
+    fn execute(&self, container: &Container, output: &mut dyn Write, told: &dyn Fn(Moment)) -> Result<Exit>;
 
     /// Says what is about to be executed, so that what it needs is made meanwhile.
     fn expect(&self, expectation: &Expectation);
@@ -178,8 +178,8 @@ pub trait Executor: Send + Sync {
 }
 
 impl Executor for Spawner {
-    fn execute(&self, container: &Container, output: &mut dyn Write, meanwhile: &dyn Fn()) -> Result<Exit> {
-        self.run_into(container, output, meanwhile)
+    fn execute(&self, container: &Container, output: &mut dyn Write, told: &dyn Fn(Moment)) -> Result<Exit> {
+        self.run_into(container, output, told)
     }
 
     fn expect(&self, expectation: &Expectation) {

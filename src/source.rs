@@ -26,7 +26,7 @@ use crate::diag::{Context as _, Diagnostic, Result, Source};
 use crate::digest::{ChainId, Digest};
 use crate::git::{self, Commit};
 use crate::host::{Directory, Held, Host, LocalContext, NamedContext, Origin, rfc3339};
-use crate::layer::decompress::Format;
+use crate::layer::{self, decompress::Format};
 use crate::location::{GitLocation, Location, Times, Transport, redact};
 use crate::registry::{self, Download, Wanted};
 use crate::ssh::Forward;
@@ -301,9 +301,11 @@ fn tree(facts: Facts, shown: &str, host: &Host<'_>, fill: impl FnOnce(&Draft) ->
     }
     let draft = host.store.draft()?;
     let root_time = fill(&draft)?;
-    let Some((tree, meta)) = draft.identify(&[], None, None)? else {
+    let summary = layer::canonicalize(draft.upper(), &[], None)?;
+    if summary.entries == 0 {
         return of_scratch(host.store.scratch()?, shown.to_owned());
-    };
+    }
+    let (tree, meta) = draft.identify(&summary, None)?;
     let result = LayerResult { diff_id: meta.diff_id, tree, size_bytes: meta.size_bytes };
     let layer = draft.commit(&ChainId::extend(None, &result.diff_id), meta)?;
     // No layer says what time its root has.

@@ -10,7 +10,7 @@ const FORMAT: &str = "1";
 
 /// An ordered list of `(name, value)`. Names are unique; a name that is a list of its own (one
 /// variable, one mount) carries it after a space, as in `env PATH`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Facts(Vec<(String, String)>);
 

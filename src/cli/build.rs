@@ -17,7 +17,7 @@ use super::{Failure, has_color, limits, output, print, stdin, usage, values};
 use rustix::process::Signal;
 
 use crate::build::{self, Request};
-use crate::container::{Container, Dns, Rung, Spawner};
+use crate::container::{Container, Dns, Moment, Rung, Spawner};
 use crate::diag::Diagnostic;
 use crate::export::{Destination, Output};
 use crate::host::{Host, Opened, Pulls};
@@ -257,7 +257,7 @@ impl crate::host::Executor for NothingRuns {
         &self,
         _: &Container,
         _: &mut dyn std::io::Write,
-        _: &dyn Fn(),
+        _: &dyn Fn(Moment),
     ) -> crate::diag::Result<crate::container::Exit> {
         Err(Diagnostic::error("nothing is executed here"))
     }

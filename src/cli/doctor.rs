@@ -47,7 +47,7 @@ fn trials(root: &Path) -> Result<Vec<Finding>, Diagnostic> {
         &store,
         &Trials {
             store: &store,
-            run: &|container, output| spawner.run_into(container, output, &|| {}),
+            run: &|container, output| spawner.run_into(container, output, &|_| {}),
             footing: Default::default(),
         },
     ))

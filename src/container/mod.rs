@@ -102,6 +102,17 @@ pub struct Container {
     pub limits: Limits,
     /// How long the payload may run before everything of the step is killed.
     pub timeout: Option<Duration>,
+    /// Whether somebody waits for [`Moment::Mounted`].
+    pub tells_when_mounted: bool,
+}
+
+/// What is told of a step before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// It was asked for.
+    Asked,
+    /// Its layers are mounted: wherever they are moved to now, it does not notice.
+    Mounted,
 }
 
 /// A mount at `target`, made after the fixed ones, in order.

@@ -98,9 +98,11 @@ pub enum Report {
     Failed { failure: Failure, machine: Option<Machine> },
 }
 
-/// How a request ended. With an exit comes the step's skeleton.
+/// What a request is answered. With an exit comes the step's skeleton.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
+    /// Another answer follows.
+    Mounted,
     Ended {
         status: i32,
         usage: Usage,
@@ -115,8 +117,10 @@ pub enum Answer {
 }
 
 impl Answer {
-    pub fn into_result(self, fds: Vec<OwnedFd>) -> Result<Exit> {
+    /// `None`: it has not ended yet.
+    pub fn into_result(self, fds: Vec<OwnedFd>) -> Result<Option<Exit>> {
         match self {
+            Self::Mounted => Ok(None),
             Self::Failed(failure) => Err(failure.into()),
             Self::Ended { status, usage, out_of_memory, is_late, warning, learned } => {
                 let skeleton =
@@ -128,7 +132,7 @@ impl Answer {
                 };
                 let warning = warning.map(|warning| Diagnostic { severity: Severity::Warning, ..warning.into() });
                 let learned = learned.as_ref().map(encode);
-                Ok(Exit { status, usage, out_of_memory, is_late, skeleton, warning, learned })
+                Ok(Some(Exit { status, usage, out_of_memory, is_late, skeleton, warning, learned }))
             }
         }
     }

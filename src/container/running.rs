@@ -55,6 +55,7 @@ pub struct Running {
     /// Open until exec.
     reports: Option<OwnedFd>,
     reply: OwnedFd,
+    tells_when_mounted: bool,
     mounted: Option<Mounted>,
     /// Until the filter's first question, which a supervisor answers.
     questions: Option<OwnedFd>,
@@ -136,6 +137,7 @@ impl Running {
             listeners: None,
             reports: Some(reports),
             reply: asked.reply,
+            tells_when_mounted: asked.container.tells_when_mounted,
             mounted: None,
             questions: None,
             supervisor: None,
@@ -195,6 +197,9 @@ impl Running {
                         for record in stubs {
                             let (Some(parent), Some(entry)) = (fds.next(), fds.next()) else { break };
                             made.push(Stub { parent, entry, record });
+                        }
+                        if self.tells_when_mounted {
+                            answer(&self.reply, &Answer::Mounted, None);
                         }
                         self.mounted = Some(Mounted { overlay, skeleton, namespace: Some(namespace), stubs: made });
                     }

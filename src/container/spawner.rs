@@ -10,7 +10,7 @@ use rustix::pipe::PipeFlags;
 use rustix::process::Signal;
 
 use super::protocol::{self, Answer};
-use super::{Container, Exit, Expectation, Given, serve};
+use super::{Container, Exit, Expectation, Given, Moment, serve};
 use crate::diag::{Context, Diagnostic, Result};
 use crate::ids;
 use crate::sys::{self, Child};
@@ -73,13 +73,13 @@ impl Spawner {
     }
 
     /// The same, with what the payload writes going to `sink` piece by piece, on this thread. What
-    /// `sink` does not take is lost. `meanwhile` is called once, after the step was asked for.
-    pub fn run_into(&self, container: &Container, sink: &mut dyn Write, meanwhile: &dyn Fn()) -> Result<Exit> {
+    /// `sink` does not take is lost. `told` is called at each moment once.
+    pub fn run_into(&self, container: &Container, sink: &mut dyn Write, told: &dyn Fn(Moment)) -> Result<Exit> {
         let doing = || "cannot make a pipe for the output of a step";
         let (reader, writer) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).context(doing)?;
         rustix::fs::fcntl_setfl(&reader, OFlags::NONBLOCK).context(doing)?;
         let reply = self.start(protocol::REQUEST, container, writer)?;
-        meanwhile();
+        told(Moment::Asked);
         let mut buffer = vec![0; 16 << 10];
         let mut is_open = true;
         loop {
@@ -90,7 +90,13 @@ impl Spawner {
             rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, None))
                 .context(|| "cannot wait for a container")?;
             // Looked at before the pipe is emptied: after the answer nobody writes any more.
-            let has_ended = !polled[0].revents().is_empty();
+            let mut exit = None;
+            if !polled[0].revents().is_empty() {
+                exit = receive(&reply)?;
+                if exit.is_none() {
+                    told(Moment::Mounted);
+                }
+            }
             while is_open {
                 match rustix::io::retry_on_intr(|| rustix::io::read(&reader, &mut *buffer)) {
                     Ok(0) => is_open = false,
@@ -101,8 +107,8 @@ impl Spawner {
                     Err(_) => is_open = false,
                 }
             }
-            if has_ended {
-                return finish(&reply);
+            if let Some(exit) = exit {
+                return Ok(exit);
             }
         }
     }
@@ -157,6 +163,15 @@ fn gone() -> Diagnostic {
 
 /// Waits for the answer.
 pub(super) fn finish(reply: &OwnedFd) -> Result<Exit> {
+    loop {
+        if let Some(exit) = receive(reply)? {
+            return Ok(exit);
+        }
+    }
+}
+
+/// The end of a step; `None` where it is told that its layers are mounted.
+fn receive(reply: &OwnedFd) -> Result<Option<Exit>> {
     let (packet, fds) =
         protocol::receive(reply.as_fd()).context(|| "cannot receive an answer of the spawner")?.ok_or_else(gone)?;
     protocol::decode::<Answer>(&packet)?.into_result(fds)

@@ -152,6 +152,7 @@ impl Trials<'_> {
             ulimits: Vec::new(),
             limits: Limits::default(),
             timeout: None,
+            tells_when_mounted: false,
         }
     }
 

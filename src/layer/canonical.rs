@@ -200,6 +200,7 @@ impl Walk<'_> {
         if node.links == 1 || self.linked.insert(node.identity) {
             self.summary.size_bytes += node.size_bytes;
         }
+        self.summary.newest = self.summary.newest.max(node.mtime.0);
         Ok(None)
     }
 

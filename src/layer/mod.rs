@@ -51,6 +51,8 @@ pub struct Summary {
     pub entries: u64,
     /// Sum of the sizes of regular files, hard links once.
     pub size_bytes: u64,
+    /// The latest modification time of what is neither a directory nor a whiteout, in seconds since the epoch.
+    pub newest: i64,
 }
 
 /// Makes an upper dir canonical, in place, once, at commit: compares it with what is below,

@@ -309,6 +309,9 @@ impl<'a> Staging<'a> {
             if node.links == 1 || node.is_whiteout() || linked.insert(node.identity) {
                 summary.size_bytes += node.size_bytes;
             }
+            if !node.is_whiteout() {
+                summary.newest = summary.newest.max(node.mtime.0);
+            }
         }
         normalize_root(self.root.as_fd())?;
         Ok(summary)

@@ -4,47 +4,38 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::execute::Ran;
 use super::input::Read;
+use super::pending::Made;
 use super::{Keyed, Solved, Solver, Stack, Standing};
 use crate::cache::{Facts, LayerResult, Record};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::{Hasher, TreeDigest};
+use crate::layer;
 use crate::plan::StepId;
 use crate::progress::{Outcome, Usage};
-use crate::store::{Draft, Layer, LayerMeta};
+use crate::store::{Draft, Layer};
 
 impl Solver<'_> {
-    /// Makes a draft canonical, gives it its identity and records it.
-    pub(super) fn commit(
+    /// Makes a draft canonical. `skeleton` is as for [`layer::canonicalize`].
+    pub(super) fn made(
         &self,
         id: StepId,
         draft: Draft,
-        ran: Option<&Ran>,
-        key: Keyed,
-        begun: Instant,
-    ) -> Result<Solved> {
-        let step = self.plan.step(id);
-        let standing = super::standing(&step.op);
-        let below = self.below(id);
-        let lowers = match standing {
-            Standing::OnStack => self.layers.lowers(&below)?,
+        below: &Stack,
+        skeleton: Option<BorrowedFd<'_>>,
+        key: &Keyed,
+    ) -> Result<Made> {
+        let lowers = match super::standing(&self.plan.step(id).op) {
+            Standing::OnStack => self.layers.lowers(below)?,
             Standing::Alone => Vec::new(),
         };
-        let tree = if is_all_listed(&key) { Some(tree_of(&key.facts)) } else { None };
-        let layer = match identify(&draft, &lowers, ran.map(|ran| ran.skeleton.as_fd()), tree)? {
-            None => None,
-            Some((result, meta)) => Some(match self.same_tree(&key, &result, &below, standing)? {
-                // The step ran again and made the same files at another time: what stands on the
-                // earlier layer stays valid.
-                Some(earlier) => earlier,
-                None => {
-                    self.layers.hold(draft.commit(&below.id_above(&result.diff_id, standing), meta)?);
-                    result
-                }
-            }),
-        };
-        self.conclude(id, layer, ran.map(|ran| ran.usage), key, begun)
+        let lowers: Vec<_> = lowers.iter().map(|layer| layer.dir.as_fd()).collect();
+        let summary = layer::canonicalize(draft.upper(), &lowers, skeleton)?;
+        if summary.entries == 0 {
+            return Ok(Made::Nothing);
+        }
+        let tree = if is_all_listed(key) { Some(tree_of(&key.facts)) } else { None };
+        Ok(Made::Files { draft: Arc::new(draft), summary, tree })
     }
 
     /// Records what a step gave.
@@ -53,12 +44,12 @@ impl Solver<'_> {
         id: StepId,
         layer: Option<LayerResult>,
         usage: Option<Usage>,
-        key: Keyed,
+        facts: Facts,
         begun: Instant,
     ) -> Result<Solved> {
         let step = self.plan.step(id);
         let record = Record {
-            facts: key.facts,
+            facts,
             title: step.history.clone().unwrap_or_else(|| step.title.clone()),
             layer,
             created: self.created(),
@@ -78,15 +69,14 @@ impl Solver<'_> {
         title: &str,
         begun: Instant,
     ) -> Result<Option<Arc<Layer>>> {
-        let identified = identify(&draft, &[], None, Some(tree_of(&facts)))?;
-        let layer = identified.as_ref().map(|(result, _)| *result);
-        let committed = match identified {
-            Some((result, meta)) => {
-                let id = Stack::default().id_above(&result.diff_id, Standing::Alone);
-                Some(self.layers.hold(draft.commit(&id, meta)?))
-            }
-            None => None,
-        };
+        let summary = layer::canonicalize(draft.upper(), &[], None)?;
+        let (mut layer, mut committed) = (None, None);
+        if summary.entries > 0 {
+            let (tree, meta) = draft.identify(&summary, Some(tree_of(&facts)))?;
+            let result = LayerResult { diff_id: meta.diff_id, tree, size_bytes: meta.size_bytes };
+            let id = Stack::default().id_above(&result.diff_id, Standing::Alone);
+            (layer, committed) = (Some(result), Some(self.layers.hold(draft.commit(&id, meta)?)));
+        }
         let title = title.to_owned();
         let (created, elapsed_ms) = (self.created(), milliseconds(begun));
         let record = Record { facts, title, layer, created, elapsed_ms, usage: None };
@@ -97,15 +87,15 @@ impl Solver<'_> {
     /// An earlier layer of the same step on the same parent with the same tree but for times.
     pub(super) fn same_tree(
         &self,
-        key: &Keyed,
+        facts: &Facts,
         result: &LayerResult,
         below: &Stack,
         standing: Standing,
     ) -> Result<Option<LayerResult>> {
-        let Some(op) = key.facts.get("op") else { return Ok(None) };
+        let Some(op) = facts.get("op") else { return Ok(None) };
         let Some(earlier) = self.records.newest_of_op(op)? else { return Ok(None) };
         let is_same =
-            |layer: &LayerResult| layer.tree == result.tree && earlier.facts.get("parent") == key.facts.get("parent");
+            |layer: &LayerResult| layer.tree == result.tree && earlier.facts.get("parent") == facts.get("parent");
         match earlier.layer {
             Some(layer)
                 if is_same(&layer)
@@ -116,18 +106,6 @@ impl Solver<'_> {
             _ => Ok(None),
         }
     }
-}
-
-/// Makes an upper canonical and finds what it is; `None` when nothing in it differs from below.
-fn identify(
-    draft: &Draft,
-    lowers: &[Arc<Layer>],
-    skeleton: Option<BorrowedFd<'_>>,
-    tree: Option<TreeDigest>,
-) -> Result<Option<(LayerResult, LayerMeta)>> {
-    let lowers: Vec<_> = lowers.iter().map(|layer| layer.dir.as_fd()).collect();
-    let identified = draft.identify(&lowers, skeleton, tree)?;
-    Ok(identified.map(|(tree, meta)| (LayerResult { diff_id: meta.diff_id, tree, size_bytes: meta.size_bytes }, meta)))
 }
 
 /// Whether the key says all there is to a layer but its times: it is of a copy whose files were listed by their content.

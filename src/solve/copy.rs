@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use super::execute::locate;
 use super::input::{Opened, Read, is_much};
-use super::{Keyed, Solved, Solver, Stack, Standing};
+use super::pending::Made;
+use super::{Keyed, Solver, Stack, Standing};
 use crate::cache::Record;
 use crate::container::Rung;
 use crate::context::{EntryKind, Listing, lines};
@@ -24,21 +25,20 @@ impl Solver<'_> {
         copy: &Copy,
         below: &Stack,
         draft: Draft,
-        mut key: Keyed,
-        begun: Instant,
-    ) -> Result<Solved> {
+        key: &mut Keyed,
+    ) -> Result<Made> {
         let owner = self.copy_owner(copy, below)?;
         // What it read of a context to make the key; a rootfs is listed only now.
-        self.remember_listing(&key)?;
-        self.list_rootfs(copy, &mut key)?;
+        self.remember_listing(key)?;
+        self.list_rootfs(copy, key)?;
         let mut earlier = None;
-        if let Some(listing) = much_of(&key) {
+        if let Some(listing) = much_of(key) {
             let before = if self.asks_cache(id) { self.records.nearest(&key.facts, &self.slot(id))? } else { None };
             // Of very much that is copied again, a directory is made, which the next copy shares files with.
             if (before.is_none() || listing.size_bytes() <= REPACKED_BYTES)
-                && let Some(layer) = self.outlined(id, copy, owner, below, &draft, &key)?
+                && let Some(made) = self.outlined(id, copy, owner, below, &draft, key)?
             {
-                return self.conclude(id, layer, None, key, begun);
+                return Ok(made);
             }
             // Of files that come from several directories, one may take the place of another.
             if let Some(before) = before
@@ -47,8 +47,8 @@ impl Solver<'_> {
                 earlier = self.layer_of(&before)?;
             }
         }
-        self.copy(copy, owner, earlier.as_deref(), below, &draft, &key)?;
-        self.commit(id, draft, None, key, begun)
+        self.copy(id, copy, owner, earlier.as_deref(), below, &draft, key)?;
+        self.made(id, draft, below, None, key)
     }
 
     /// Lists what a copy reads of a rootfs, opened once for all its sources.
@@ -82,8 +82,10 @@ impl Solver<'_> {
     }
 
     /// Copies over `below` into `draft`; what is in `earlier`, the layer of another copy, is taken from there.
+    #[allow(clippy::too_many_arguments)]
     fn copy(
         &self,
+        id: StepId,
         copy: &Copy,
         owner: Option<Owner>,
         earlier: Option<&Layer>,
@@ -94,7 +96,7 @@ impl Solver<'_> {
         let nothing = Stack::default();
         let below = if copy.is_link { &nothing } else { below };
         let mut kept = copy::Kept::default();
-        self.write_over(below, draft, |root| {
+        self.write_over(id, below, draft, |root| {
             // Only the kernel's overlay leaves its upper dir for others to go on with.
             let earlier = earlier.filter(|_| self.footing().rung == Rung::Overlay);
             kept = self.copy_into(copy, root, owner, key, earlier.map(|layer| layer.dir.as_fd()))?;
@@ -187,7 +189,7 @@ impl Solver<'_> {
         self.host.store.write_record("files", &digest.hex(), &lines::to_bytes(&lines))
     }
 
-    pub(super) fn workdir(&self, workdir: &Workdir, below: &Stack, draft: &Draft) -> Result<()> {
+    pub(super) fn workdir(&self, id: StepId, workdir: &Workdir, below: &Stack, draft: &Draft) -> Result<()> {
         let owner = match &workdir.user {
             // A number alone is the group too, whatever passwd says (BuildKit).
             Some(user) => {
@@ -196,7 +198,7 @@ impl Solver<'_> {
             }
             None => None,
         };
-        self.write_over(below, draft, |root| {
+        self.write_over(id, below, draft, |root| {
             copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now()).map(drop)
         })
     }

@@ -1,16 +1,19 @@
 //! Doing what the cache does not know: run a container, copy files, make a directory.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::copy::landing;
 use super::devices::Granted;
 use super::held::Held;
 use super::input::Read;
+use super::pending::Made;
 use super::wreck::Wreck;
-use super::{Keyed, Solved, Solver, Stack};
-use crate::container::{self, Container, Exit, Footing, Given, Ground, Mount, MountKind, Status, Worker, passwd};
+use super::{Keyed, Solver, Stack};
+use crate::container::{
+    self, Container, Exit, Footing, Given, Ground, Moment, Mount, MountKind, Status, Worker, passwd,
+};
 use crate::context::{EntryKind, Form};
 use crate::copy;
 use crate::diag::{Context as _, Diagnostic, Result};
@@ -41,32 +44,32 @@ enum Attempt {
 }
 
 impl Solver<'_> {
-    pub(super) fn execute(&self, id: StepId, number: Number, key: Keyed) -> Result<Solved> {
-        let begun = Instant::now();
+    pub(super) fn execute(&self, id: StepId, number: Number, key: &mut Keyed) -> Result<(Made, Option<Usage>)> {
         let step = self.plan.step(id);
         let below = self.below(id);
         let draft = self.host.store.draft()?;
-        match &step.op {
+        let made = match &step.op {
             Op::Run(run) => {
-                let (draft, ran) = self.run(id, number, run, &below, draft, &key)?;
-                self.commit(id, draft, Some(&ran), key, begun)
+                let (draft, ran) = self.run(id, number, run, &below, draft, key)?;
+                let made = self.made(id, draft, &below, Some(ran.skeleton.as_fd()), key)?;
+                return Ok((made, Some(ran.usage)));
             }
-            Op::Copy(copy) => self.execute_copy(id, copy, &below, draft, key, begun),
+            Op::Copy(copy) => self.execute_copy(id, copy, &below, draft, key)?,
             Op::Workdir(workdir) => {
-                let step = self.plan.step(id);
-                self.workdir(workdir, &below, &draft).map_err(|error| match error.labels.is_empty() {
+                self.workdir(id, workdir, &below, &draft).map_err(|error| match error.labels.is_empty() {
                     true => error.at(&step.source, step.span, ""),
                     false => error,
                 })?;
-                self.commit(id, draft, None, key, begun)
+                self.made(id, draft, &below, None, key)?
             }
             Op::From(Root::Directory(_)) => {
-                self.land_all(&key, &draft)?;
-                self.commit(id, draft, None, key, begun)
+                self.land_all(key, &draft)?;
+                self.made(id, draft, &below, None, key)?
             }
             // Hits by nature: looking them up solves them.
             Op::From(_) | Op::Configure => unreachable!("metadata is never executed"),
-        }
+        };
+        Ok((made, None))
     }
 
     // ---- RUN
@@ -81,11 +84,13 @@ impl Solver<'_> {
         draft: Draft,
         key: &Keyed,
     ) -> Result<(Draft, Ran)> {
-        let (mut draft, mut footing) = (draft, self.footing());
+        let (mut below, mut draft, mut footing) = (below.clone(), draft, self.footing());
         loop {
-            match self.run_on(footing, id, number, run, below, draft, key)? {
+            match self.run_on(footing, id, number, run, &below, draft, key)? {
                 Attempt::Ran(draft, ran) => return Ok((draft, ran)),
-                Attempt::Unfit(next) => (draft, footing) = (self.host.store.draft()?, next),
+                Attempt::Unfit(next) => {
+                    (below, draft, footing) = (self.identified_below(id)?, self.host.store.draft()?, next);
+                }
             }
         }
     }
@@ -101,6 +106,7 @@ impl Solver<'_> {
         draft: Draft,
         key: &Keyed,
     ) -> Result<Attempt> {
+        let still = RefCell::new(self.still(below));
         let layers = self.layers_on(footing, below)?;
         let layer_paths: Vec<_> = layers.iter().map(|layer| layer.path.clone()).collect();
         let ground = match Ground::new(footing.rung, Worker::Step, &layer_paths, &draft, self.host.store) {
@@ -162,22 +168,29 @@ impl Solver<'_> {
             ulimits: self.settings.ulimits.clone(),
             limits: self.settings.limits.clone(),
             timeout: self.settings.timeout,
+            tells_when_mounted: below.is_unidentified(),
         };
         let step = self.plan.step(id);
         let mut output = progress::Output::new(self.host.reporter, number);
         let failed = |failure: Diagnostic, held, draft, ground| {
             // Whoever looks at it has all the time.
-            let container = Container { timeout: None, ..container.clone() };
-            self.keep_wreck(Wreck { failure: failure.clone(), container, draft, ground, mounts: held });
+            let container = Container { timeout: None, tells_when_mounted: false, ..container.clone() };
+            let moves = below.is_unidentified().then_some((id, footing));
+            self.keep_wreck(Wreck { failure: failure.clone(), container, moves, draft, ground, mounts: held });
             failure
         };
-        // Room for the next layer, unless there is none to come.
-        let meanwhile = || {
-            if self.plan.steps[id.0 + 1..].iter().any(|later| !matches!(later.op, Op::From(_) | Op::Configure)) {
-                self.host.store.stock();
+        let meanwhile = |moment| match moment {
+            Moment::Mounted => drop(still.take()),
+            // Room for the next layer, unless there is none to come.
+            Moment::Asked => {
+                if self.plan.steps[id.0 + 1..].iter().any(|later| !matches!(later.op, Op::From(_) | Op::Configure)) {
+                    self.host.store.stock();
+                }
             }
         };
-        let exit = match self.host.executor.execute(&container, &mut output, &meanwhile) {
+        let executed = self.host.executor.execute(&container, &mut output, &meanwhile);
+        drop(still.take());
+        let exit = match executed {
             Ok(exit) => exit,
             Err(error) => match self.descend(footing, Worker::Step, error) {
                 Ok(next) => return Ok(Attempt::Unfit(next)),

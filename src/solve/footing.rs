@@ -10,6 +10,7 @@ use crate::container::{Footing, Ground, Rung, Worker};
 use crate::diag::{Diagnostic, Result};
 use crate::doctor::{Trials, footings, lesser};
 use crate::ids;
+use crate::plan::StepId;
 use crate::progress::Event;
 use crate::store::{Draft, Layer};
 
@@ -49,7 +50,7 @@ impl Solver<'_> {
         }
         let trials = Trials {
             store: self.host.store,
-            run: &|container, output| self.host.executor.execute(container, output, &|| {}),
+            run: &|container, output| self.host.executor.execute(container, output, &|_| {}),
             footing: Default::default(),
         };
         let is_asked = |footing: &Footing| self.settings.footing.is_none_or(|rung| footing.rung == rung);
@@ -115,19 +116,22 @@ impl Solver<'_> {
         })
     }
 
-    /// Has something written over a stack by this process, into a draft.
+    /// Has something written over the stack below a step by this process, into a draft.
     pub(super) fn write_over(
         &self,
+        id: StepId,
         below: &Stack,
         draft: &Draft,
         write: impl FnOnce(&OwnedFd) -> Result<()>,
     ) -> Result<()> {
-        let mut footing = self.footing();
+        let (mut below, mut footing) = (below.clone(), self.footing());
         loop {
-            let layers = self.layers_on(footing, below)?;
+            let still = self.still(&below);
+            let layers = self.layers_on(footing, &below)?;
             let lowers: Vec<_> = layers.iter().map(|layer| layer.path.clone()).collect();
             let opened = Ground::new(footing.rung, Worker::Builder, &lowers, draft, self.host.store)
                 .and_then(|ground| ground.root(&lowers, draft).map(|root| (ground, root)));
+            drop(still);
             match opened {
                 Ok((ground, root)) => {
                     write(&root)?;
@@ -135,7 +139,12 @@ impl Solver<'_> {
                     let below: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
                     return ground.settle(draft, &below, None);
                 }
-                Err(failure) => footing = self.descend(footing, Worker::Builder, failure)?,
+                Err(failure) => {
+                    footing = self.descend(footing, Worker::Builder, failure)?;
+                    if below.is_unidentified() {
+                        below = self.identified_below(id)?;
+                    }
+                }
             }
         }
     }

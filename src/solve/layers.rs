@@ -86,6 +86,11 @@ impl<'a> Layers<'a> {
         Arc::clone(held.entry(layer.id).or_insert_with(|| Arc::new(layer)))
     }
 
+    /// Makes a layer answer to another name as well.
+    pub(super) fn rename(&self, from: &ChainId, layer: Arc<Layer>) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(*from, layer);
+    }
+
     /// Directories that together show a stack, topmost first: its layers, the lowest of many as one. Those
     /// of a base that were only blobs so far, or not even here, are unpacked.
     pub fn lowers(&self, stack: &Stack) -> Result<Vec<Arc<Layer>>> {

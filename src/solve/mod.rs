@@ -20,6 +20,7 @@ mod input;
 mod layers;
 mod network;
 mod outline;
+mod pending;
 mod prefetch;
 mod schedule;
 mod stack;
@@ -28,10 +29,11 @@ mod wreck;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use self::input::Keeps;
+use self::pending::{Executed, Pending};
 use crate::cache::{Facts, Record, Records};
 use crate::container::{Dns, HostAddress, Limits, Rung};
 use crate::diag::Result;
@@ -128,6 +130,11 @@ pub struct Solver<'a> {
     leaves_unread: bool,
     /// Steps that the first pass has found to miss, and when.
     missed: Mutex<BTreeMap<StepId, (Instant, Keyed)>>,
+    /// Steps that are being hashed while others run over them.
+    pending: Mutex<BTreeMap<StepId, Arc<Pending>>>,
+    /// Held by who mounts layers, lest they are moved meanwhile.
+    moving: RwLock<()>,
+    begun: Instant,
 }
 
 /// Results by step, for all steps of the plan.
@@ -179,6 +186,12 @@ enum Lookup {
     Miss(Keyed),
 }
 
+/// How far a step was brought.
+enum Brought {
+    Solved(Solved),
+    Executed(Executed),
+}
+
 /// The facts of a step and what was read to find them.
 struct Keyed {
     facts: Facts,
@@ -217,17 +230,14 @@ impl<'a> Solver<'a> {
             may_fetch: AtomicBool::new(false),
             leaves_unread: false,
             missed: Mutex::default(),
+            pending: Mutex::default(),
+            moving: RwLock::default(),
+            begun: Instant::now(),
         }
     }
 
     fn get(&self, id: StepId) -> Option<&Arc<Solved>> {
         self.solved[id.0].get()
-    }
-
-    /// The rootfs that a step stands on; nothing where there is none, or it is not solved.
-    fn below(&self, id: StepId) -> Stack {
-        let parent = self.plan.step(id).parent.and_then(|parent| self.get(parent));
-        parent.map(|parent| parent.stack.clone()).unwrap_or_default()
     }
 
     fn set(&self, id: StepId, solved: Solved) {
@@ -281,55 +291,98 @@ impl<'a> Solver<'a> {
     }
 
     /// Brings one step to its end, on whatever thread: looks it up once more (its inputs may have
-    /// just been solved), and executes it if need be.
-    fn bring(&self, id: StepId) -> Result<()> {
+    /// just been solved), and executes it if need be. Where its layer takes long to hash, that is left to another
+    /// thread, and the next step is named that is to run meanwhile; `claim` says whether it may.
+    fn bring(&self, id: StepId, claim: &dyn Fn(StepId) -> bool) -> Result<Option<(Executed, StepId)>> {
         let step = self.plan.step(id);
         let number = self.number();
         if is_shown(&step.op) {
             self.host.reporter.report(Event::Started { number, title: &step.title });
         }
-        let begun = Instant::now();
-        let result = self.bring_quietly(id, number);
+        let started = Instant::now();
+        let brought = self.bring_quietly(id, number, started).and_then(|brought| match brought {
+            Brought::Executed(mut executed) => match self.follower(&executed)?.filter(|follower| claim(*follower)) {
+                Some(follower) => {
+                    self.let_stand(&mut executed)?;
+                    Ok((Brought::Executed(executed), Some(follower)))
+                }
+                None => Ok((Brought::Executed(executed), None)),
+            },
+            solved => Ok((solved, None)),
+        });
+        match brought {
+            Ok((Brought::Executed(executed), Some(follower))) => Ok(Some((executed, follower))),
+            Ok((Brought::Executed(executed), None)) => self.finish(executed).map(|()| None),
+            Ok((Brought::Solved(solved), _)) => self.end(id, number, started, Ok(solved)).map(|()| None),
+            Err(fault) => self.end(id, number, started, Err(fault)).map(|()| None),
+        }
+    }
+
+    fn bring_quietly(&self, id: StepId, number: Number, started: Instant) -> Result<Brought> {
+        let parent = self.pending_below(id);
+        let mut key = match &parent {
+            Some(_) => self.facts(id, Some(&self.below(id)), Keeps::Listings)?,
+            None => match self.missed(id).map_or_else(|| self.look_up(id), |key| Ok(Lookup::Miss(key)))? {
+                Lookup::Hit(solved) => return Ok(Brought::Solved(solved)),
+                Lookup::Miss(key) => key,
+            },
+        };
+        // Before a new record becomes the one to compare with.
+        let reasons = if self.settings.explains { self.why(id, &key)? } else { Vec::new() };
+        self.host.reporter.report(Event::Missed { number, reasons: &reasons });
+        let mut begun = Instant::now();
+        let made = self.made_unread(id, &mut key)?;
+        let mut lock = None;
+        match &parent {
+            Some(parent) => parent.expect(&key.facts),
+            None => {
+                // Another builder may be at the same step: wait for it, then take its result.
+                lock = Some(self.host.store.lock_key(&key.facts.key(), || {})?);
+                if self.asks_cache(id)
+                    && let Some(solved) = self.recorded(id, &key.facts)?
+                {
+                    return Ok(Brought::Solved(solved));
+                }
+            }
+        }
+        let (made, usage) = match made {
+            Some(made) => {
+                self.remember_listing(&key)?;
+                (made, None)
+            }
+            None => {
+                begun = Instant::now();
+                self.execute(id, number, &mut key)?
+            }
+        };
+        let facts = key.facts;
+        Ok(Brought::Executed(Executed { id, number, started, begun, made, usage, facts, lock, parent, pending: None }))
+    }
+
+    /// What was found of a step that misses, if that is not long ago: who changes a context while a step waits for its
+    /// turn has done nothing wrong.
+    fn missed(&self, id: StepId) -> Option<Keyed> {
+        let missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+        missed.filter(|(found, _)| found.elapsed() < FRESH).map(|(_, key)| key)
+    }
+
+    /// Tells how a step ended, and keeps its result for those that stand on it.
+    fn end(&self, id: StepId, number: Number, started: Instant, result: Result<Solved>) -> Result<()> {
         match &result {
-            Ok(solved) if is_shown(&step.op) => self.finished(number, solved, begun.elapsed()),
+            Ok(solved) if is_shown(&self.plan.step(id).op) => self.finished(number, solved, started.elapsed()),
             Ok(_) => {}
             Err(fault) => {
                 let outcome = if self.host.is_canceled() { Outcome::Canceled } else { Outcome::Failed };
                 if outcome == Outcome::Failed {
                     self.host.reporter.report(Event::Fault { number, message: &fault.message });
                 }
-                let elapsed = begun.elapsed();
+                let elapsed = started.elapsed();
                 self.host.reporter.report(Event::Finished { number, outcome, elapsed, added_bytes: None });
             }
         }
         self.set(id, result?);
         self.pack_ahead(std::iter::once(id));
         Ok(())
-    }
-
-    fn bring_quietly(&self, id: StepId, number: Number) -> Result<Solved> {
-        let missed = self.missed.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        // Who changes a context while a step waits for its turn has done nothing wrong.
-        let missed = missed.filter(|(found, _)| found.elapsed() < FRESH).map(|(_, key)| Lookup::Miss(key));
-        let key = match missed.map_or_else(|| self.look_up(id), Ok)? {
-            Lookup::Hit(solved) => return Ok(solved),
-            Lookup::Miss(key) => key,
-        };
-        if let (Op::Copy(copy), [input::Read::Surveyed { .. }]) = (&self.plan.step(id).op, key.reads.sources.as_slice())
-        {
-            return self.bring_unread(id, copy, number, key);
-        }
-        // Before a new record becomes the one to compare with.
-        let reasons = if self.settings.explains { self.why(id, &key)? } else { Vec::new() };
-        self.host.reporter.report(Event::Missed { number, reasons: &reasons });
-        // Another builder may be at the same step: wait for it, then take its result.
-        let _lock = self.host.store.lock_key(&key.facts.key(), || {})?;
-        if self.asks_cache(id)
-            && let Some(solved) = self.recorded(id, &key.facts)?
-        {
-            return Ok(solved);
-        }
-        self.execute(id, number, key)
     }
 
     fn finished(&self, number: Number, solved: &Solved, elapsed: Duration) {

@@ -7,11 +7,10 @@
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::input::{Opened, Read, files_fact, inputs};
-use super::{Keyed, Solved, Solver, Stack, standing};
-use crate::cache::LayerResult;
+use super::pending::Made;
+use super::{Keyed, Solver, Stack};
 use crate::container::{Rung, Sketch};
 use crate::context::{self, EntryKind, Listing, Survey, Unread};
 use crate::copy::{self, Outlining, Owner};
@@ -19,7 +18,6 @@ use crate::diag::Result;
 use crate::digest::DiffId;
 use crate::layer;
 use crate::plan::{Copy, CopyKind, CopySource, Input, Op, StepId};
-use crate::progress::{Event, Number};
 use crate::store::Draft;
 
 /// What came of packing a copy from where its files are.
@@ -70,8 +68,7 @@ impl Solver<'_> {
             && !self.may_hit(id)?)
     }
 
-    /// Makes the layer of a copy over `below` so, if it is one that it can be done for; `None` inside for one that
-    /// changes nothing. `draft` stays as it is.
+    /// Makes the layer of a copy over `below` so, if it is one that it can be done for. `draft` stays as it is.
     pub(super) fn outlined(
         &self,
         id: StepId,
@@ -80,7 +77,7 @@ impl Solver<'_> {
         below: &Stack,
         draft: &Draft,
         key: &Keyed,
-    ) -> Result<Option<Option<LayerResult>>> {
+    ) -> Result<Option<Made>> {
         let [Read::Listed { opened, listing }] = key.reads.sources.as_slice() else { return Ok(None) };
         // What is unpacked takes files.
         let is_file = |entry: &context::Entry| matches!(entry.kind, EntryKind::File { .. });
@@ -88,23 +85,20 @@ impl Solver<'_> {
         if (may_unpack(copy) && firsts.any(is_file)) || self.footing().rung != Rung::Overlay || !self.is_last(id) {
             return Ok(None);
         }
-        match self.sketch(copy, owner, below, draft, opened, (listing, &[]))? {
+        Ok(match self.sketch(copy, owner, below, draft, opened, (listing, &[]))? {
             // Nothing in it is unread.
-            Sketched::Unfit | Sketched::Unread(_) => Ok(None),
-            Sketched::Nothing => Ok(Some(None)),
-            Sketched::Packed { diff_id, size_bytes, .. } => {
-                self.packed(id, diff_id, size_bytes, below, key).map(|layer| Some(Some(layer)))
-            }
-        }
+            Sketched::Unfit | Sketched::Unread(_) => None,
+            Sketched::Nothing => Some(Made::Nothing),
+            Sketched::Packed { diff_id, size_bytes, .. } => Some(Made::Packed { diff_id, size_bytes }),
+        })
     }
 
-    /// Brings a copy to its end whose files nobody has read.
-    pub(super) fn bring_unread(&self, id: StepId, copy: &Copy, number: Number, mut key: Keyed) -> Result<Solved> {
-        let begun = Instant::now();
-        let Some(Read::Surveyed { opened, mut survey }) = key.reads.sources.pop() else {
-            unreachable!("it was surveyed");
+    /// Makes the layer of a copy whose files nobody has read, if that can be done; completes its key in any case.
+    pub(super) fn made_unread(&self, id: StepId, key: &mut Keyed) -> Result<Option<Made>> {
+        let (Op::Copy(copy), Some(Read::Surveyed { .. })) = (&self.plan.step(id).op, key.reads.sources.first()) else {
+            return Ok(None);
         };
-        self.host.reporter.report(Event::Missed { number, reasons: &[] });
+        let Some(Read::Surveyed { opened, mut survey }) = key.reads.sources.pop() else { return Ok(None) };
         let below = self.below(id);
         let owner = self.copy_owner(copy, &below)?;
         let draft = self.host.store.draft()?;
@@ -115,12 +109,12 @@ impl Solver<'_> {
                 sketched => break sketched,
             }
         };
-        let packed = match sketched {
+        let made = match sketched {
             Sketched::Packed { diff_id, size_bytes, read } => {
                 survey.learn(read, opened.index());
-                Some(Some((diff_id, size_bytes)))
+                Some(Made::Packed { diff_id, size_bytes })
             }
-            Sketched::Nothing => Some(None),
+            Sketched::Nothing => Some(Made::Nothing),
             Sketched::Unfit | Sketched::Unread(_) => None,
         };
         // All of it, where nothing was packed.
@@ -128,19 +122,7 @@ impl Solver<'_> {
         let listing = Arc::new(survey.listing);
         key.facts.replace("files", files_fact(&listing.digest()).to_string());
         key.reads.sources.push(Read::Listed { opened, listing });
-        let _lock = self.host.store.lock_key(&key.facts.key(), || {})?;
-        if self.asks_cache(id)
-            && let Some(solved) = self.recorded(id, &key.facts)?
-        {
-            return Ok(solved);
-        }
-        let Some(packed) = packed else { return self.execute(id, number, key) };
-        self.remember_listing(&key)?;
-        let layer = match packed {
-            Some((diff_id, size_bytes)) => Some(self.packed(id, diff_id, size_bytes, &below, &key)?),
-            None => None,
-        };
-        self.conclude(id, layer, None, key, begun)
+        Ok(made)
     }
 
     /// Reads files of a survey that nobody has read, all of them or those with these numbers.
@@ -158,6 +140,7 @@ impl Solver<'_> {
         opened: &Opened,
         (listing, unread): (&Listing, &[Unread]),
     ) -> Result<Sketched> {
+        let still = self.still(below);
         let layers = if copy.is_link { Vec::new() } else { self.layers_on(self.footing(), below)? };
         let lowers: Vec<PathBuf> = layers.iter().map(|layer| layer.path.clone()).collect();
         let landing = self.copy_landing(copy, owner);
@@ -166,6 +149,7 @@ impl Solver<'_> {
             let outlining = copy::outline(&opened.tree, listing, unread, root.as_fd(), &landing)?;
             Ok((sketch.upper()?, outlining))
         });
+        drop(still);
         let (upper, outline) = match sketched {
             Ok((upper, Outlining::Done(outline))) => (upper, outline),
             Ok((_, Outlining::Unread(numbers))) => return Ok(Sketched::Unread(numbers)),
@@ -180,13 +164,6 @@ impl Solver<'_> {
         let size_bytes = summary.size_bytes.saturating_add(outline.size_bytes());
         let (diff_id, found) = self.host.store.pack_outline(upper.as_fd(), &outline)?;
         Ok(Sketched::Packed { diff_id, size_bytes, read: outline.read(found) })
-    }
-
-    /// The layer that was packed, or an earlier one like it.
-    fn packed(&self, id: StepId, diff_id: DiffId, size_bytes: u64, below: &Stack, key: &Keyed) -> Result<LayerResult> {
-        let result = LayerResult { diff_id, tree: super::commit::tree_of(&key.facts), size_bytes };
-        let standing = standing(&self.plan.step(id).op);
-        Ok(self.same_tree(key, &result, below, standing)?.unwrap_or(result))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::Scope;
 
 use super::{Solver, canceled};
 use crate::diag::{Diagnostic, Result};
@@ -31,18 +32,19 @@ pub(super) fn run(solver: &Solver<'_>) -> Result<()> {
     board.promote(solver);
     let bases = solver.bases_ahead(&board.waiting)?;
     let (board, changed) = (Mutex::new(board), Condvar::new());
-    if threads == 1 && bases.is_empty() {
-        work(solver, &board, &changed);
-    } else {
-        std::thread::scope(|scope| {
-            if !bases.is_empty() {
-                scope.spawn(|| solver.prefetch(&bases));
-            }
-            for _ in 0..threads {
-                scope.spawn(|| work(solver, &board, &changed));
-            }
-        });
-    }
+    std::thread::scope(|scope| {
+        let crew = Crew { scope, solver, board: &board, changed: &changed };
+        if threads == 1 && bases.is_empty() {
+            crew.work();
+            return;
+        }
+        if !bases.is_empty() {
+            scope.spawn(|| solver.prefetch(&bases));
+        }
+        for _ in 0..threads {
+            scope.spawn(move || crew.work());
+        }
+    });
     match board.into_inner().unwrap_or_else(PoisonError::into_inner).failure {
         Some(failure) => Err(failure),
         None => Ok(()),
@@ -60,38 +62,77 @@ impl Board {
     }
 }
 
-fn work(solver: &Solver<'_>, board: &Mutex<Board>, changed: &Condvar) {
-    let mut guard = lock(board);
-    loop {
-        if guard.failure.is_none() && solver.host.is_canceled() {
-            guard.failure = Some(canceled());
+/// The threads that bring steps to their ends.
+#[derive(Clone, Copy)]
+struct Crew<'scope, 'env> {
+    scope: &'scope Scope<'scope, 'env>,
+    solver: &'scope Solver<'scope>,
+    board: &'scope Mutex<Board>,
+    changed: &'scope Condvar,
+}
+
+impl<'scope> Crew<'scope, '_> {
+    fn work(self) {
+        let mut guard = lock(self.board);
+        loop {
+            if guard.failure.is_none() && self.solver.host.is_canceled() {
+                guard.failure = Some(canceled());
+            }
+            if guard.failure.is_some() || (guard.running == 0 && guard.ready.is_empty()) {
+                self.changed.notify_all();
+                return;
+            }
+            let Some(id) = guard.ready.pop_first() else {
+                guard = self.changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            guard.running += 1;
+            drop(guard);
+            self.bring(id);
+            guard = lock(self.board);
         }
-        if guard.failure.is_some() || (guard.running == 0 && guard.ready.is_empty()) {
-            changed.notify_all();
-            return;
+    }
+
+    /// Brings a step to its end, and the next ones that run while it is hashed.
+    fn bring(self, id: StepId) {
+        let mut next = Some(id);
+        while let Some(id) = next.take() {
+            match self.solver.bring(id, &|follower| self.claim(follower)) {
+                Ok(Some((executed, follower))) => {
+                    next = Some(follower);
+                    self.scope.spawn(move || self.end(self.solver.finish(executed)));
+                }
+                Ok(None) => self.end(Ok(())),
+                Err(failure) => self.end(Err(failure)),
+            }
         }
-        let Some(id) = guard.ready.pop_first() else {
-            guard = changed.wait(guard).unwrap_or_else(PoisonError::into_inner);
-            continue;
-        };
-        guard.running += 1;
-        drop(guard);
-        let result = solver.bring(id);
-        guard = lock(board);
-        guard.running -= 1;
+    }
+
+    /// Takes a step whose input is not solved yet.
+    fn claim(self, id: StepId) -> bool {
+        let mut board = lock(self.board);
+        let is_taken = board.failure.is_none() && !self.solver.host.is_canceled() && board.waiting.remove(&id);
+        board.running += usize::from(is_taken);
+        is_taken
+    }
+
+    /// Notes how a step ended.
+    fn end(self, result: Result<()>) {
+        let mut board = lock(self.board);
+        board.running -= 1;
         match result {
-            Ok(()) => guard.promote(solver),
+            Ok(()) => board.promote(self.solver),
             Err(failure) => {
                 // The first failure is the cause; what fails after it fails because of it.
-                if guard.failure.is_none() {
-                    guard.failure = Some(failure);
-                    solver.host.canceled.store(true, Ordering::Relaxed);
-                    solver.host.executor.cancel();
-                    solver.host.registry.cancel();
+                if board.failure.is_none() {
+                    board.failure = Some(failure);
+                    self.solver.host.canceled.store(true, Ordering::Relaxed);
+                    self.solver.host.executor.cancel();
+                    self.solver.host.registry.cancel();
                 }
             }
         }
-        changed.notify_all();
+        self.changed.notify_all();
     }
 }
 

@@ -18,6 +18,8 @@ pub struct StackLayer {
 pub struct Stack {
     layers: Arc<Vec<StackLayer>>,
     chain: Option<ChainId>,
+    /// Whether a layer has yet to be hashed: then its names are made up, and good for one build.
+    is_unidentified: bool,
 }
 
 impl Stack {
@@ -43,7 +45,7 @@ impl Stack {
     pub fn lowest(&self, count: usize) -> Self {
         let layers = &self.layers[..count];
         let chain = layers.iter().fold(None, |chain, layer| Some(ChainId::extend(chain.as_ref(), &layer.diff_id)));
-        Self { layers: Arc::new(layers.to_vec()), chain }
+        Self { layers: Arc::new(layers.to_vec()), chain, is_unidentified: self.is_unidentified }
     }
 
     /// The directory name of all of it as one.
@@ -69,7 +71,19 @@ impl Stack {
         let mut layers = Vec::with_capacity(self.layers.len() + 1);
         layers.extend_from_slice(&self.layers);
         layers.push(StackLayer { diff_id, id: self.id_above(&diff_id, standing) });
-        Self { layers: Arc::new(layers), chain: Some(ChainId::extend(self.chain(), &diff_id)) }
+        let chain = Some(ChainId::extend(self.chain(), &diff_id));
+        Self { layers: Arc::new(layers), chain, is_unidentified: self.is_unidentified }
+    }
+
+    /// With a layer on top that nobody has hashed yet. `name` tells it from others of this build.
+    #[must_use]
+    pub fn with_unidentified(&self, name: &str) -> Self {
+        let diff_id = DiffId::new(Digest::of(format!("unidentified {name}").as_bytes()));
+        Self { is_unidentified: true, ..self.with(diff_id, Standing::OnStack) }
+    }
+
+    pub fn is_unidentified(&self) -> bool {
+        self.is_unidentified
     }
 }
 

@@ -25,7 +25,7 @@ use super::workspace::Bench;
 use super::{Inner, Store, sealed};
 use crate::diag::{Diagnostic, Result};
 use crate::digest::{ChainId, DiffId, Digest, HashingWriter, TreeDigest};
-use crate::layer;
+use crate::layer::{self, Summary};
 
 /// `layer.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,22 @@ pub struct LayerMeta {
     pub boot_id: String,
     /// Whether its bytes are known to be on disk; set by [`Store::sync_layers`].
     pub is_synced: bool,
+}
+
+impl LayerMeta {
+    /// Of a directory that is no layer of any image.
+    fn of_none(id: &ChainId) -> Self {
+        Self {
+            diff_id: DiffId::new(Digest::of(format!("flat {id}").as_bytes())),
+            tree: None,
+            tar_size_bytes: 0,
+            checksum: None,
+            size_bytes: 0,
+            entries: 0,
+            boot_id: String::new(),
+            is_synced: false,
+        }
+    }
 }
 
 /// An unpacked layer, held with a shared lock: it cannot be pruned while this lives.
@@ -105,19 +121,8 @@ impl Draft {
         self.upper.as_fd()
     }
 
-    /// Makes it canonical as a layer on `lowers` (topmost first; `skeleton` as for
-    /// [`layer::canonicalize`]) and says what it is; `None` when nothing in it differs from what is below. `tree` is
-    /// its tree digest, if that is known.
-    pub fn identify(
-        &self,
-        lowers: &[BorrowedFd<'_>],
-        skeleton: Option<BorrowedFd<'_>>,
-        tree: Option<TreeDigest>,
-    ) -> Result<Option<(TreeDigest, LayerMeta)>> {
-        let summary = layer::canonicalize(self.upper(), lowers, skeleton)?;
-        if summary.entries == 0 {
-            return Ok(None);
-        }
+    /// Says what it is, once it is canonical, of which `summary` came. `tree` is its tree digest, if that is known.
+    pub fn identify(&self, summary: &Summary, tree: Option<TreeDigest>) -> Result<(TreeDigest, LayerMeta)> {
         let mut writer = HashingWriter::new(ChecksumWriter::new(io::sink()));
         let tree = match tree {
             Some(tree) => layer::pack(self.upper(), &mut writer).map(|()| tree)?,
@@ -135,7 +140,7 @@ impl Draft {
             boot_id: String::new(),
             is_synced: false,
         };
-        Ok(Some((tree, meta)))
+        Ok((tree, meta))
     }
 
     /// Makes it fit to be mounted once more: the kernel takes no work dir again that a `volatile` overlay
@@ -150,23 +155,19 @@ impl Draft {
 
     /// Publishes a directory that shows several layers at once, as [`Draft::commit`] does. It is no layer of
     /// any image, takes no room of its own, and is made anew where it could have suffered from a crash.
-    pub fn commit_flat(self, id: &ChainId) -> Result<Layer> {
-        let meta = LayerMeta {
-            diff_id: DiffId::new(Digest::of(format!("flat {id}").as_bytes())),
-            tree: None,
-            tar_size_bytes: 0,
-            checksum: None,
-            size_bytes: 0,
-            entries: 0,
-            boot_id: String::new(),
-            is_synced: false,
-        };
-        self.commit(id, meta)
+    pub fn commit_flat(&self, id: &ChainId) -> Result<Layer> {
+        self.commit(id, LayerMeta::of_none(id))
     }
 
-    /// Publishes `u` as `layers/<id>/fs`. If another builder did so first, theirs is taken. Of `meta`,
-    /// the boot id and `is_synced` are filled in here.
-    pub fn commit(self, id: &ChainId, meta: LayerMeta) -> Result<Layer> {
+    /// The same as a layer where it is now, for this process alone.
+    pub fn unnamed(&self, id: &ChainId) -> Result<Layer> {
+        let dir = self.upper.try_clone().map_err(|error| self.inner.error("open a layer", error))?;
+        Ok(Layer { id: *id, meta: LayerMeta::of_none(id), path: self.path.join("u"), dir })
+    }
+
+    /// Publishes `u` as `layers/<id>/fs`. If another builder did so first, theirs is taken, and what is in this one
+    /// stays until it is dropped. Of `meta`, the boot id and `is_synced` are filled in here.
+    pub fn commit(&self, id: &ChainId, meta: LayerMeta) -> Result<Layer> {
         let inner = Arc::clone(&self.inner);
         let store = Store { inner: Arc::clone(&inner) };
         let cannot_commit = |error: io::Error| inner.error(format_args!("commit layer `{id}`"), error);

@@ -376,7 +376,8 @@ fn a_layer_that_was_damaged_is_not_packed() {
     for has_checksum in [true, false] {
         let fixture = fixture();
         let draft = draft(&fixture.store, "text");
-        let (_, mut meta) = draft.identify(&[], None, None).unwrap().unwrap();
+        let summary = layer::canonicalize(draft.upper(), &[], None).unwrap();
+        let (_, mut meta) = draft.identify(&summary, None).unwrap();
         assert_eq!(meta.checksum.as_ref().map(String::len), Some(32));
         meta.checksum.take_if(|_| !has_checksum);
         let layer = draft.commit(&ChainId::extend(None, &meta.diff_id), meta).unwrap();

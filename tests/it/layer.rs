@@ -442,7 +442,7 @@ fn within_few_descriptors() {
         let lowers = [open(&lower)];
         let lowers: Vec<_> = lowers.iter().map(AsFd::as_fd).collect();
         let summary = layer::canonicalize(open(&upper).as_fd(), &lowers, None).unwrap();
-        assert_eq!(summary, layer::Summary { entries: levels + 2, size_bytes: 1 });
+        assert_eq!((summary.entries, summary.size_bytes), (levels + 2, 1));
         let tar = pack(&upper);
         let tree = tree::read_tar(&tar);
         let kinds: String = tree.values().map(|object| object.kind).collect();

@@ -29,6 +29,7 @@ mod overlay;
 mod ownership;
 mod packing;
 mod parcel;
+mod pending;
 mod plan;
 mod progress;
 mod prune;

@@ -99,9 +99,11 @@ impl Ordinary {
     }
 }
 
-/// What builds the context.
+/// What builds the context with plain progress, or with that of JSON where `rawjson` is an argument.
 pub fn build_args<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    let progress = if args.contains(&"rawjson") { "rawjson" } else { "plain" };
     let fixed =
-        ["build", "--progress", "plain", "--pull=never", "--build-context", "busybox=oci-layout:///mnt/bin/base"];
-    [&fixed[..], args, &["context"]].concat()
+        ["build", "--progress", progress, "--pull=never", "--build-context", "busybox=oci-layout:///mnt/bin/base"];
+    let args: Vec<_> = args.iter().copied().filter(|arg| *arg != "rawjson").collect();
+    [&fixed[..], &args, &["context"]].concat()
 }

@@ -88,7 +88,7 @@ impl Sandbox {
         Ended { code: output.status.code(), stdout: output.stdout, stderr }
     }
 
-    /// Builds the context with plain progress into the OCI tar `name`; `busybox` is a known image.
+    /// Builds the context with plain progress, or with that of JSON where `rawjson` is an argument, into the OCI tar `name`; `busybox` is a known image.
     pub fn build(&self, name: &str, args: &[String]) -> Ended {
         self.wythe(&self.build_args(name, args))
     }
@@ -97,8 +97,10 @@ impl Sandbox {
         let busybox = format!("busybox=oci-layout://{}", busybox_layout().display());
         let output = format!("type=oci,dest={}", self.path(name).display());
         // No test asks a registry that it did not start.
-        let fixed = ["build", "--progress", "plain", "--pull=never", "--build-context", &busybox, "-o", &output];
-        fixed.into_iter().map(String::from).chain(args.iter().cloned()).chain(["context".into()]).collect()
+        let progress = if args.iter().any(|arg| arg == "rawjson") { "rawjson" } else { "plain" };
+        let fixed = ["build", "--progress", progress, "--pull=never", "--build-context", &busybox, "-o", &output];
+        let args = args.iter().filter(|arg| *arg != "rawjson");
+        fixed.into_iter().map(String::from).chain(args.cloned()).chain(["context".into()]).collect()
     }
 
     /// Runs a shell line in the context.

@@ -177,6 +177,19 @@ fn the_failed_step_can_be_looked_at() {
 
 /// What the step wrote is there, whatever its root was made of.
 #[test]
+fn a_failed_step_can_be_looked_at_whose_layers_have_moved() {
+    let sandbox = Sandbox::new();
+    // Hashed while the next step runs.
+    sandbox.write("Dockerfile", "FROM busybox\nRUN truncate -s 64M /large\nRUN echo left > /left; false\n");
+    let mut terminal = Terminal::start(&sandbox, &build_args(&sandbox, &["--on-failure", "shell"]));
+    terminal.expect("`exit` ends the build");
+    terminal.expect("# ");
+    assert_eq!(terminal.run("wc -c < /large; cat /left"), "67108864\nleft\n");
+    terminal.write("exit\r");
+    assert_eq!(terminal.end().0, Some(1));
+}
+
+#[test]
 fn the_failed_step_can_be_looked_at_on_every_footing() {
     for footing in ["memory", "fuse", "copy"] {
         let sandbox = Sandbox::new();

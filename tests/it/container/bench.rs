@@ -93,6 +93,7 @@ impl Bench {
             ulimits: Vec::new(),
             limits: Limits::default(),
             timeout: None,
+            tells_when_mounted: false,
         }
     }
 
