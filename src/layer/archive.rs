@@ -116,6 +116,27 @@ impl<R: Read> Archive<R> {
         Ok(Some(Chunk::Data(count)))
     }
 
+    /// The whole content of the current member, of which nothing was read yet, if it is no longer than this and has no
+    /// holes.
+    pub fn content(&mut self, most_bytes: u64) -> io::Result<Option<Vec<u8>>> {
+        let is_whole = match &*self.segments.make_contiguous() {
+            [] => self.size_bytes == 0,
+            [(0, length)] => *length == self.size_bytes,
+            _ => false,
+        };
+        if !is_whole || self.size_bytes > most_bytes {
+            return Ok(None);
+        }
+        let mut content = vec![0; usize::try_from(self.size_bytes).map_err(|_| truncated())?];
+        let mut filled = 0;
+        while let Some(chunk) = self.next_chunk(&mut content[filled..])? {
+            if let Chunk::Data(count) = chunk {
+                filled += count;
+            }
+        }
+        Ok(Some(content))
+    }
+
     /// Reads what is left of the input, past the end of the archive: whoever hashes it needs all.
     pub fn drain(mut self) -> io::Result<()> {
         io::copy(&mut self.input, &mut io::sink()).map(drop)

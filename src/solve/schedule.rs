@@ -33,16 +33,16 @@ pub(super) fn run(solver: &Solver<'_>) -> Result<()> {
     let bases = solver.bases_ahead(&board.waiting)?;
     let (board, changed) = (Mutex::new(board), Condvar::new());
     std::thread::scope(|scope| {
-        let crew = Crew { scope, solver, board: &board, changed: &changed };
+        let hands = Threads { scope, solver, board: &board, changed: &changed };
         if threads == 1 && bases.is_empty() {
-            crew.work();
+            hands.work();
             return;
         }
         if !bases.is_empty() {
             scope.spawn(|| solver.prefetch(&bases));
         }
         for _ in 0..threads {
-            scope.spawn(move || crew.work());
+            scope.spawn(move || hands.work());
         }
     });
     match board.into_inner().unwrap_or_else(PoisonError::into_inner).failure {
@@ -64,14 +64,14 @@ impl Board {
 
 /// The threads that bring steps to their ends.
 #[derive(Clone, Copy)]
-struct Crew<'scope, 'env> {
+struct Threads<'scope, 'env> {
     scope: &'scope Scope<'scope, 'env>,
     solver: &'scope Solver<'scope>,
     board: &'scope Mutex<Board>,
     changed: &'scope Condvar,
 }
 
-impl<'scope> Crew<'scope, '_> {
+impl<'scope> Threads<'scope, '_> {
     fn work(self) {
         let mut guard = lock(self.board);
         loop {
