@@ -145,7 +145,7 @@ fn press_in_parallel(
                     // Others take its place. It is decided before what is sent makes this thread look: afterwards
                     // it might have looked already, and wait for one that is gone.
                     let leaves = is_patient && !workers.are_patient();
-                    if from_workers.send((number, pressed)).is_err() || leaves {
+                    if from_workers.send((number, pressed, block.content)).is_err() || leaves {
                         break;
                     }
                 }
@@ -172,7 +172,8 @@ fn press_in_parallel(
                 }
                 continue;
             }
-            let (number, compressed) = results.recv().map_err(io::Error::other)?;
+            let (number, compressed, content) = results.recv().map_err(io::Error::other)?;
+            blocks.spare.push(content);
             done.insert(number, compressed?);
             while let Some(compressed) = done.remove(&written) {
                 output.write_all(&compressed)?;
@@ -190,13 +191,15 @@ struct Blocks<'r> {
     /// Read ahead, to know which block is the last.
     next: Option<Vec<u8>>,
     dictionary: Vec<u8>,
+    /// Of blocks that are done: memory that one thread takes and another gives back is not soon used again.
+    spare: Vec<Vec<u8>>,
     /// Of all that was read, where it is wanted.
     checksum: Option<Crc>,
 }
 
 impl<'r> Blocks<'r> {
     fn of(input: &'r mut dyn Read, block_bytes: usize, checksum: Option<Crc>) -> Self {
-        Self { input, block_bytes, next: None, dictionary: Vec::new(), checksum }
+        Self { input, block_bytes, next: None, dictionary: Vec::new(), spare: Vec::new(), checksum }
     }
 
     /// At least one block, be it empty; then nothing after the last.
@@ -218,7 +221,8 @@ impl<'r> Blocks<'r> {
     }
 
     fn read(&mut self) -> io::Result<Vec<u8>> {
-        let mut content = Vec::with_capacity(self.block_bytes);
+        let mut content = self.spare.pop().unwrap_or_else(|| Vec::with_capacity(self.block_bytes));
+        content.clear();
         Read::take(&mut self.input, self.block_bytes as u64).read_to_end(&mut content)?;
         if let Some(checksum) = &mut self.checksum {
             checksum.update(&content);
