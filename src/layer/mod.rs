@@ -23,6 +23,8 @@ mod stream;
 pub mod archive;
 pub mod staging;
 pub mod unpack;
+mod table;
+mod relief;
 pub mod compress;
 pub mod decompress;
 mod names;
@@ -42,6 +44,8 @@ pub use difference::Snapshot;
 pub use header::Member;
 pub use merged::{lookup, read_file};
 pub use record::Records;
+pub use relief::{Cutting, Met, Relief};
+pub use table::Table;
 pub use transfer::{Links, Shift};
 
 /// What a canonical upper holds.
@@ -171,6 +175,17 @@ pub enum Expected {
 /// whiteouts of what is below. Hostile names never leave `into`.
 pub fn unpack(tar: &mut dyn Read, into: BorrowedFd<'_>, lowers: &[BorrowedFd<'_>]) -> Result<Summary> {
     unpack::unpack(tar, into, lowers)
+}
+
+/// The table of a layer tar (uncompressed), which is read to its end. `None` for what is no layer tar, or one that is too
+/// large for it; fails only where reading does.
+pub fn tabulate(tar: &mut dyn Read) -> std::io::Result<Option<Table>> {
+    table::read(tar)
+}
+
+/// The same of a layer dir, which shows the same over what is below.
+pub fn tabulate_dir(dir: BorrowedFd<'_>) -> Result<Option<Table>> {
+    table::of_dir(dir).context(|| "cannot read a layer dir")
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

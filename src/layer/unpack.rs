@@ -284,7 +284,7 @@ fn link_source(member: &Member, staging: &mut Staging<'_>) -> io::Result<(Rc<Pla
 }
 
 /// The parent, slashes and dots cleaned, and the last component; `None` for the root.
-fn split(path: &[u8]) -> io::Result<Option<(Vec<u8>, &[u8])>> {
+pub(super) fn split(path: &[u8]) -> io::Result<Option<(Vec<u8>, &[u8])>> {
     let mut components = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty() && *part != b".");
     if components.clone().any(|component| component == b"..") {
         return Err(refused("its path leads upwards"));
@@ -315,7 +315,7 @@ fn write_content(archive: &mut Archive<&mut dyn Read>, file: &mut File, buffer: 
 }
 
 /// The attributes a layer dir holds, whatever the tar has.
-fn xattrs(member: &Member) -> Xattrs {
+pub(super) fn xattrs(member: &Member) -> Xattrs {
     let kept = member.xattrs.iter().filter(|(name, _)| xattr::is_kept(name.to_bytes()));
     let kept: BTreeMap<_, _> = kept
         .map(|(name, value)| {

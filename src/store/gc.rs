@@ -171,11 +171,14 @@ impl Store {
             return Ok(pruned);
         }
         // Forms whose blobs are all gone say nothing any more.
+        let mut there = BTreeSet::new();
         for (diff_id, known) in &forms {
-            if !known.iter().any(|form| self.has_blob(&form.digest)) {
-                self.remove_forms(&diff_id.hex()).map_err(|errno| self.inner.error("remove forms", errno))?;
+            match known.iter().any(|form| self.has_blob(&form.digest)) {
+                true => drop(there.insert(diff_id.hex())),
+                false => self.remove_forms(&diff_id.hex()).map_err(|errno| self.inner.error("remove forms", errno))?,
             }
         }
+        self.forget_tables(|diff_id| there.contains(diff_id))?;
         self.inner.trash.wake();
         Ok(pruned)
     }

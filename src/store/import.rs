@@ -12,7 +12,7 @@ use crate::digest::{ChainId, DiffId, Digest, HashingReader};
 use crate::image::archive::{Archive, ArchivedImage, ArchivedLayer};
 use crate::image::manifest::Descriptor;
 use crate::image::{ImageConfig, Platform, validate};
-use crate::layer::{self, Summary};
+use crate::layer::{self, Summary, Table};
 use crate::parallel;
 
 /// What may follow the end of a layer's tar: tars are padded, by default to 10 KiB.
@@ -77,26 +77,30 @@ impl Store {
     ) -> Result<Form> {
         let input = input.take(descriptor.size_bytes.saturating_add(1));
         let mut tee = Tee { input, blob: self.blob_writer()?, error: None };
-        let plain_digest = hash_plain(&mut tee);
+        let plain = read_plain(&mut tee);
         // What follows a compressed stream belongs to the blob.
         let rest = io::copy(&mut tee, &mut io::sink()).map(|_| ());
         let blob = tee.finish(rest, &descriptor.digest)?;
         // That the blob is damaged says more than that it then could not be decompressed.
         let verified = blob.verified(&descriptor.digest, descriptor.size_bytes)?;
-        check_diff_id(&descriptor.digest, &plain_digest?, diff_id)?;
+        let (plain_digest, table) = plain?;
+        check_diff_id(&descriptor.digest, &plain_digest, diff_id)?;
         verified.publish()?;
         let form = self.new_form(descriptor.media_type.clone(), descriptor.digest, descriptor.size_bytes, None);
         self.record_form(diff_id, &form)?;
+        self.note_table(diff_id, table.as_ref())?;
         Ok(form)
     }
 
     /// Makes sure that a blob on its way holds the layer, while it comes, and notes it.
     pub fn verify_arrival(&self, arrival: &Arrival, diff_id: &DiffId) -> Result<()> {
-        let plain = hash_plain(&mut arrival.reader());
+        let plain = read_plain(&mut arrival.reader());
         if !arrival.wait() {
             return Err(arrival.why());
         }
-        self.note_arrival(arrival, diff_id, &plain?)
+        let (digest, table) = plain?;
+        self.note_arrival(arrival, diff_id, &digest)?;
+        self.note_table(diff_id, table.as_ref())
     }
 
     /// Unpacks a blob on its way onto the layers below (topmost first), while it comes.
@@ -281,11 +285,12 @@ fn meta(diff_id: &DiffId, plain: &Plain, summary: &Summary) -> LayerMeta {
     }
 }
 
-fn hash_plain(blob: &mut (impl Read + Send)) -> Result<Digest> {
+/// The digest of what a blob decompresses to, and its table.
+fn read_plain(blob: &mut (impl Read + Send)) -> Result<(Digest, Option<Table>)> {
     let mut plain = HashingReader::new(layer::decompress(blob)?);
-    io::copy(&mut plain, &mut io::sink())
+    let table = layer::tabulate(&mut plain)
         .map_err(|error| Diagnostic::error("the layer cannot be decompressed").caused_by(error))?;
-    Ok(plain.finish().1)
+    Ok((plain.finish().1, table))
 }
 
 fn check_diff_id(blob: &Digest, actual: &Digest, claimed: &DiffId) -> Result<()> {

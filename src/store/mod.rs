@@ -42,6 +42,7 @@ mod records;
 mod repositories;
 mod scratch;
 mod sealed;
+mod tables;
 mod tally;
 mod trash;
 mod workspace;

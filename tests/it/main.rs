@@ -34,6 +34,7 @@ mod plan;
 mod progress;
 mod prune;
 mod registry;
+mod relief;
 mod sandbox;
 mod security;
 mod server;

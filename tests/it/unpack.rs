@@ -11,15 +11,16 @@ use wythe::diag::Result;
 use wythe::layer::{self, Summary};
 
 use crate::overlay;
+use crate::relief::Shown;
 use crate::step::Random;
 use crate::tree::{self, Tree};
 
 /// A tar in the making.
-#[derive(Default)]
-struct Tar(Vec<u8>);
+#[derive(Clone, Default)]
+pub struct Tar(Vec<u8>);
 
 impl Tar {
-    fn header(
+    pub fn header(
         mut self,
         path: &str,
         entry_type: EntryType,
@@ -48,30 +49,30 @@ impl Tar {
         self
     }
 
-    fn file(self, path: &str, content: &str) -> Self {
+    pub fn file(self, path: &str, content: &str) -> Self {
         self.header(path, EntryType::Regular, "", content.as_bytes(), |_| {})
     }
 
-    fn dir(self, path: &str) -> Self {
+    pub fn dir(self, path: &str) -> Self {
         self.header(path, EntryType::Directory, "", b"", |_| {})
     }
 
-    fn symlink(self, path: &str, target: &str) -> Self {
+    pub fn symlink(self, path: &str, target: &str) -> Self {
         self.header(path, EntryType::Symlink, target, b"", |_| {})
     }
 
-    fn link(self, path: &str, target: &str) -> Self {
+    pub fn link(self, path: &str, target: &str) -> Self {
         self.header(path, EntryType::Link, target, b"", |_| {})
     }
 
-    fn device(self, path: &str, entry_type: EntryType, major: u32, minor: u32) -> Self {
+    pub fn device(self, path: &str, entry_type: EntryType, major: u32, minor: u32) -> Self {
         self.header(path, entry_type, "", b"", |header| {
             header.set_device_major(major).unwrap();
             header.set_device_minor(minor).unwrap();
         })
     }
 
-    fn pax(self, records: &[(&str, &[u8])]) -> Self {
+    pub fn pax(self, records: &[(&str, &[u8])]) -> Self {
         let mut data = Vec::new();
         for (key, value) in records {
             let rest = key.len() + value.len() + 3;
@@ -83,18 +84,18 @@ impl Tar {
         self.header("pax", EntryType::XHeader, "", &data, |_| {})
     }
 
-    fn end(mut self) -> Vec<u8> {
+    pub fn end(mut self) -> Vec<u8> {
         self.0.extend_from_slice(&[0; 1024]);
         self.0
     }
 }
 
 /// Layers, bottom first, made from tars.
-struct Stack(TempDir, Vec<OwnedFd>);
+struct Stack(TempDir, Vec<OwnedFd>, Shown);
 
 impl Stack {
     fn of(tars: impl IntoIterator<Item = Tar>) -> Self {
-        let mut stack = Self(overlay::scratch(), Vec::new());
+        let mut stack = Self(overlay::scratch(), Vec::new(), Shown::default());
         for tar in tars {
             stack.unpack(&tar.end()).unwrap();
         }
@@ -113,8 +114,12 @@ impl Stack {
         fs::create_dir(&path).unwrap();
         let into = OwnedFd::from(File::open(path).unwrap());
         let lowers: Vec<_> = self.1.iter().rev().map(AsFd::as_fd).collect();
+        let mut again = *tar;
         let result = layer::unpack(tar, into.as_fd(), &lowers);
+        let is_unpacked = result.is_ok();
         self.1.push(into);
+        let layers: Vec<_> = self.1.iter().rev().map(AsFd::as_fd).collect();
+        self.2.check(&mut again, is_unpacked, &layers, self.0.path());
         result
     }
 
