@@ -63,6 +63,15 @@ pub fn user(layers: &[BorrowedFd<'_>], spec: &str) -> Result<User> {
     Ok(User { uid, gid, groups: supplementary, home })
 }
 
+/// The files of a rootfs that [`owner`] reads for this.
+pub fn files_of_owner(spec: &str) -> impl Iterator<Item = &'static str> {
+    let (name, group) = split(spec);
+    let is_name = |text: &str| !text.is_empty() && number(text).is_none();
+    [("etc/passwd", is_name(name)), ("etc/group", group.is_some_and(is_name))]
+        .into_iter()
+        .filter_map(|(file, is_read)| is_read.then_some(file))
+}
+
 /// Resolves `--chown` (`user[:group]`) in the rootfs that `layers` (topmost first) make: a name alone has its primary group, a
 /// number alone is also the gid. An unknown name is an error.
 pub fn owner(layers: &[BorrowedFd<'_>], spec: &str) -> Result<(u32, u32)> {

@@ -32,6 +32,7 @@ pub use self::earlier::Kept;
 use self::file::{Fillers, Source};
 use self::land::Lander;
 pub use self::outline::Outline;
+pub use self::place::clamped;
 use crate::context::{Listing, Tree, Unread};
 use crate::diag::Result;
 use crate::parallel;

@@ -273,7 +273,7 @@ pub(super) fn components(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> 
 }
 
 /// A path as text below the directory it is relative to: `..` does not leave that.
-pub(super) fn clamped(path: &[u8]) -> Vec<u8> {
+pub fn clamped(path: &[u8]) -> Vec<u8> {
     let mut kept: Vec<&[u8]> = Vec::new();
     for component in components(path) {
         match component {

@@ -1,11 +1,12 @@
 //! From an upper dir to a layer in the store.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::input::Read;
 use super::pending::Made;
+use super::relief::Lowers;
 use super::{Keyed, Solved, Solver, Stack, Standing};
 use crate::cache::{Facts, LayerResult, Record};
 use crate::diag::{Diagnostic, Result};
@@ -16,21 +17,23 @@ use crate::progress::{Outcome, Usage};
 use crate::store::{Draft, Layer};
 
 impl Solver<'_> {
-    /// Makes a draft canonical. `skeleton` is as for [`layer::canonicalize`].
+    /// What a step is made over.
+    pub(super) fn lowers(&self, id: StepId, below: &Stack) -> Result<Lowers> {
+        Ok(Lowers::of(match super::standing(&self.plan.step(id).op) {
+            Standing::OnStack => self.layers.lowers(below)?,
+            Standing::Alone => Vec::new(),
+        }))
+    }
+
+    /// Makes a draft that was written over `lowers` canonical. `skeleton` is as for [`layer::canonicalize`].
     pub(super) fn made(
         &self,
-        id: StepId,
         draft: Draft,
-        below: &Stack,
+        lowers: &Lowers,
         skeleton: Option<BorrowedFd<'_>>,
         key: &Keyed,
     ) -> Result<Made> {
-        let lowers = match super::standing(&self.plan.step(id).op) {
-            Standing::OnStack => self.layers.lowers(below)?,
-            Standing::Alone => Vec::new(),
-        };
-        let lowers: Vec<_> = lowers.iter().map(|layer| layer.dir.as_fd()).collect();
-        let summary = layer::canonicalize(draft.upper(), &lowers, skeleton)?;
+        let summary = layer::canonicalize(draft.upper(), &lowers.dirs(), skeleton)?;
         if summary.entries == 0 {
             return Ok(Made::Nothing);
         }

@@ -27,7 +27,7 @@ impl Solver<'_> {
         draft: Draft,
         key: &mut Keyed,
     ) -> Result<Made> {
-        let owner = self.copy_owner(copy, below)?;
+        let owner = self.copy_owner(id, copy, below)?;
         // What it read of a context to make the key; a rootfs is listed only now.
         self.remember_listing(key)?;
         self.list_rootfs(copy, key)?;
@@ -47,8 +47,27 @@ impl Solver<'_> {
                 earlier = self.layer_of(&before)?;
             }
         }
-        self.copy(id, copy, owner, earlier.as_deref(), below, &draft, key)?;
-        self.made(id, draft, below, None, key)
+        let earlier = earlier.as_deref().map(|layer| layer.dir.as_fd());
+        let mut kept = copy::Kept::default();
+        let mut write = |root: &OwnedFd| {
+            // Only the kernel's overlay leaves its upper dir for others to go on with.
+            let earlier = earlier.filter(|_| self.footing().rung == Rung::Overlay);
+            kept = self.copy_into(copy, root, owner, key, earlier)?;
+            Ok(())
+        };
+        let (draft, lowers) = self.copy_over_relief(id, copy, below, key, draft, &mut write)?;
+        let lowers = match lowers {
+            Some(lowers) => lowers,
+            None => {
+                let nothing = Stack::default();
+                self.write_over(id, if copy.is_link { &nothing } else { below }, &draft, write)?;
+                self.lowers(id, below)?
+            }
+        };
+        if let Some(earlier) = earlier {
+            kept.link(earlier, draft.upper())?;
+        }
+        self.made(draft, &lowers, None, key)
     }
 
     /// Lists what a copy reads of a rootfs, opened once for all its sources.
@@ -70,42 +89,12 @@ impl Solver<'_> {
         Ok(())
     }
 
-    pub(super) fn copy_owner(&self, copy: &Copy, below: &Stack) -> Result<Option<Owner>> {
-        let owner = match &copy.chown {
-            Some(chown) => Some(self.owner(below, chown)?).map(|(uid, gid)| Owner { uid, gid }),
-            None => None,
-        };
+    pub(super) fn copy_owner(&self, id: StepId, copy: &Copy, below: &Stack) -> Result<Option<Owner>> {
+        let owner = copy.chown.as_ref().map(|chown| self.owner_below(id, below, chown)).transpose()?;
         if let Some(chmod) = &copy.chmod {
             copy::chmod::Mode::parse(&chmod.text).map_err(|error| locate(error, Some(chmod)))?;
         }
         Ok(owner)
-    }
-
-    /// Copies over `below` into `draft`; what is in `earlier`, the layer of another copy, is taken from there.
-    #[allow(clippy::too_many_arguments)]
-    fn copy(
-        &self,
-        id: StepId,
-        copy: &Copy,
-        owner: Option<Owner>,
-        earlier: Option<&Layer>,
-        below: &Stack,
-        draft: &Draft,
-        key: &Keyed,
-    ) -> Result<()> {
-        let nothing = Stack::default();
-        let below = if copy.is_link { &nothing } else { below };
-        let mut kept = copy::Kept::default();
-        self.write_over(id, below, draft, |root| {
-            // Only the kernel's overlay leaves its upper dir for others to go on with.
-            let earlier = earlier.filter(|_| self.footing().rung == Rung::Overlay);
-            kept = self.copy_into(copy, root, owner, key, earlier.map(|layer| layer.dir.as_fd()))?;
-            Ok(())
-        })?;
-        if let Some(earlier) = earlier {
-            kept.link(earlier.dir.as_fd(), draft.upper())?;
-        }
-        Ok(())
     }
 
     /// The directory that a step made, if it is there.
@@ -189,18 +178,26 @@ impl Solver<'_> {
         self.host.store.write_record("files", &digest.hex(), &lines::to_bytes(&lines))
     }
 
-    pub(super) fn workdir(&self, id: StepId, workdir: &Workdir, below: &Stack, draft: &Draft) -> Result<()> {
-        let owner = match &workdir.user {
-            // A number alone is the group too, whatever passwd says (BuildKit).
-            Some(user) => {
-                let (uid, gid) = self.owner(below, user)?;
-                Some(Owner { uid, gid })
+    pub(super) fn execute_workdir(
+        &self,
+        id: StepId,
+        workdir: &Workdir,
+        below: &Stack,
+        draft: Draft,
+        key: &Keyed,
+    ) -> Result<Made> {
+        // A number alone is the group too, whatever passwd says (BuildKit).
+        let owner = workdir.user.as_ref().map(|user| self.owner_below(id, below, user)).transpose()?;
+        let write = |root: &OwnedFd| copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now()).map(drop);
+        let (draft, lowers) = self.workdir_over_relief(id, workdir, below, draft, write)?;
+        let lowers = match lowers {
+            Some(lowers) => lowers,
+            None => {
+                self.write_over(id, below, &draft, write)?;
+                self.lowers(id, below)?
             }
-            None => None,
         };
-        self.write_over(id, below, draft, |root| {
-            copy::make_workdir(root.as_fd(), &workdir.path, owner, self.host.now()).map(drop)
-        })
+        self.made(draft, &lowers, None, key)
     }
 
     /// A named context as the root of a stage.

@@ -9,6 +9,7 @@ use super::devices::Granted;
 use super::held::Held;
 use super::input::Read;
 use super::pending::Made;
+use super::relief::Lowers;
 use super::wreck::Wreck;
 use super::{Keyed, Solver, Stack};
 use crate::container::{
@@ -48,27 +49,27 @@ impl Solver<'_> {
         let step = self.plan.step(id);
         let below = self.below(id);
         let draft = self.host.store.draft()?;
-        let made = match &step.op {
-            Op::Run(run) => {
-                let (draft, ran) = self.run(id, number, run, &below, draft, key)?;
-                let made = self.made(id, draft, &below, Some(ran.skeleton.as_fd()), key)?;
-                return Ok((made, Some(ran.usage)));
-            }
-            Op::Copy(copy) => self.execute_copy(id, copy, &below, draft, key)?,
-            Op::Workdir(workdir) => {
-                self.workdir(id, workdir, &below, &draft).map_err(|error| match error.labels.is_empty() {
-                    true => error.at(&step.source, step.span, ""),
-                    false => error,
-                })?;
-                self.made(id, draft, &below, None, key)?
-            }
-            Op::From(Root::Directory(_)) => {
-                self.land_all(key, &draft)?;
-                self.made(id, draft, &below, None, key)?
-            }
-            // Hits by nature: looking them up solves them.
-            Op::From(_) | Op::Configure => unreachable!("metadata is never executed"),
-        };
+        let made =
+            match &step.op {
+                Op::Run(run) => {
+                    let (draft, ran) = self.run(id, number, run, &below, draft, key)?;
+                    let made = self.made(draft, &self.lowers(id, &below)?, Some(ran.skeleton.as_fd()), key)?;
+                    return Ok((made, Some(ran.usage)));
+                }
+                Op::Copy(copy) => self.execute_copy(id, copy, &below, draft, key)?,
+                Op::Workdir(workdir) => self.execute_workdir(id, workdir, &below, draft, key).map_err(|error| {
+                    match error.labels.is_empty() {
+                        true => error.at(&step.source, step.span, ""),
+                        false => error,
+                    }
+                })?,
+                Op::From(Root::Directory(_)) => {
+                    self.land_all(key, &draft)?;
+                    self.made(draft, &self.lowers(id, &below)?, None, key)?
+                }
+                // Hits by nature: looking them up solves them.
+                Op::From(_) | Op::Configure => unreachable!("metadata is never executed"),
+            };
         Ok((made, None))
     }
 
@@ -397,11 +398,9 @@ impl Solver<'_> {
         passwd::user(&layers, spec).map_err(|error| locate(error, user))
     }
 
-    /// Who `--chown` names.
-    pub(super) fn owner(&self, below: &Stack, chown: &Located) -> Result<(u32, u32)> {
-        let layers = self.layers.lowers(below)?;
-        let layers: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
-        passwd::owner(&layers, &chown.text).or_else(|error| {
+    /// Who `--chown` names, in what shows `/etc/passwd` and `/etc/group`.
+    pub(super) fn owner(&self, lowers: &Lowers, chown: &Located) -> Result<(u32, u32)> {
+        passwd::owner(&lowers.dirs(), &chown.text).or_else(|error| {
             // A user's build may lack no more than the right to read the file.
             self.host.store.enter()?;
             Err(locate(error, Some(chown)))

@@ -1,8 +1,10 @@
 //! The facts of a step's key: everything its result depends on, by name.
 
 use super::input::{Keeps, Read, Reads};
+use super::relief::Lowers;
 use super::{Keyed, Solver, Stack, Standing, standing};
 use crate::cache::Facts;
+use crate::container::passwd;
 use crate::diag::Result;
 use crate::plan::{Copy, CopyKind, CopySource, Network, Op, Root, Run, RunMountKind, Security, StepId, Workdir};
 use crate::source;
@@ -130,7 +132,11 @@ impl Solver<'_> {
             // own has no parent, so it is keyed on the ids.
             let value = match (copy.is_link, parent) {
                 (true, Some(stack)) => {
-                    let (uid, gid) = self.owner(stack, chown)?;
+                    let lowers = match passwd::files_of_owner(&chown.text).next() {
+                        Some(_) => self.layers.lowers(stack)?,
+                        None => Vec::new(),
+                    };
+                    let (uid, gid) = self.owner(&Lowers::of(lowers), chown)?;
                     format!("{uid}:{gid}")
                 }
                 _ => chown.text.clone(),

@@ -11,7 +11,8 @@ use crate::diag::Result;
 use crate::digest::{ChainId, DiffId, Digest};
 use crate::host::Host;
 use crate::layer::node::Identity;
-use crate::layer::{self, Compression, Links, Shift};
+use crate::layer::{self, Compression, Links, Relief, Shift, Table};
+use crate::parallel;
 use crate::progress::Audience;
 use crate::registry::{Incoming, Remote};
 use crate::store::{Ahead, Layer, Store};
@@ -24,6 +25,8 @@ pub struct Layers<'a> {
     /// What the names in layers stand for, where somebody asked.
     files: Mutex<BTreeMap<ChainId, Arc<Vec<Identity>>>>,
     ahead: Option<Ahead>,
+    /// Of stacks, where somebody asked.
+    reliefs: Mutex<BTreeMap<ChainId, Arc<Relief>>>,
 }
 
 /// The kernel stacks 500 layers, and each costs a little for every name that is looked up.
@@ -41,7 +44,14 @@ fn flat_counts(count: usize) -> impl Iterator<Item = usize> {
 impl<'a> Layers<'a> {
     pub fn of(host: &'a Host<'_>) -> Self {
         let remote = Remote::of(host.registry, host.store, host.audience());
-        Self { store: host.store, remote, held: Mutex::default(), files: Mutex::default(), ahead: None }
+        Self {
+            store: host.store,
+            remote,
+            held: Mutex::default(),
+            files: Mutex::default(),
+            ahead: None,
+            reliefs: Mutex::default(),
+        }
     }
 
     /// Those of an image that is going to be exported in these forms.
@@ -171,6 +181,71 @@ impl<'a> Layers<'a> {
         }
         layers.reverse();
         Ok(layers)
+    }
+
+    /// A stack as the tables of its layers tell it. What these are to be made of is fetched. `None` where something has no
+    /// table, or all are one directory.
+    pub fn relief(&self, stack: &Stack) -> Result<Option<Arc<Relief>>> {
+        let layers = stack.layers();
+        if layers.len() > MOST {
+            return Ok(None);
+        }
+        // From the highest that was asked for before, which is not asked for again, nearly always.
+        let chains: Vec<_> = (1..=layers.len()).map(|count| stack.lowest(count).chain().copied()).collect();
+        let (mut done, mut relief) = (0, Arc::default());
+        let reliefs = || self.reliefs.lock().unwrap_or_else(PoisonError::into_inner);
+        for (place, chain) in chains.iter().enumerate().rev() {
+            if let Some(found) = chain.and_then(|chain| reliefs().remove(&chain)) {
+                (done, relief) = (place + 1, found);
+                break;
+            }
+        }
+        if done < layers.len() {
+            let mut made = Arc::unwrap_or_clone(relief);
+            for table in self.tables(&layers[done..])? {
+                let Some(table) = table else { return Ok(None) };
+                if made.apply(&table).is_err() {
+                    return Ok(None);
+                }
+            }
+            relief = Arc::new(made);
+        }
+        if let Some(Some(chain)) = chains.last() {
+            reliefs().insert(*chain, Arc::clone(&relief));
+        }
+        Ok(Some(relief))
+    }
+
+    /// What is unpacked above the highest layer of a stack that is not, topmost first.
+    pub fn unpacked_on_top(&self, stack: &Stack) -> Result<Vec<Arc<Layer>>> {
+        let mut top = Vec::new();
+        for layer in stack.layers().iter().rev() {
+            let Some(unpacked) = self.unpacked(layer)? else { break };
+            top.push(unpacked);
+        }
+        Ok(top)
+    }
+
+    /// The tables of layers, bottom first.
+    fn tables(&self, layers: &[StackLayer]) -> Result<Vec<Option<Table>>> {
+        let (mut tables, mut unknown) = (BTreeMap::new(), Vec::new());
+        for layer in layers {
+            if self.store.has_table(&layer.diff_id)? {
+                continue;
+            }
+            // To look through a directory takes less than to decompress a blob.
+            match self.unpacked(layer)? {
+                Some(unpacked) => drop(tables.insert(layer.diff_id, layer::tabulate_dir(unpacked.dir.as_fd())?)),
+                None => unknown.push(layer.diff_id),
+            }
+        }
+        self.remote.fetch(&unknown)?;
+        parallel::each(&unknown, parallel::processors(), |diff_id| self.store.table(diff_id).map(drop))?;
+        let take = |layer: &StackLayer| match tables.remove(&layer.diff_id) {
+            Some(table) => Ok(table),
+            None => self.store.table(&layer.diff_id),
+        };
+        layers.iter().map(take).collect()
     }
 
     /// A stack as one directory.

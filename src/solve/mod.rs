@@ -22,6 +22,7 @@ mod network;
 mod outline;
 mod pending;
 mod prefetch;
+mod relief;
 mod schedule;
 mod stack;
 mod wreck;

@@ -5,11 +5,11 @@
 //! packed.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::input::{Opened, Read, files_fact, inputs};
 use super::pending::Made;
+use super::relief::Lowers;
 use super::{Keyed, Solver, Stack};
 use crate::container::{Rung, Sketch};
 use crate::context::{self, EntryKind, Listing, Survey, Unread};
@@ -85,7 +85,7 @@ impl Solver<'_> {
         if (may_unpack(copy) && firsts.any(is_file)) || self.footing().rung != Rung::Overlay || !self.is_last(id) {
             return Ok(None);
         }
-        Ok(match self.sketch(copy, owner, below, draft, opened, (listing, &[]))? {
+        Ok(match self.sketch(id, copy, owner, below, draft, opened, (listing, &[]))? {
             // Nothing in it is unread.
             Sketched::Unfit | Sketched::Unread(_) => None,
             Sketched::Nothing => Some(Made::Nothing),
@@ -100,10 +100,10 @@ impl Solver<'_> {
         };
         let Some(Read::Surveyed { opened, mut survey }) = key.reads.sources.pop() else { return Ok(None) };
         let below = self.below(id);
-        let owner = self.copy_owner(copy, &below)?;
+        let owner = self.copy_owner(id, copy, &below)?;
         let draft = self.host.store.draft()?;
         let sketched = loop {
-            let sketched = self.sketch(copy, owner, &below, &draft, &opened, (&survey.listing, &survey.unread))?;
+            let sketched = self.sketch(id, copy, owner, &below, &draft, &opened, (&survey.listing, &survey.unread))?;
             match sketched {
                 Sketched::Unread(numbers) => self.read_left(&mut survey, &opened, Some(&numbers))?,
                 sketched => break sketched,
@@ -131,8 +131,10 @@ impl Solver<'_> {
     }
 
     /// Packs what a listing says from where it is.
+    #[allow(clippy::too_many_arguments)] // All that a copy is.
     fn sketch(
         &self,
+        id: StepId,
         copy: &Copy,
         owner: Option<Owner>,
         below: &Stack,
@@ -141,11 +143,14 @@ impl Solver<'_> {
         (listing, unread): (&Listing, &[Unread]),
     ) -> Result<Sketched> {
         let still = self.still(below);
-        let layers = if copy.is_link { Vec::new() } else { self.layers_on(self.footing(), below)? };
-        let lowers: Vec<PathBuf> = layers.iter().map(|layer| layer.path.clone()).collect();
+        let lowers = match self.lowers_of_copy(id, copy, below, listing)? {
+            Some(lowers) => lowers,
+            None if copy.is_link => Lowers::of(Vec::new()),
+            None => Lowers::of(self.layers_on(self.footing(), below)?),
+        };
         let landing = self.copy_landing(copy, owner);
         let sketched = Sketch::new(draft, self.host.store).and_then(|sketch| {
-            let root = sketch.root(&lowers)?;
+            let root = sketch.root(&lowers.paths())?;
             let outlining = copy::outline(&opened.tree, listing, unread, root.as_fd(), &landing)?;
             Ok((sketch.upper()?, outlining))
         });
@@ -156,8 +161,7 @@ impl Solver<'_> {
             // Whatever it is: where it is not for want of memory, an overlay or room, the copy says it as well.
             Err(_) => return Ok(Sketched::Unfit),
         };
-        let below_fds: Vec<_> = layers.iter().map(|layer| layer.dir.as_fd()).collect();
-        let summary = layer::canonicalize(upper.as_fd(), &below_fds, None)?;
+        let summary = layer::canonicalize(upper.as_fd(), &lowers.dirs(), None)?;
         if summary.entries == 0 {
             return Ok(Sketched::Nothing);
         }

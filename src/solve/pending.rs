@@ -129,9 +129,12 @@ impl Solver<'_> {
         if !is_worth_it || self.settings.explains || self.pending().len() >= MOST {
             return Ok(None);
         }
-        // Where layers are mounted as they are.
+        // Where all layers are mounted as they are.
         let footing = self.footing();
-        if footing != Footing::default() || footing.rung.takes_one_layer(self.host.store)? {
+        if footing != Footing::default()
+            || footing.rung.takes_one_layer(self.host.store)?
+            || !self.layers.are_unpacked(&self.below(executed.id))?
+        {
             return Ok(None);
         }
         // Where the key says all there is to a layer, none like it was ever made, or it would have been found.

@@ -1,23 +1,33 @@
-//! Bases that steps are going to need which wait for other stages: fetched and unpacked meanwhile.
+//! Bases that steps are going to need which wait for other stages: fetched meanwhile, and unpacked if it takes more than
+//! their tables.
 //!
 //! ```text
-//! FROM a AS build ── RUN make ───────────────┐
-//! FROM b ── (fetched and unpacked meanwhile) └─▶ COPY --from=build
+//! FROM a AS build ── RUN make ──┐
+//! FROM b ── (fetched meanwhile) └─▶ COPY --from=build
 //! ```
 
 use std::collections::BTreeSet;
 
 use super::input::inputs;
+use super::relief::needs_all;
 use super::{Solver, Stack};
 use crate::diag::Result;
 use crate::parallel;
 use crate::plan::{Input, Op, StepId};
 
+/// A base that a step waits for.
+#[derive(PartialEq, Eq)]
+pub(super) struct Awaited {
+    stack: Stack,
+    /// Only what lands on it is looked at.
+    is_met: bool,
+}
+
 impl Solver<'_> {
     /// Those that are not unpacked, of `waiting` steps. Only of steps that are sure to run: what one needs that may yet
     /// be found in the cache could be fetched in vain.
-    pub(super) fn bases_ahead(&self, waiting: &BTreeSet<StepId>) -> Result<Vec<Stack>> {
-        let mut bases: Vec<Stack> = Vec::new();
+    pub(super) fn bases_ahead(&self, waiting: &BTreeSet<StepId>) -> Result<Vec<Awaited>> {
+        let mut bases: Vec<Awaited> = Vec::new();
         for id in waiting {
             let step = self.plan.step(*id);
             let needs_parent = match &step.op {
@@ -27,11 +37,16 @@ impl Solver<'_> {
             };
             let parent = step.parent.filter(|_| needs_parent).and_then(|parent| self.get(parent));
             let images = inputs(&step.op).into_iter().filter(|input| matches!(input, Input::Image(_)));
-            let stacks = parent.map(|parent| parent.stack.clone()).into_iter();
-            let stacks = stacks.chain(images.filter_map(|image| self.stack_of(image)));
-            for stack in stacks.filter(|stack| !stack.layers().is_empty()) {
-                if !bases.contains(&stack) && !self.may_hit(*id)? && !self.layers.are_unpacked(&stack)? {
-                    bases.push(stack);
+            let is_met = match &step.op {
+                Op::Copy(copy) => !needs_all(copy) && !self.is_unpacked_anyway(*id),
+                _ => matches!(step.op, Op::Workdir(_)) && !self.is_unpacked_anyway(*id),
+            };
+            let parents = parent.map(|parent| Awaited { stack: parent.stack.clone(), is_met }).into_iter();
+            let images = images.filter_map(|image| self.stack_of(image));
+            let awaited = parents.chain(images.map(|stack| Awaited { stack, is_met: false }));
+            for base in awaited.filter(|base| !base.stack.layers().is_empty()) {
+                if !bases.contains(&base) && !self.may_hit(*id)? && !self.layers.are_unpacked(&base.stack)? {
+                    bases.push(base);
                 }
             }
         }
@@ -39,10 +54,12 @@ impl Solver<'_> {
     }
 
     /// Fetches and unpacks them. The step that needs what cannot be had will say why.
-    pub(super) fn prefetch(&self, bases: &[Stack]) {
-        let fetch = |stack: &Stack| {
-            if !self.host.is_canceled() {
-                drop(self.layers.lowers(stack));
+    pub(super) fn prefetch(&self, bases: &[Awaited]) {
+        let fetch = |base: &Awaited| {
+            match base.is_met {
+                _ if self.host.is_canceled() => {}
+                true => drop(self.layers.relief(&base.stack)),
+                false => drop(self.layers.lowers(&base.stack)),
             }
             Ok(())
         };

@@ -27,6 +27,7 @@ mod lifecycle;
 mod ordinary;
 mod overlay;
 mod ownership;
+mod packed;
 mod packing;
 mod parcel;
 mod pending;
