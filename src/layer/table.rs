@@ -37,7 +37,7 @@ const VERSION: &[u8] = b"wythe table 1\n";
 const KEPT: [&[u8]; 2] = [b"etc/passwd", b"etc/group"];
 const MAX_KEPT_BYTES: u64 = 256 << 10;
 /// A table that would be larger is not made: its layer is unpacked.
-const MAX_ROWS: usize = 500_000;
+const MAX_ROWS: usize = 200_000;
 const MAX_BYTES: usize = 32 << 20;
 const LEVEL: i32 = 3;
 

@@ -10,7 +10,10 @@ use tar::{EntryType, Header};
 use wythe::digest::{DiffId, Digest};
 
 use super::builder::Builder;
-use super::sandbox::Ended;
+use super::ordinary::Ordinary;
+use super::relief;
+use super::sandbox::{Ended, Sandbox};
+use super::step::Random;
 use super::unpack::Tar;
 
 /// The layers of a base in which there is a bit of everything to copy onto.
@@ -54,8 +57,8 @@ fn layers() -> [Vec<u8>; 2] {
     [first.end(), second.end()]
 }
 
-/// Writes the base as an OCI layout. Returns the names of its layers.
-fn write_layout(directory: &Path) -> Vec<DiffId> {
+/// Writes a base as an OCI layout. Returns the names of its layers.
+fn write_layout(directory: &Path, layers: &[Vec<u8>]) -> Vec<DiffId> {
     fs::create_dir_all(directory.join("blobs/sha256")).unwrap();
     let put = |bytes: &[u8]| {
         let digest = Digest::of(bytes);
@@ -66,7 +69,6 @@ fn write_layout(directory: &Path) -> Vec<DiffId> {
         descriptor["mediaType"] = format!("application/vnd.oci.image.{media_type}").into();
         descriptor
     };
-    let layers = layers();
     let diff_ids: Vec<_> = layers.iter().map(|layer| DiffId::new(Digest::of(layer))).collect();
     let names: Vec<_> = diff_ids.iter().map(ToString::to_string).collect();
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
@@ -87,16 +89,17 @@ fn write_layout(directory: &Path) -> Vec<DiffId> {
     diff_ids
 }
 
-/// A builder with the base and a context, and two stores: one in which it is unpacked.
+/// A builder with a base and a context, and two stores: one in which it is unpacked.
 struct Bench<'b> {
     builder: &'b Builder,
     base: Vec<DiffId>,
+    layout: String,
 }
 
 impl<'b> Bench<'b> {
     fn new(builder: &'b Builder) -> Self {
         let sandbox = builder.sandbox();
-        let base = write_layout(&sandbox.path("base"));
+        let base = write_layout(&sandbox.path("base"), &layers());
         sandbox.shell(
             "mkdir -p dist/sub/deep dist/left; echo new > dist/index.html; echo 2 > dist/two; echo > dist/sub/deep/file
              ln dist/two dist/also; ln -s two dist/soft; echo left > dist/left/out; mkdir dist/empty; echo one > one
@@ -106,7 +109,7 @@ impl<'b> Bench<'b> {
              mkdir ways; ln -s /srv/www ways/web; ln -s ../gone ways/gone
              mkdir -p blocked/link; cp much/sub/* blocked/link",
         );
-        let bench = Self { builder, base };
+        let bench = Self { builder, base, layout: "base=oci-layout://base".into() };
         sandbox.write("Dockerfile", "FROM base\n");
         let ended = bench.run("unpacked", &["-o", "type=tar,dest=files.tar"]);
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -116,7 +119,7 @@ impl<'b> Bench<'b> {
 
     fn run(&self, store: &str, args: &[&str]) -> Ended {
         let fixed = ["--root", store, "build", "--progress", "plain", "--pull=never"];
-        let fixed = [&fixed[..], &["--build-context", "base=oci-layout://base"]].concat();
+        let fixed = [&fixed[..], &["--build-context", &self.layout]].concat();
         let pinned = ["--build-arg", "SOURCE_DATE_EPOCH=1100000000"];
         self.builder.wythe(&[&fixed[..], &pinned, args, &["context"]].concat())
     }
@@ -155,7 +158,7 @@ impl<'b> Bench<'b> {
 
 #[test]
 fn nothing_of_a_base_is_unpacked_for_a_copy() {
-    Builder::each(|builder| {
+    let check = |builder: &Builder| {
         let bench = Bench::new(builder);
         for steps in [
             "COPY dist /usr/share/web/",
@@ -229,7 +232,12 @@ fn nothing_of_a_base_is_unpacked_for_a_copy() {
         };
         assert_eq!(files("packed"), files("unpacked"));
         assert_eq!(bench.unpacked("packed").len(), 2);
-    });
+    };
+    Builder::each(check);
+    // One who gives files to nobody, and makes no devices.
+    if rustix::process::geteuid().is_root() {
+        check(&Builder::User(Ordinary::with_ranges("", "")));
+    }
 }
 
 #[test]
@@ -268,6 +276,54 @@ fn a_copy_that_needs_more_of_its_base_gets_it() {
         }
     });
 }
+
+/// Bases and steps of few names, so that they meet.
+#[test]
+fn whatever_is_copied_onto_whatever_is_the_same() {
+    let builder = Builder::Oneself(Sandbox::new());
+    let sandbox = builder.sandbox();
+    sandbox.shell(
+        "mkdir -p tree/a/b/c tree/b tree/etc/d more/c; for f in a/a a/b/c/d b/a b/b c etc/d/e; do echo $f > tree/$f; done
+         ln -s a tree/d; ln tree/b/a tree/b/d; for f in a b d c/a; do echo > more/$f; done; echo x > b; cp -r tree much
+         for number in $(seq 20); do echo $number > much/a/$number; done; find . -exec touch -h -d @900000000 {} +",
+    );
+    let path = |numbers: &mut Random| {
+        let names = 1 + numbers.below(3);
+        (0..names).map(|_| format!("/{}", numbers.pick(&["a", "b", "c", "d", "etc"]))).collect::<String>()
+    };
+    let (mut same, mut packed) = (0, 0);
+    for seed in 1..=SEEDS {
+        let mut numbers = Random(seed * 0x9e37_79b9);
+        let layers: Vec<_> = (0..1 + numbers.below(3)).map(|_| relief::random(&mut numbers).end()).collect();
+        let layout = format!("base-{seed}");
+        let base = write_layout(&sandbox.path(&layout), &layers);
+        let bench = Bench { builder: &builder, base, layout: format!("base=oci-layout://{layout}") };
+        sandbox.write("Dockerfile", "FROM base\n");
+        if bench.run("unpacked", &["-o", "type=tar,dest=files.tar"]).code != Some(0) {
+            continue;
+        }
+        for _ in 0..2 {
+            let step = |numbers: &mut Random| {
+                let source =
+                    *numbers.pick(&["tree", "more", "b", "much", "tree/a", "tree/*", "tree/d", "tree/etc more/"]);
+                let options = *numbers.pick(&["", "", "--chown=1:2 ", "--chmod=711 ", "--parents ", "--link "]);
+                let slash = if source.contains(['*', ' ']) || numbers.below(2) == 0 { "/" } else { "" };
+                match numbers.below(6) {
+                    0 => format!("WORKDIR {}", path(numbers)),
+                    1 => format!("COPY {options}{source} ./"),
+                    _ => format!("COPY {options}{source} {}{slash}", path(numbers)),
+                }
+            };
+            let steps: Vec<_> = (0..1 + numbers.below(3)).map(|_| step(&mut numbers)).collect();
+            let result = bench.same("packed", &format!("FROM base\n{}\n", steps.join("\n")));
+            same += u32::from(result.is_ok());
+        }
+        packed += u32::from(bench.unpacked("packed").is_empty());
+    }
+    assert!(u64::from(same) > SEEDS / 4 && u64::from(packed) > SEEDS / 16, "{same} {packed}");
+}
+
+const SEEDS: u64 = 16;
 
 #[test]
 fn a_table_that_is_damaged_or_gone_is_made_anew() {

@@ -80,7 +80,7 @@ fn fresh(beside: &Path, fill: impl Fn(BorrowedFd<'_>)) -> Tree {
 }
 
 /// A tar of few names, so that its members meet.
-fn random(random: &mut Random) -> Tar {
+pub fn random(random: &mut Random) -> Tar {
     const NAMES: [&str; 5] = ["a", "b", "c", "d", "etc"];
     let path = |random: &mut Random| {
         let names = 1 + random.below(4);

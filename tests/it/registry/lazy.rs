@@ -109,6 +109,28 @@ fn a_base_is_fetched_while_another_stage_runs() {
     assert_eq!(is_early, [true, true, false]);
 }
 
+/// It is looked at as it comes, and no files are made of it: not for the copy, nor ahead of it.
+#[test]
+fn a_base_that_is_only_copied_onto_is_not_unpacked() {
+    for stages in [
+        "FROM BASE/app\nWORKDIR /file/..\nCOPY Dockerfile made/\n",
+        "FROM busybox AS one\nRUN echo slow > /f\nFROM BASE/app\nWORKDIR /made\nCOPY --from=one /f .\n",
+    ] {
+        let fixture = Arc::new(Fixture::new());
+        let server = serve(&fixture);
+        let sandbox = context(&stages.replace("BASE", &server.host()));
+        let busybox = format!("busybox=oci-layout://{}", busybox_layout().display());
+        done(&sandbox, &["build", "-q", "--build-context", &busybox, "-o", "type=oci,dest=image.tar", "context"]);
+        assert_eq!(server.seen_at("GET", &fixture.layer_path()).len(), 1);
+        let layers = std::fs::read_dir(sandbox.path("store/layers")).unwrap();
+        let base = Digest::of(&fixture.layer).hex();
+        for layer in layers {
+            let meta = std::fs::read_to_string(layer.unwrap().path().join("layer.json")).unwrap();
+            assert!(!meta.contains(&base), "{stages}\n{meta}");
+        }
+    }
+}
+
 #[test]
 fn what_broke_off_goes_on_in_the_next_pull() {
     const PART: usize = 200_000;
