@@ -34,6 +34,8 @@ enum State<A> {
     Waiting,
     /// By another thread.
     Asked,
+    /// The same, and the walk waits.
+    Awaited,
     Answered(A),
     /// By the walk.
     Taken,
@@ -81,8 +83,11 @@ impl<Q: Question> Pending<Q> {
 
     /// For another thread's answer.
     fn wait(&self) {
-        let state = self.lock();
-        let waited = self.answered.wait_while(state, |state| matches!(state, State::Asked));
+        let mut state = self.lock();
+        if matches!(*state, State::Asked) {
+            *state = State::Awaited;
+        }
+        let waited = self.answered.wait_while(state, |state| matches!(state, State::Awaited));
         drop(waited.unwrap_or_else(|poisoned| poisoned.into_inner()));
     }
 }
@@ -99,8 +104,11 @@ impl<Q: Question> Asked for Pending<Q> {
 
     fn ask_ahead(&self) {
         let answer = self.question.ask(true);
-        *self.lock() = State::Answered(answer);
-        self.answered.notify_one();
+        let before = std::mem::replace(&mut *self.lock(), State::Answered(answer));
+        // Else the kernel would be called for nobody.
+        if matches!(before, State::Awaited) {
+            self.answered.notify_one();
+        }
     }
 }
 
@@ -118,6 +126,9 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
 
     /// What the walk will [take](Self::take), in this order and before all it expected earlier.
     pub fn expect<Q: Question + 'scope>(&self, questions: Vec<Q>) -> VecDeque<Arc<Pending<Q>>> {
+        if questions.is_empty() {
+            return VecDeque::new();
+        }
         let pending = |question| Pending { question, state: Mutex::new(State::Waiting), answered: Condvar::new() };
         let pending: VecDeque<_> = questions.into_iter().map(|question| Arc::new(pending(question))).collect();
         self.weight.set(self.weight.get() + pending.iter().map(|pending| pending.question.weight()).sum::<usize>());
@@ -128,7 +139,7 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
         }
         let is_anybody_asleep = queue.sleeping > 0;
         drop(queue);
-        if is_anybody_asleep && !pending.is_empty() {
+        if is_anybody_asleep {
             self.shared.changed.notify_one();
         }
         if self.weight.get() >= MUCH && self.idle_threads.get() > 0 {
@@ -149,7 +160,7 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
                     self.shared.release();
                     return answer;
                 }
-                State::Asked => {
+                State::Asked | State::Awaited => {
                     *state = State::Asked;
                     drop(state);
                     let next = self.shared.lock().claim();

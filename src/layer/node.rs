@@ -155,7 +155,16 @@ pub fn open_file(dir: impl AsFd, name: &CStr) -> Result<OwnedFd, Errno> {
 pub struct Names {
     /// With the NUL after each.
     bytes: Vec<u8>,
-    list: Vec<(Range<usize>, FileType)>,
+    list: Vec<Name>,
+}
+
+#[derive(Debug)]
+struct Name {
+    /// Its first bytes as a number: nearly always they decide which of two comes first.
+    prefix: u64,
+    /// Where it begins.
+    start: usize,
+    file_type: FileType,
 }
 
 impl Names {
@@ -165,20 +174,20 @@ impl Names {
         fs::seek(dir, fs::SeekFrom::Start(0))?;
         let mut buffer = [MaybeUninit::uninit(); 32 << 10];
         let mut entries = RawDir::new(dir, &mut buffer);
-        let mut names = Self::default();
+        let (mut bytes, mut list) = (Vec::with_capacity(1 << 10), Vec::with_capacity(1 << 7));
         while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = entry.file_name();
             if name != c"." && name != c".." {
-                let start = names.bytes.len();
-                names.bytes.extend_from_slice(name.to_bytes_with_nul());
-                names.list.push((start..names.bytes.len(), entry.file_type()));
+                let start = bytes.len();
+                bytes.extend_from_slice(name.to_bytes_with_nul());
+                let prefix = u64::from_be_bytes(first_word(name.to_bytes()));
+                list.push(Name { prefix, start, file_type: entry.file_type() });
             }
         }
-        let Self { bytes, list } = &mut names;
         // NUL comes before every byte of a name.
-        list.sort_unstable_by(|(a, _), (b, _)| bytes[a.clone()].cmp(&bytes[b.clone()]));
-        Ok(names)
+        list.sort_unstable_by(|a, b| a.prefix.cmp(&b.prefix).then_with(|| bytes[a.start..].cmp(&bytes[b.start..])));
+        Ok(Self { bytes, list })
     }
 
     /// Their numbers, in order.
@@ -188,12 +197,18 @@ impl Names {
 
     pub fn name(&self, index: usize) -> &CStr {
         // The NUL is where it was put.
-        CStr::from_bytes_with_nul(&self.bytes[self.list[index].0.clone()]).unwrap_or_default()
+        CStr::from_bytes_until_nul(&self.bytes[self.list[index].start..]).unwrap_or_default()
     }
 
     pub fn file_type(&self, index: usize) -> FileType {
-        self.list[index].1
+        self.list[index].file_type
     }
+}
+
+/// The first eight bytes; zeros for those that are not there.
+pub fn first_word(bytes: &[u8]) -> [u8; 8] {
+    let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
+    bytes.first_chunk().copied().unwrap_or_else(|| number(bytes).to_le_bytes())
 }
 
 /// The same, each by itself.
