@@ -10,6 +10,7 @@ use rustix::fs::FileType;
 use super::facts::Facts;
 use super::hash::{Hashed, Hashers, Job};
 use super::index::{FileKey, HashIndex, is_trusted};
+use super::summary::Fingerprint;
 use super::survey::Unread;
 use super::{Entry, EntryKind, Tree, lines, xattr};
 use crate::diag::{Context as _, Result};
@@ -43,6 +44,8 @@ pub enum Purpose {
     Survey,
     /// They go into a digest, and nothing is kept; unless there is a file of which nothing is remembered.
     Digest,
+    /// They go into a fingerprint, and nothing else is known of them.
+    Fingerprint,
 }
 
 /// The entries of all selections so far. Digests of files come in later.
@@ -54,6 +57,10 @@ pub struct Collector<'c, 'scope, 'env> {
     records: Records,
     entries: Vec<Entry>,
     digesting: Option<Digesting>,
+    fingerprint: Option<Fingerprint>,
+    purpose: Purpose,
+    /// There is a file of which nothing is remembered, or nothing may be.
+    has_given_up: bool,
     /// Devices met, and whether files on them may be remembered.
     devices: Vec<(u64, bool)>,
     /// Files that are left unread; `None` where all are read.
@@ -74,7 +81,8 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             false => Records::None,
         };
         // Memory that is not used is not there; to move what is takes a third of the time to collect it.
-        let expected = if purpose == Purpose::Digest { 0 } else { index.map_or(0, HashIndex::expected) };
+        let are_kept = matches!(purpose, Purpose::Listing | Purpose::Survey);
+        let expected = if are_kept { index.map_or(0, HashIndex::expected) } else { 0 };
         Ok(Self {
             tree,
             index,
@@ -82,6 +90,9 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             records,
             entries: Vec::with_capacity(expected.min(MANY_ENTRIES)),
             digesting: (purpose == Purpose::Digest).then(Digesting::default),
+            fingerprint: (!are_kept).then(Fingerprint::default),
+            purpose,
+            has_given_up: false,
             devices: Vec::new(),
             unread: (purpose == Purpose::Survey).then(Vec::new),
             numbers: BTreeMap::new(),
@@ -106,16 +117,45 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
         if let Some(digesting) = &mut self.digesting {
             digesting.name = name.to_vec();
         }
+        if let Some(fingerprint) = &mut self.fingerprint {
+            fingerprint.selection(name);
+        }
+    }
+
+    /// Whether all it asks of a directory is a part of a fingerprint.
+    pub fn is_brief(&self) -> bool {
+        self.purpose == Purpose::Fingerprint
+    }
+
+    /// What comes is in the directory that came last; `entries` of it were described already.
+    pub fn enter(&mut self, entries: Hasher) {
+        if let Some(fingerprint) = &mut self.fingerprint {
+            fingerprint.enter(entries);
+        }
+    }
+
+    /// That was all that is in it.
+    pub fn leave(&mut self, is_visible: bool, is_selected: bool) {
+        if let Some(fingerprint) = &mut self.fingerprint {
+            fingerprint.leave(is_visible, is_selected);
+        }
     }
 
     /// Whether there will be no digest, so that the rest is of no use.
     pub fn has_given_up(&self) -> bool {
-        self.digesting.as_ref().is_some_and(|digesting| digesting.has_given_up)
+        self.has_given_up
     }
 
-    /// That of the listing, if nothing had to be read for it.
-    pub fn digest(self) -> Option<Digest> {
-        self.digesting?.finish()
+    /// Of all that was met, if nothing had to be read for it.
+    pub fn fingerprint(self) -> Option<Digest> {
+        self.fingerprint.filter(|_| !self.has_given_up).map(Fingerprint::finish)
+    }
+
+    /// The digest of the listing and how many entries it has, and their fingerprint; if nothing had to be read.
+    pub fn digest(mut self) -> Option<(Digest, usize, Digest)> {
+        let digesting = self.digesting.take()?;
+        let count = digesting.count;
+        Some((digesting.finish(), count, self.fingerprint()?))
     }
 
     /// All entries, and the files that were left unread.
@@ -145,6 +185,8 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             }
             (FileType::Directory, None) => {
                 xattrs = xattr::of_file(place.directory.as_fd()).context(doing)?;
+                // The files in it are not looked at one by one.
+                self.has_given_up |= self.is_brief() && !self.is_trusted(place, facts.key.device)?;
                 EntryKind::Directory
             }
             (FileType::Symlink, None) => {
@@ -157,6 +199,16 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             (FileType::BlockDevice, None) => EntryKind::BlockDevice { major: facts.device.0, minor: facts.device.1 },
             (FileType::Unknown, None) => return Err(rustix::io::Errno::INVAL).context(doing),
         };
+        if let Some(fingerprint) = &mut self.fingerprint {
+            match &kind {
+                EntryKind::Directory => fingerprint.directory(place.land, facts.mode, place.is_passed, &xattrs),
+                EntryKind::Symlink { target } => fingerprint.entry(place.land, place.name, facts, target),
+                _ => fingerprint.entry(place.land, place.name, facts, b""),
+            }
+        }
+        if self.is_brief() {
+            return Ok(());
+        }
         let (uid, gid) = match recorded {
             Some(node) => (node.uid, node.gid),
             None if self.tree.keeps_owners => (facts.uid, facts.gid),
@@ -200,14 +252,19 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
     fn file(&mut self, place: &Place<'_>, key: FileKey, link_group: Option<(u64, u64)>) -> Result<EntryKind> {
         let size_bytes = key.size_bytes;
         let is_trusted = self.index.is_some() && self.is_trusted(place, key.device)?;
+        let unread = EntryKind::File { size_bytes, digest: Digest::from_bytes([0; 32]) };
+        if self.is_brief() {
+            self.has_given_up |= !is_trusted;
+            return Ok(unread);
+        }
         let index = self.index.filter(|_| is_trusted);
         let remembered = index.and_then(|index| index.get(&key));
         if let Some(remembered) = remembered.filter(|remembered| !remembered.has_xattrs) {
             return Ok(EntryKind::File { size_bytes, digest: remembered.digest });
         }
-        if let Some(digesting) = &mut self.digesting {
-            digesting.has_given_up = true;
-            return Ok(EntryKind::File { size_bytes, digest: Digest::from_bytes([0; 32]) });
+        if self.digesting.is_some() {
+            self.has_given_up = true;
+            return Ok(unread);
         }
         if let (Some(unread), None) = (&mut self.unread, remembered) {
             let next = unread.len();
@@ -226,7 +283,7 @@ impl<'c, 'scope, 'env> Collector<'c, 'scope, 'env> {
             digest: remembered.map(|remembered| remembered.digest),
             index,
         });
-        Ok(EntryKind::File { size_bytes, digest: Digest::from_bytes([0; 32]) })
+        Ok(unread)
     }
 
     fn is_trusted(&mut self, place: &Place<'_>, device: u64) -> Result<bool> {
@@ -251,14 +308,10 @@ struct Digesting {
     writer: lines::Writer,
     /// Directories at the end, which may be forgotten yet: their numbers and lines.
     pending: Vec<(usize, Vec<u8>)>,
-    has_given_up: bool,
 }
 
 impl Digesting {
     fn push(&mut self, entry: &Entry) {
-        if self.has_given_up {
-            return;
-        }
         let line = self.writer.entry(&self.name, entry);
         if entry.kind == EntryKind::Directory {
             self.pending.push((self.count, line.to_vec()));
@@ -271,9 +324,6 @@ impl Digesting {
 
     /// The same of a file without xattrs.
     fn file(&mut self, land: &[u8], mode_and_ids: (u32, u32, u32), size_bytes: u64, digest: &Digest) {
-        if self.has_given_up {
-            return;
-        }
         self.pending.drain(..).for_each(|(_, line)| self.hasher.field(&line));
         self.hasher.field(self.writer.file(&self.name, land, mode_and_ids, size_bytes, digest));
         self.count += 1;
@@ -284,9 +334,9 @@ impl Digesting {
         self.count = length;
     }
 
-    fn finish(mut self) -> Option<Digest> {
+    fn finish(mut self) -> Digest {
         self.pending.iter().for_each(|(_, line)| self.hasher.field(line));
-        (!self.has_given_up).then(|| self.hasher.finish())
+        self.hasher.finish()
     }
 }
 

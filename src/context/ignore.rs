@@ -9,12 +9,15 @@ use std::fmt;
 
 use super::glob::Glob;
 use crate::diag::{Diagnostic, Source, Span};
+use crate::digest::{Digest, Hasher};
 
 /// Compiled rules.
 #[derive(Debug)]
 pub struct IgnoreRules {
     name: String,
     rules: Vec<Rule>,
+    /// Of what they were made of.
+    digest: Digest,
 }
 
 /// One line of an ignore file, or one `--exclude`.
@@ -58,18 +61,25 @@ impl IgnoreRules {
                 Diagnostic::error(fault).at(&source, Span::new(start, start + length), "")
             })?);
         }
-        Ok(Self { name: name.to_owned(), rules: rules.into_iter().flatten().collect() })
+        Ok(Self { name: name.to_owned(), rules: rules.into_iter().flatten().collect(), digest: Digest::of(text) })
     }
 
     /// The rules of `--exclude` options, in order. They are not read like lines of a file: a
     /// leading slash stays, and so matches nothing. An error comes with the index of its pattern.
     pub fn from_patterns<S: AsRef<[u8]>>(patterns: &[S]) -> Result<Self, (usize, Box<Diagnostic>)> {
-        let mut rules = Vec::new();
+        let (mut rules, mut hasher) = (Vec::new(), Hasher::default());
         for (index, pattern) in patterns.iter().enumerate() {
             let pattern = pattern.as_ref();
+            hasher.field(pattern);
             rules.push(rule(index + 1, pattern, pattern).map_err(|fault| (index, Box::new(Diagnostic::error(fault))))?);
         }
-        Ok(Self { name: "--exclude".to_owned(), rules: rules.into_iter().flatten().collect() })
+        let rules = rules.into_iter().flatten().collect();
+        Ok(Self { name: "--exclude".to_owned(), rules, digest: hasher.finish() })
+    }
+
+    /// Equal only for rules that say the same.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
     }
 
     pub fn is_empty(&self) -> bool {

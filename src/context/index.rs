@@ -5,26 +5,37 @@
 //! and a ctime cannot be set back. So a hit needs no second look at the file.
 //!
 //! ```text
-//! "wythe hash index 2\n" | record … sorted by device and inode, 96 bytes each | XXH3 (64 bits) of all before
+//! "wythe hash index 3\n" | number of summaries 1 | summary …, the newest first | XXH3 (64 bits) of all before
+//!     | record … sorted by device and inode | XXH3 (64 bits) of the records
+//! summary: request 32 | fingerprint 32 | digest 32 | entries 8
 //! record: device 8 | inode 8 | size 8 | mtime 8+4 | ctime 8+4 | flags 4 | reserved 12 | digest 32     little endian
 //! ```
+//!
+//! Where a [summary] fits, the records, of which there may be many, are not even read.
+//!
+//! [summary]: super::summary
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Write as _};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write as _};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::summary::Summary;
 use crate::diag::{Context as _, Result};
 use crate::digest::Digest;
 
-const MAGIC: &[u8] = b"wythe hash index 2\n";
+const MAGIC: &[u8] = b"wythe hash index 3\n";
 const RECORD_BYTES: usize = 96;
 /// Against damage, not against people: who can write here can write anything.
 const CHECKSUM_BYTES: usize = 8;
+const MAX_HEAD_BYTES: usize = MAGIC.len() + 1 + MAX_SUMMARIES * Summary::BYTES + CHECKSUM_BYTES;
 /// The largest index that is read: some eleven million files.
 const MAX_BYTES: u64 = 1 << 30;
+/// Of so many requests, the newest.
+const MAX_SUMMARIES: usize = 64;
 /// How old a ctime must be: the coarsest file system (FAT) counts in steps of two seconds.
 const SETTLED_SECONDS: i64 = 2;
 
@@ -35,13 +46,36 @@ type Record = [u8; RECORD_BYTES];
 pub struct HashIndex {
     /// When this build began, in seconds of the clock that stamps files.
     now: i64,
-    /// The records as they were on disk.
-    old: Vec<u8>,
-    /// Which of them this build has met.
-    seen: Vec<AtomicBool>,
+    summaries: Mutex<Summaries>,
+    /// Where the rest of the file is to be read from.
+    rest: Mutex<Option<Rest>>,
+    old: OnceLock<Old>,
     /// The record after the one that was found last: files that were made one after the other are met so.
     next: AtomicUsize,
     new: Mutex<BTreeMap<FileKey, Remembered>>,
+}
+
+/// What comes after the summaries.
+struct Rest {
+    file: Box<dyn Read + Send>,
+    /// At most.
+    size_bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Summaries {
+    list: Vec<Summary>,
+    /// Entries of those that were met again.
+    met: u64,
+    have_changed: bool,
+}
+
+/// The records as they were on disk.
+#[derive(Debug, Default)]
+struct Old {
+    bytes: Vec<u8>,
+    /// Which of them this build has met.
+    seen: Vec<AtomicBool>,
 }
 
 /// What a file is recognised by.
@@ -86,40 +120,70 @@ impl HashIndex {
 
     /// Reads the index at `path`; one that is missing, torn or of another version is empty.
     pub fn load(path: &Path, now: i64) -> Self {
-        let is_small = fs::metadata(path).is_ok_and(|metadata| metadata.len() <= MAX_BYTES);
-        let bytes = if is_small { fs::read(path).unwrap_or_default() } else { Vec::new() };
-        Self::from_bytes(bytes, now)
+        let Ok(file) = File::open(path) else { return Self::new(now) };
+        match file.metadata() {
+            Ok(metadata) if metadata.len() <= MAX_BYTES => Self::read(file, metadata.len() as usize, now),
+            _ => Self::new(now),
+        }
     }
 
     /// As [`HashIndex::load`], from the bytes of the file.
-    pub fn from_bytes(mut bytes: Vec<u8>, now: i64) -> Self {
-        let Some(end) = bytes.len().checked_sub(CHECKSUM_BYTES) else {
-            return Self::new(now);
-        };
-        let is_whole = bytes.starts_with(MAGIC)
-            && end >= MAGIC.len()
-            && (end - MAGIC.len()).is_multiple_of(RECORD_BYTES)
-            && checksum(&bytes[..end]) == bytes[end..];
-        if !is_whole {
-            return Self::new(now);
-        }
-        bytes.truncate(end);
-        let mut seen = Vec::new();
-        seen.resize_with((end - MAGIC.len()) / RECORD_BYTES, AtomicBool::default);
-        Self { now, old: bytes, seen, ..Self::default() }
+    pub fn from_bytes(bytes: Vec<u8>, now: i64) -> Self {
+        let size_bytes = bytes.len();
+        Self::read(io::Cursor::new(bytes), size_bytes, now)
+    }
+
+    fn read(mut file: impl Read + Send + 'static, size_bytes: usize, now: i64) -> Self {
+        let Some(list) = read_summaries(&mut file) else { return Self::new(now) };
+        let summaries = Mutex::new(Summaries { list, ..Summaries::default() });
+        let rest = Rest { file: Box::new(file), size_bytes };
+        Self { summaries, rest: Mutex::new(Some(rest)), ..Self::new(now) }
     }
 
     /// How many files it remembered when it was loaded: about as many as there are to be met.
     pub fn expected(&self) -> usize {
-        self.records().len()
+        self.old().records().len()
+    }
+
+    /// Whether a request may be known again.
+    pub fn has_summary(&self, request: &Digest) -> bool {
+        self.summaries().list.iter().any(|summary| summary.request == *request)
+    }
+
+    /// The digest of the listing with this fingerprint. Where the request had another one the last time, that is
+    /// forgotten: to compare is a walk by itself, which must not be in vain again and again.
+    pub fn recall(&self, request: &Digest, fingerprint: &Digest) -> Option<Digest> {
+        let mut summaries = self.summaries();
+        let place = summaries.list.iter().position(|summary| summary.request == *request)?;
+        let summary = summaries.list[place];
+        if summary.fingerprint == *fingerprint {
+            summaries.met += summary.entries;
+            return Some(summary.digest);
+        }
+        summaries.list.remove(place);
+        summaries.have_changed = true;
+        None
+    }
+
+    /// Remembers what a request was found to select, of which every file was in the index.
+    pub fn summarize(&self, summary: Summary) {
+        let mut summaries = self.summaries();
+        if summaries.list.contains(&summary) {
+            return;
+        }
+        summaries.list.retain(|other| other.request != summary.request);
+        summaries.list.insert(0, summary);
+        summaries.list.truncate(MAX_SUMMARIES);
+        summaries.have_changed = true;
     }
 
     /// The digest of the file, if it was hashed before and has not changed since.
     pub fn get(&self, key: &FileKey) -> Option<Remembered> {
         if let Some(index) = self.find(key) {
-            let record = &self.records()[index];
+            let old = self.old();
+            let record = &old.records()[index];
             let digest = Digest::from_bytes(*record.last_chunk()?);
-            self.seen[index].store(true, Ordering::Relaxed);
+            old.seen[index].store(true, Ordering::Relaxed);
             return Some(Remembered { digest, has_xattrs: record[48] != 0 });
         }
         self.new.lock().ok()?.get(key).copied()
@@ -155,12 +219,23 @@ impl HashIndex {
 
     /// The bytes of the index as [`HashIndex::save`] would write it; nothing if nothing changed.
     pub fn to_bytes(&self) -> Option<Vec<u8>> {
-        let new = self.new.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if new.is_empty() && self.seen.iter().all(|seen| seen.load(Ordering::Relaxed)) {
+        let new = self.new.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut summaries = self.summaries();
+        let is_same = new.is_empty() && !summaries.have_changed;
+        // Which files a summary stood for nobody knows: then none is forgotten.
+        let is_met = summaries.met > 0;
+        if is_same && (is_met || self.old().seen.iter().all(|seen| seen.load(Ordering::Relaxed))) {
             return None;
         }
-        let kept = self.records().iter().zip(&self.seen).filter(|(_, seen)| seen.load(Ordering::Relaxed));
+        let old = self.old();
+        let is_seen = |seen: &AtomicBool| seen.load(Ordering::Relaxed);
+        let kept = old.records().iter().zip(&old.seen).filter(|(_, seen)| is_met || is_seen(seen));
         let mut records: Vec<Record> = kept.map(|(record, _)| *record).collect();
+        // But when they have become many more than there are files, the next build is to meet each.
+        let alive = old.seen.iter().filter(|seen| is_seen(seen)).count() + new.len();
+        if is_met && (records.len() as u64) / 2 > alive as u64 + summaries.met {
+            summaries.list.clear();
+        }
         records.extend(new.iter().map(|(key, remembered)| {
             let mut record = [0; RECORD_BYTES];
             record[..48].copy_from_slice(&key.to_bytes());
@@ -170,21 +245,32 @@ impl HashIndex {
         }));
         // Both parts are in order: a stable sort finds that and merges them.
         records.sort_by_key(order);
-        let mut bytes = Vec::with_capacity(MAGIC.len() + records.len() * RECORD_BYTES + CHECKSUM_BYTES);
+        let records = records.as_flattened();
+        let mut bytes = Vec::with_capacity(MAX_HEAD_BYTES + records.len() + CHECKSUM_BYTES);
         bytes.extend_from_slice(MAGIC);
-        bytes.extend_from_slice(records.as_flattened());
-        let checksum = checksum(&bytes);
-        bytes.extend_from_slice(&checksum);
+        bytes.push(summaries.list.len() as u8); // at most `MAX_SUMMARIES`
+        summaries.list.iter().for_each(|summary| bytes.extend_from_slice(&summary.to_bytes()));
+        let checksum_of_head = checksum(&bytes);
+        bytes.extend_from_slice(&checksum_of_head);
+        bytes.extend_from_slice(records);
+        bytes.extend_from_slice(&checksum(records));
         Some(bytes)
     }
 
-    fn records(&self) -> &[Record] {
-        self.old.get(MAGIC.len()..).unwrap_or_default().as_chunks().0
+    fn summaries(&self) -> MutexGuard<'_, Summaries> {
+        self.summaries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn old(&self) -> &Old {
+        self.old.get_or_init(|| {
+            let rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner).take();
+            rest.and_then(read_records).unwrap_or_default()
+        })
     }
 
     /// The records are never turned into anything else.
     fn find(&self, key: &FileKey) -> Option<usize> {
-        let (records, bytes) = (self.records(), key.to_bytes());
+        let (records, bytes) = (self.old().records(), key.to_bytes());
         let next = self.next.load(Ordering::Relaxed);
         if records.get(next).is_some_and(|record| record[..48] == bytes) {
             self.next.store(next + 1, Ordering::Relaxed);
@@ -197,6 +283,46 @@ impl HashIndex {
         self.next.store(found + 1, Ordering::Relaxed);
         Some(found)
     }
+}
+
+impl Old {
+    fn records(&self) -> &[Record] {
+        self.bytes.as_chunks().0
+    }
+}
+
+impl fmt::Debug for Rest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Rest")
+    }
+}
+
+/// Reads up to where the records begin.
+fn read_summaries(file: &mut impl Read) -> Option<Vec<Summary>> {
+    let mut bytes = Vec::with_capacity(MAX_HEAD_BYTES);
+    let mut read = |bytes: &mut Vec<u8>, count: usize| {
+        let before = bytes.len();
+        file.take(count as u64).read_to_end(bytes).ok().filter(|_| bytes.len() == before + count)
+    };
+    read(&mut bytes, MAGIC.len() + 1)?;
+    let count = usize::from(*bytes.strip_prefix(MAGIC)?.first()?);
+    read(&mut bytes, count * Summary::BYTES + CHECKSUM_BYTES)?;
+    let (head, sum) = bytes.split_last_chunk()?;
+    let summaries = head[MAGIC.len() + 1..].as_chunks().0.iter().map(Summary::from_bytes);
+    (checksum(head) == *sum).then(|| summaries.collect())
+}
+
+fn read_records(mut rest: Rest) -> Option<Old> {
+    let mut bytes = Vec::with_capacity(rest.size_bytes);
+    rest.file.read_to_end(&mut bytes).ok()?;
+    let (records, sum) = bytes.split_last_chunk()?;
+    if !records.len().is_multiple_of(RECORD_BYTES) || checksum(records) != *sum {
+        return None;
+    }
+    bytes.truncate(bytes.len() - CHECKSUM_BYTES);
+    let mut seen = Vec::new();
+    seen.resize_with(bytes.len() / RECORD_BYTES, AtomicBool::default);
+    Some(Old { bytes, seen })
 }
 
 fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_BYTES] {
@@ -236,6 +362,7 @@ pub fn is_trusted(magic: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     const NOW: i64 = 1_000_000;
 
@@ -295,10 +422,64 @@ mod tests {
         assert!((10..100).all(|inode| index.get(&key(inode, 5)).is_some()));
         index.insert(key(50, 6), content("new"));
         let index = HashIndex::from_bytes(index.to_bytes().unwrap(), NOW);
-        assert_eq!(index.records().len(), 91);
+        assert_eq!(index.expected(), 91);
         assert_eq!(index.get(&key(9, 5)), None);
         assert_eq!(index.get(&key(50, 6)), Some(content("new")));
         assert!(index.get(&key(50, 5)).is_some());
+    }
+
+    fn summary(request: &str, fingerprint: &str) -> Summary {
+        let digest = |text: &str| Digest::of(text.as_bytes());
+        Summary { request: digest(request), fingerprint: digest(fingerprint), digest: digest("d"), entries: 3 }
+    }
+
+    fn recall(index: &HashIndex, request: &str, fingerprint: &str) -> bool {
+        let Summary { request, fingerprint, digest, .. } = summary(request, fingerprint);
+        index.recall(&request, &fingerprint).is_some_and(|found| found == digest)
+    }
+
+    #[test]
+    fn a_summary_that_does_not_fit_is_forgotten() {
+        let index = HashIndex::new(NOW);
+        index.summarize(summary("a", "1"));
+        index.summarize(summary("b", "1"));
+        index.summarize(summary("b", "2"));
+        let index = HashIndex::from_bytes(index.to_bytes().unwrap(), NOW);
+        assert!(recall(&index, "a", "1") && recall(&index, "b", "2"));
+        assert_eq!(index.to_bytes(), None);
+        assert!(!recall(&index, "b", "1"));
+        let index = HashIndex::from_bytes(index.to_bytes().unwrap(), NOW);
+        assert!(!recall(&index, "b", "2") && recall(&index, "a", "1"));
+    }
+
+    #[test]
+    fn only_the_newest_summaries_are_kept() {
+        let index = HashIndex::new(NOW);
+        (0..MAX_SUMMARIES + 10).for_each(|number| index.summarize(summary(&number.to_string(), "1")));
+        let bytes = index.to_bytes().unwrap();
+        assert!(bytes.len() <= MAX_HEAD_BYTES + CHECKSUM_BYTES);
+        let index = HashIndex::from_bytes(bytes, NOW);
+        let is_kept = |number: usize| recall(&index, &number.to_string(), "1");
+        assert!(!is_kept(9) && is_kept(10) && is_kept(MAX_SUMMARIES + 9));
+    }
+
+    /// Where a summary stood for files they are not met, and yet remembered; but not for ever.
+    #[test]
+    fn files_behind_a_summary_stay() {
+        let mut index = HashIndex::new(NOW);
+        (0..3).for_each(|inode| index.insert(key(inode, 5), content("a")));
+        index.summarize(summary("a", "1"));
+        let mut highest = 0;
+        for inode in 10..100 {
+            index = HashIndex::from_bytes(index.to_bytes().unwrap(), NOW);
+            if !recall(&index, "a", "1") {
+                assert!((0..3).all(|inode| index.get(&key(inode, 5)).is_some()));
+                index.summarize(summary("a", "1"));
+            }
+            index.insert(key(inode, 5), content("new"));
+            highest = highest.max(index.expected());
+        }
+        assert!((8..16).contains(&highest), "{highest}");
     }
 
     #[test]
@@ -309,16 +490,22 @@ mod tests {
         assert_eq!(load(), None);
         let index = HashIndex::new(NOW);
         index.insert(key(1, 5), content("a"));
+        index.summarize(summary("a", "1"));
         index.save(&path).unwrap();
         assert_eq!(load(), Some(content("a")));
+        assert!(recall(&HashIndex::load(&path, NOW), "a", "1"));
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
 
         let whole = fs::read(&path).unwrap();
         for at in 0..whole.len() {
             let mut torn = whole.clone();
             torn[at] ^= 1;
-            assert_eq!(HashIndex::from_bytes(torn, NOW).get(&key(1, 5)), None, "{at}");
-            assert_eq!(HashIndex::from_bytes(whole[..at].to_vec(), NOW).get(&key(1, 5)), None, "{at}");
+            for bytes in [torn, whole[..at].to_vec()] {
+                let index = HashIndex::from_bytes(bytes, NOW);
+                assert_eq!(index.get(&key(1, 5)), None, "{at}");
+                // What is known of files comes later.
+                assert_eq!(recall(&index, "a", "1"), at >= whole.len() - CHECKSUM_BYTES - RECORD_BYTES, "{at}");
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use super::{Entry, EntryKind, Listing};
 use crate::digest::Digest;
 
 /// The first bytes of stored lines, with the version of their format.
-const MAGIC: &[u8] = b"wythe listing 1\n";
+pub(super) const MAGIC: &[u8] = b"wythe listing 1\n";
 
 /// One line an entry, in order.
 pub fn lines(listing: &Listing) -> Vec<Vec<u8>> {

@@ -13,6 +13,8 @@ use super::Tree;
 use super::ahead::Question;
 use super::facts::Facts;
 use super::ignore::{IgnoreRules, Verdict};
+use super::summary::{Words, describe_at};
+use crate::digest::Hasher;
 use crate::layer::node::{Names, open_directory};
 
 /// What decides beside the tree's own ignore rules. Their paths are those relative to the source.
@@ -55,6 +57,8 @@ impl Filter<'_> {
 pub struct Scene<'a> {
     pub tree: &'a Tree,
     pub filter: Filter<'a>,
+    /// Nobody wants the facts about files themselves, but their part of a fingerprint.
+    pub is_brief: bool,
 }
 
 /// A path in the tree and where it lands, with what the rules say of both.
@@ -86,6 +90,25 @@ impl Children {
 
     fn range(&self, range: Range<usize>) -> impl Iterator<Item = (&CStr, &Child)> {
         range.clone().map(|index| self.names.name(index)).zip(&self.list[range])
+    }
+
+    /// The first from this one on that is not a [wanted file](Child::is_wanted_file).
+    pub fn after_files(&self, index: usize) -> usize {
+        let files = self.list[index.min(self.list.len())..].iter().take_while(|child| child.is_wanted_file());
+        index + files.count()
+    }
+
+    /// The first of those that are [wanted](Child::is_wanted_file).
+    fn describe(&self, directory: BorrowedFd<'_>) -> io::Result<Described> {
+        let wanted = self.iter().filter(|(_, child)| child.is_wanted_file()).take(FIRST_FACTS);
+        let mut described = Described::default();
+        let mut words = Words::with_capacity(self.list.len().min(FIRST_FACTS) * WORDS);
+        for (name, _) in wanted {
+            describe_at(&mut words, directory, name)?;
+            described.count += 1;
+        }
+        described.hasher.update(words.as_flattened());
+        Ok(described)
     }
 }
 
@@ -127,12 +150,23 @@ pub struct Seen {
     pub children: Arc<Children>,
     /// About the first of those that are [wanted](Child::is_wanted_file).
     pub first: Vec<io::Result<Facts>>,
+    /// Of a brief look: the same, described.
+    pub described: io::Result<Described>,
+}
+
+/// The first entries of a directory as a fingerprint has them.
+#[derive(Default)]
+pub struct Described {
+    pub hasher: Hasher,
+    pub count: usize,
 }
 
 /// Facts that are asked for with a directory, ahead.
 const FIRST_FACTS: usize = 512;
 /// Facts that are asked for at once.
 const CHUNK: usize = 128;
+/// How many words of a fingerprint one of them takes, unless its name is long.
+const WORDS: usize = 10;
 
 impl Scene<'_> {
     /// Looks into `name` in `parent`, which is at `spot`.
@@ -140,17 +174,18 @@ impl Scene<'_> {
         let fd = open_directory(parent, name)?;
         let facts = Facts::of_open(&fd)?;
         let names = Names::read(fd.as_fd())?;
-        let mut below = spot.clone();
-        let mut judge = |index| self.judge(spot, &mut below, names.name(index), names.file_type(index));
-        let list = names.indices().map(&mut judge).collect();
-        Ok(Seen { children: Arc::new(Children { names, list }), fd: Arc::new(fd), facts, first: Vec::new() })
+        let mut below = if self.has_rules() { spot.clone() } else { Spot::default() };
+        let list = names.indices().map(|index| self.judge(spot, &mut below, &names, index)).collect();
+        let children = Children { names, list };
+        let described = if self.is_brief { children.describe(fd.as_fd()) } else { Ok(Described::default()) };
+        Ok(Seen { children: Arc::new(children), fd: Arc::new(fd), facts, first: Vec::new(), described })
     }
 
     /// What the rules say of something in the directory at `spot`. `below` is a place to write its paths.
-    fn judge(&self, spot: &Spot, below: &mut Spot, name: &CStr, file_type: FileType) -> Child {
+    fn judge(&self, spot: &Spot, below: &mut Spot, names: &Names, index: usize) -> Child {
+        let file_type = names.file_type(index);
         let rules = self.tree.ignore.as_ref();
-        let Filter { exclude, include } = &self.filter;
-        if rules.is_none() && exclude.is_none() && include.is_none() {
+        if !self.has_rules() {
             return Child {
                 file_type,
                 is_hidden: false,
@@ -161,8 +196,9 @@ impl Scene<'_> {
                 verdicts: spot.verdicts,
             };
         }
-        go_down(&mut below.path, spot.path.len(), name.to_bytes());
-        go_down(&mut below.land, spot.land.len(), name.to_bytes());
+        let name = names.name(index).to_bytes();
+        go_down(&mut below.path, spot.path.len(), name);
+        go_down(&mut below.land, spot.land.len(), name);
         let context = rules.map_or(spot.context, |rules| rules.judge(spot.context, &below.path));
         let verdicts = self.filter.judge(spot.verdicts, &below.land);
         let is_directory = matches!(file_type, FileType::Directory | FileType::Unknown);
@@ -175,6 +211,10 @@ impl Scene<'_> {
             context,
             verdicts,
         }
+    }
+
+    fn has_rules(&self) -> bool {
+        self.tree.ignore.is_some() || self.filter.exclude.is_some() || self.filter.include.is_some()
     }
 
     pub fn hides(&self, context: Verdict) -> bool {
@@ -203,12 +243,13 @@ impl Question for Look<'_> {
     type Answer = io::Result<Seen>;
 
     fn weight(&self) -> usize {
-        5
+        // How many files there are nobody knows yet.
+        if self.scene.is_brief { 32 } else { 5 }
     }
 
     fn ask(&self, is_ahead: bool) -> Self::Answer {
         let mut seen = self.scene.look(self.parent.as_fd(), &self.name, &self.spot)?;
-        if is_ahead {
+        if is_ahead && !self.scene.is_brief {
             let wanted = seen.children.iter().filter(|(_, child)| child.is_wanted_file()).take(FIRST_FACTS);
             let mut first = Vec::with_capacity(seen.children.list.len().min(FIRST_FACTS));
             first.extend(wanted.map(|(name, _)| Facts::of(seen.fd.as_fd(), name)));
@@ -240,15 +281,44 @@ impl Question for Inquiry {
     }
 }
 
+/// How are these described?
+pub struct Description(Inquiry);
+
+impl Question for Description {
+    type Answer = io::Result<Words>;
+
+    fn weight(&self) -> usize {
+        self.0.weight()
+    }
+
+    fn ask(&self, _is_ahead: bool) -> Self::Answer {
+        let Inquiry { directory, children, range } = &self.0;
+        let mut words = Words::with_capacity(range.len() * WORDS);
+        let mut wanted = children.range(range.clone()).filter(|(_, child)| child.is_wanted_file());
+        wanted.try_for_each(|(name, _)| describe_at(&mut words, directory.as_fd(), name))?;
+        Ok(words)
+    }
+}
+
 /// The questions about the files of a directory whose facts are not there yet; none where they are few.
 pub fn inquiries(seen: &Seen) -> Vec<Inquiry> {
-    let list = &seen.children.list;
-    let wanted: Vec<usize> = (0..list.len()).filter(|index| list[*index].is_wanted_file()).collect();
-    let left = &wanted[seen.first.len().min(wanted.len())..];
-    if left.len() < CHUNK / 2 {
+    let inquiries = inquiries_after(seen, seen.first.len());
+    if inquiries.iter().map(Question::weight).sum::<usize>() < CHUNK / 2 { Vec::new() } else { inquiries }
+}
+
+/// The questions about the files of a directory that a brief look has not described: all but the first `count`.
+pub fn descriptions(seen: &Seen, count: usize) -> Vec<Description> {
+    if count < FIRST_FACTS {
         return Vec::new();
     }
+    inquiries_after(seen, count).into_iter().map(Description).collect()
+}
+
+/// All but those about the first `count` files that are wanted.
+fn inquiries_after(seen: &Seen, count: usize) -> Vec<Inquiry> {
+    let list = &seen.children.list;
+    let wanted: Vec<usize> = (0..list.len()).filter(|index| list[*index].is_wanted_file()).collect();
     let range = |chunk: &[usize]| Some(*chunk.first()?..*chunk.last()? + 1);
     let inquiry = |range| Inquiry { directory: Arc::clone(&seen.fd), children: Arc::clone(&seen.children), range };
-    left.chunks(CHUNK).filter_map(range).map(inquiry).collect()
+    wanted[count.min(wanted.len())..].chunks(CHUNK).filter_map(range).map(inquiry).collect()
 }

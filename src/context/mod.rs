@@ -21,6 +21,7 @@ mod parents;
 pub mod pattern;
 mod resolve;
 pub mod select;
+mod summary;
 mod survey;
 mod walk;
 mod xattr;

@@ -18,6 +18,7 @@ use super::ignore::IgnoreRules;
 use super::look::{Filter, Verdicts};
 use super::pattern::{Pattern, components, has_wildcard, unescape};
 use super::resolve::{Directory, Found, Leaf, Missing, Resolver, join};
+use super::summary::{self, Summary};
 use super::survey::Survey;
 use super::walk::{Start, Walked, walk};
 use super::{HashIndex, Listing, Selection, Tree};
@@ -81,9 +82,24 @@ pub fn survey(tree: &Tree, request: &Request<'_>, index: Option<&HashIndex>) -> 
     list(tree, request, index, Purpose::Survey)
 }
 
-/// The digest of the listing, if no file has to be read for it.
+/// The digest of the listing, if it is clear that no file has to be read for it.
 pub fn digest(tree: &Tree, request: &Request<'_>, index: &HashIndex) -> Result<Option<Digest>, SelectError> {
-    find(tree, request, Some(index), Purpose::Digest, |selector, _, _| Ok(selector.out.digest()))
+    assert!(!tree.keeps_owners, "nothing is remembered of files whose owners count");
+    let of_request = summary::of_request(tree, request);
+    if index.has_summary(&of_request) {
+        let found =
+            find(tree, request, Some(index), Purpose::Fingerprint, |selector, _, _| Ok(selector.out.fingerprint()));
+        // Where it is another one, there is a file to be read, most likely, and the walk below would be in vain. What
+        // cannot be read that walk says, with a reason.
+        if let Ok(Some(fingerprint)) = found {
+            return Ok(index.recall(&of_request, &fingerprint));
+        }
+    }
+    let found = find(tree, request, Some(index), Purpose::Digest, |selector, _, _| Ok(selector.out.digest()))?;
+    Ok(found.map(|(digest, entries, fingerprint)| {
+        index.summarize(Summary { request: of_request, fingerprint, digest, entries: entries as u64 });
+        digest
+    }))
 }
 
 fn list(

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
 use rustix::fs::{CWD, FileType, Mode};
@@ -11,7 +11,7 @@ use super::*;
 use crate::digest::Digest;
 
 /// A tree from words: `a/b=content`, `link->target`, `dir/`, `fifo|`, `socket!`, `hard=>other`.
-fn plant(root: &Path, words: &str) {
+pub(super) fn plant(root: &Path, words: &str) {
     for word in words.split_whitespace() {
         let path = |name: &str| {
             let path = root.join(name);
@@ -36,12 +36,12 @@ fn plant(root: &Path, words: &str) {
     }
 }
 
-fn tree(root: &Path, ignore: Option<&[u8]>) -> Tree {
+pub(super) fn tree(root: &Path, ignore: Option<&[u8]>) -> Tree {
     let ignore = ignore.map(|text| IgnoreRules::parse(".dockerignore", text).unwrap());
     Tree { name: "ctx".to_owned(), ..Tree::open(root, ignore).unwrap() }
 }
 
-fn request<'a>(sources: &[&'a str], form: Form) -> Request<'a> {
+pub(super) fn request<'a>(sources: &[&'a str], form: Form) -> Request<'a> {
     Request { sources: sources.to_vec(), form, excludes: &[], threads: 1 }
 }
 
@@ -116,12 +116,22 @@ fn answer(question: &[&str]) -> String {
         let index = HashIndex::new(LATER);
         let listing = select(&tree, &request, Some(&index));
         match &listing {
-            Ok(listing) => assert_eq!(digest(&tree, &request, &index), Ok(Some(listing.digest())), "{rest}"),
+            Ok(listing) => {
+                assert_eq!(digest(&tree, &request, &index), Ok(Some(listing.digest())), "{rest}");
+                assert_eq!(summarized(&tree, &request, &index), Some(listing.digest()), "{rest}");
+            }
             Err(error) => assert_eq!(digest(&tree, &request, &index).as_ref(), Err(error), "{rest}"),
         }
         answer += &listing.map_or_else(|error| show_error(&error), |listing| show(&listing));
     }
     answer
+}
+
+/// The digest by the summaries of an index alone: what it knows of files is torn.
+pub(super) fn summarized(tree: &Tree, request: &Request<'_>, index: &HashIndex) -> Option<Digest> {
+    let mut bytes = index.to_bytes().unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    digest(tree, request, &HashIndex::from_bytes(bytes, LATER)).unwrap()
 }
 
 /// The file is cases with a blank line between: `# name`, lines that ask, `>`-lines that answer.
@@ -244,6 +254,9 @@ fn the_listing_depends_on_neither_threads_nor_directory_order() {
         let listing = select(&tree, &request, Some(&index)).unwrap();
         // Now that all files are known, the digest alone is the same.
         assert_eq!(digest(&tree, &request, &index), Ok(Some(listing.digest())));
+        for threads in [1, threads] {
+            assert_eq!(summarized(&tree, &Request { threads, ..request.clone() }, &index), Some(listing.digest()));
+        }
         listing.lines()
     };
     let expected = lines(one.path(), 1);
@@ -277,7 +290,10 @@ fn a_tree_may_be_deeper_than_a_path_is_long() {
     let tree = tree(directory.path(), Some(b"**/y"));
     for threads in [1, 2] {
         let request = Request { threads, ..request(&["."], Form::Wildcard) };
-        let listing = select(&tree, &request, None).unwrap();
+        let index = HashIndex::new(LATER);
+        let listing = select(&tree, &request, Some(&index)).unwrap();
+        assert_eq!(digest(&tree, &request, &index), Ok(Some(listing.digest())));
+        assert_eq!(summarized(&tree, &request, &index), Some(listing.digest()));
         let entries = &listing.selections[0].entries;
         assert_eq!(entries.len(), 1 + 2 * DEPTH);
         assert_eq!(entries[DEPTH].path.len(), DEPTH * 201 - 1);
@@ -398,12 +414,35 @@ fn a_walk_shows_what_the_rules_do_not_hide() {
             };
             let expected = keep(&keep(&all, tree.ignore.as_ref().unwrap()), &exclude);
             let request = Request { excludes: &excludes, ..request(&["."], Form::Wildcard) };
-            let listing = select(&tree, &request, None).unwrap();
+            let index = HashIndex::new(LATER);
+            let listing = select(&tree, &request, Some(&index)).unwrap();
+            assert_eq!(digest(&tree, &request, &index), Ok(Some(listing.digest())));
+            assert_eq!(summarized(&tree, &request, &index), Some(listing.digest()));
             let actual: Vec<(String, bool)> = listing.selections[0].entries[1..]
                 .iter()
                 .map(|entry| (String::from_utf8(entry.land.clone()).unwrap(), entry.kind == EntryKind::Directory))
                 .collect();
             assert_eq!(actual, expected, "ignore {ignore:?} exclude {excludes:?} all {all:?}");
+
+            // Whatever changes, a summary is of what is there.
+            let (path, is_directory) = &all[next(all.len())];
+            let path = directory.path().join(path);
+            match next(4) {
+                0 => drop(fs::set_permissions(&path, fs::Permissions::from_mode(0o700 + next(8) as u32))),
+                1 if *is_directory => drop(fs::write(path.join("a"), format!("{round}"))),
+                1 => drop(fs::write(&path, "other")),
+                2 => drop(fs::rename(&path, path.with_file_name("ab"))),
+                _ if *is_directory => drop(fs::remove_dir_all(&path)),
+                _ => drop(fs::remove_file(&path)),
+            }
+            let expected = select(&tree, &request, None).unwrap().digest();
+            let found = digest(&tree, &request, &index).unwrap();
+            assert!(found.is_none_or(|found| found == expected), "{path:?} ignore {ignore:?} exclude {excludes:?}");
+            all.clear();
+            all_paths(directory.path(), "", &mut all);
+            if all.is_empty() {
+                break;
+            }
         }
     }
 }
@@ -424,7 +463,7 @@ fn all_paths(root: &Path, below: &str, all: &mut Vec<(String, bool)>) {
 }
 
 /// The file system stamps files with the real time, so the time of the build is set years ahead.
-const LATER: i64 = 1 << 40;
+pub(super) const LATER: i64 = 1 << 40;
 
 #[test]
 fn a_file_is_read_again_only_when_it_has_changed() {

@@ -16,9 +16,11 @@ use super::Tree;
 use super::ahead::{Ahead, Pending};
 use super::collect::{Collector, Place};
 use super::facts::Facts;
-use super::look::{self, Child, Children, Filter, Inquiry, Look, Scene, Seen, Spot, Verdicts, go_down};
+use super::ignore::Verdict;
+use super::look::{self, Child, Children, Described, Filter, Inquiry, Look, Scene, Seen, Spot, Verdicts, go_down};
 use super::resolve::Directory;
 use crate::diag::{Context as _, Diagnostic, Result};
+use crate::digest::Hasher;
 use crate::layer::node::open_directory;
 
 /// How many directories of the current path are kept open. A tree may be nested deeper than a
@@ -83,12 +85,17 @@ pub fn walk<'a>(
         context: start.directory.verdict,
         verdicts: start.verdicts,
     };
-    let mut walk =
-        Walk { scene: Scene { tree, filter }, ahead, path: Vec::new(), land: Vec::new(), levels: Vec::new() };
+    let mut walk = Walk {
+        scene: Scene { tree, filter, is_brief: out.is_brief() },
+        ahead,
+        path: Vec::new(),
+        land: Vec::new(),
+        levels: Vec::new(),
+    };
     walk.path.clone_from(&spot.path);
     walk.land.clone_from(&spot.land);
     let seen = walk.scene.look(start.directory.fd.as_fd(), c".", &spot).context(|| walk.doing())?;
-    walk.enter(seen, &spot, out)?;
+    walk.enter(seen, spot.context, spot.verdicts, out)?;
     if let Some(level) = walk.levels.last_mut() {
         level.is_selected = start.is_selected;
     }
@@ -123,19 +130,30 @@ impl<'a> Walk<'_, 'a, '_> {
         format!("cannot read `{}` in {}", self.path.escape_ascii(), self.scene.tree.described())
     }
 
-    /// Adds the directory `self.path`, which is at `spot`, and makes it the current one.
-    fn enter(&mut self, seen: Seen, spot: &Spot, out: &mut Collector<'_, '_, '_>) -> Result<()> {
+    /// Adds the directory `self.path`, on which there are these verdicts, and makes it the current one.
+    fn enter(
+        &mut self,
+        mut seen: Seen,
+        context: Verdict,
+        verdicts: Verdicts,
+        out: &mut Collector<'_, '_, '_>,
+    ) -> Result<()> {
         let first_entry = out.len();
-        let is_selected = self.scene.filter.selects(spot.verdicts);
+        let is_selected = self.scene.filter.selects(verdicts);
         let (path, land, facts) = (&self.path, &self.land, &seen.facts);
         let is_passed = !is_selected && !land.is_empty();
         out.push(&Place { directory: &seen.fd, name: b".", path, land, facts, is_passed })?;
         let (mut inquiries, mut looks) = (VecDeque::new(), VecDeque::new());
         // Questions keep directories open, too.
         if self.ahead.is_of_use() && self.levels.len() < OPEN_LEVELS {
-            looks = self.ahead.expect(self.looks(&seen, spot));
-            inquiries = self.ahead.expect(look::inquiries(&seen));
+            looks = self.ahead.expect(self.looks(&seen));
+            if !self.scene.is_brief {
+                inquiries = self.ahead.expect(look::inquiries(&seen));
+            }
         }
+        let described = std::mem::replace(&mut seen.described, Ok(Described::default()));
+        let described = described.map_err(|errno| refused(self.doing(), errno))?;
+        out.enter(self.describe(&seen, described)?);
         self.levels.push(Level {
             id: id(&seen.facts),
             fd: Some(seen.fd),
@@ -147,7 +165,7 @@ impl<'a> Walk<'_, 'a, '_> {
             path_length: self.path.len(),
             land_length: self.land.len(),
             first_entry,
-            is_visible: !self.scene.hides(spot.context),
+            is_visible: !self.scene.hides(context),
             is_selected,
         });
         if let Some(far) = self.levels.len().checked_sub(OPEN_LEVELS + 1) {
@@ -156,13 +174,25 @@ impl<'a> Walk<'_, 'a, '_> {
         Ok(())
     }
 
+    /// Adds what a look has not described; at most all of its files.
+    fn describe(&self, seen: &Seen, described: Described) -> Result<Hasher> {
+        let mut hasher = described.hasher;
+        if self.scene.is_brief {
+            for description in self.ahead.expect(look::descriptions(seen, described.count)) {
+                let words = self.ahead.take(&*description).map_err(|errno| refused(self.doing(), errno))?;
+                hasher.update(words.as_flattened());
+            }
+        }
+        Ok(hasher)
+    }
+
     /// Those into the directories in one that are wanted.
-    fn looks(&self, seen: &Seen, spot: &Spot) -> Vec<Look<'a>> {
+    fn looks(&self, seen: &Seen) -> Vec<Look<'a>> {
         let wanted = seen.children.iter().filter(|(_, child)| child.is_wanted_directory());
         let look = |(name, child): (&CStr, &Child)| {
-            let Spot { mut path, mut land, .. } = spot.clone();
-            go_down(&mut path, spot.path.len(), name.to_bytes());
-            go_down(&mut land, spot.land.len(), name.to_bytes());
+            let (mut path, mut land) = (self.path.clone(), self.land.clone());
+            go_down(&mut path, self.path.len(), name.to_bytes());
+            go_down(&mut land, self.land.len(), name.to_bytes());
             Look {
                 scene: self.scene.clone(),
                 parent: Arc::clone(&seen.fd),
@@ -180,6 +210,12 @@ impl<'a> Walk<'_, 'a, '_> {
             return Ok(Some(Walked::Hidden));
         };
         let children = Arc::clone(&level.children);
+        if self.scene.is_brief {
+            let next = children.after_files(level.next);
+            if next > level.next {
+                (level.is_visible, level.is_selected, level.next) = (true, true, next);
+            }
+        }
         let Some((name, child)) = children.get(level.next) else {
             self.path.truncate(level.path_length);
             self.land.truncate(level.land_length);
@@ -251,16 +287,18 @@ impl<'a> Walk<'_, 'a, '_> {
             level.is_visible = true;
             return Ok(None);
         }
-        let spot =
-            Spot { path: self.path.clone(), land: self.land.clone(), context: child.context, verdicts: child.verdicts };
+        let (context, verdicts) = (child.context, child.verdicts);
         let look = if child.is_wanted_directory() { level.looks.pop_front() } else { None };
         let seen = match look {
             Some(look) => self.ahead.take(&*look),
-            None => self.scene.look(parent.as_fd(), name, &spot),
+            None => {
+                let spot = Spot { path: self.path.clone(), land: self.land.clone(), context, verdicts };
+                self.scene.look(parent.as_fd(), name, &spot)
+            }
         };
         match seen {
             Err(Errno::NOENT) => {}
-            seen => self.enter(seen.map_err(|errno| refused(self.doing(), errno))?, &spot, out)?,
+            seen => self.enter(seen.map_err(|errno| refused(self.doing(), errno))?, context, verdicts, out)?,
         }
         Ok(None)
     }
@@ -270,6 +308,7 @@ impl<'a> Walk<'_, 'a, '_> {
             return Ok(Some(Walked::Hidden));
         };
         let is_kept = done.is_visible && done.is_selected;
+        out.leave(done.is_visible, done.is_selected);
         if !is_kept {
             out.truncate(done.first_entry);
         }
