@@ -180,6 +180,9 @@ impl<'a> Layers<'a> {
             layers.push(layer);
         }
         layers.reverse();
+        // The kernel takes no directory twice. Of one that is, the upper shows all that the lower would.
+        let mut seen = BTreeSet::new();
+        layers.retain(|layer| seen.insert(layer.id));
         Ok(layers)
     }
 
@@ -221,7 +224,10 @@ impl<'a> Layers<'a> {
         let mut top = Vec::new();
         for layer in stack.layers().iter().rev() {
             let Some(unpacked) = self.unpacked(layer)? else { break };
-            top.push(unpacked);
+            // As for lowers.
+            if top.iter().all(|other: &Arc<Layer>| other.id != unpacked.id) {
+                top.push(unpacked);
+            }
         }
         Ok(top)
     }
@@ -334,7 +340,8 @@ impl<'a> Layers<'a> {
         // An image may hold a layer that was made on nothing.
         let alone = Stack::default().id_above(&wanted.diff_id, Standing::Alone);
         match self.get(&wanted.id)? {
-            None if wanted.id != alone => self.get(&alone),
+            // What was unpacked on nothing is another directory: it deletes nothing, and its parents are like none below.
+            None if wanted.id != alone => Ok(self.get(&alone)?.filter(|layer| layer.meta.tree.is_some())),
             found => Ok(found),
         }
     }

@@ -151,7 +151,8 @@ impl<'b> Bench<'b> {
     #[track_caller]
     fn same(&self, store: &str, dockerfile: &str) -> Result<Vec<u8>, String> {
         let packed = self.build(store, dockerfile);
-        assert!(packed == self.build("unpacked", dockerfile), "{dockerfile}\n{:?}", packed.err());
+        let unpacked = self.build("unpacked", dockerfile);
+        assert!(packed == unpacked, "{}: {dockerfile}\n{:?}\n{:?}", self.layout, packed.err(), unpacked.err());
         packed
     }
 }
@@ -274,6 +275,38 @@ fn a_copy_that_needs_more_of_its_base_gets_it() {
         ] {
             bench.same("failing", &format!("FROM base\n{steps}\n")).expect_err(steps);
         }
+    });
+}
+
+/// The same tar deletes something in one image, and nothing in another one that begins with it.
+#[test]
+fn a_layer_is_unpacked_for_where_it_stands() {
+    let sandbox = Sandbox::new();
+    let below =
+        Tar::default().file("gone", "").header("usr/", EntryType::Directory, "", b"", |usr| usr.set_mode(0o711));
+    let layer = Tar::default().file(".wh.gone", "").file("usr/x", "").end();
+    write_layout(&sandbox.path("alone"), std::slice::from_ref(&layer));
+    write_layout(&sandbox.path("above"), &[below.end(), layer.clone(), layer]);
+    sandbox.write("Dockerfile", "FROM base\n");
+    let files = |store: &str, layout: &str| {
+        let base = format!("base=oci-layout://{layout}");
+        let args = ["build", "--build-context", &base, "-o", "type=tar,dest=files.tar", "context"];
+        let ended = sandbox.wythe(&[&["--root", store][..], &args].concat());
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        fs::read(sandbox.path("files.tar")).unwrap()
+    };
+    let expected = files("fresh", "above");
+    files("store", "alone");
+    assert!(files("store", "above") == expected);
+}
+
+#[test]
+fn equal_layers_stand_on_one_another() {
+    Builder::each(|builder| {
+        builder.sandbox().write("f", "f");
+        let dockerfile = "FROM busybox\nCOPY --link f /d/\nRUN rm /d/f\nCOPY --link f /d/\nRUN cat /d/f\n";
+        builder.sandbox().write("Dockerfile", dockerfile);
+        builder.built(&[]);
     });
 }
 
