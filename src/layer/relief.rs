@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Write as _;
+use std::mem;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -79,10 +80,11 @@ const MAX_DEPTH: usize = 256;
 impl Relief {
     /// Puts a layer on it.
     pub fn apply(&mut self, table: &Table) -> Result<(), Unfit> {
-        let mut staging = Staging { below: &self.root, top: Dir::default(), last: None };
+        let mut staging = Staging { below: &self.root, dirs: vec![Dir::default()], last: None };
         table.0.iter().try_for_each(|row| staging.member(row))?;
-        let top = staging.top;
-        finish(&mut self.root, top.items, top.is_opaque);
+        let mut dirs = staging.dirs;
+        let top = mem::take(&mut dirs[TOP]);
+        finish(&mut self.root, top.items, top.is_opaque, &mut dirs);
         Ok(())
     }
 
@@ -132,10 +134,14 @@ impl Thing {
 
 struct Staging<'r> {
     below: &'r Names,
-    top: Dir,
+    /// Those of the layer, also what was taken away again.
+    dirs: Vec<Dir>,
     /// The last parent. It is kept for what it says and not for speed alone: a tar may change where its path leads.
-    last: Option<(Vec<u8>, Rc<Place>)>,
+    last: Option<(Vec<u8>, Rc<Place<'r>>)>,
 }
+
+/// Where the root is among them.
+const TOP: usize = 0;
 
 #[derive(Debug)]
 struct Dir {
@@ -153,26 +159,29 @@ impl Default for Dir {
 
 #[derive(Debug)]
 enum Item {
-    Dir(Dir),
+    /// By its place among all.
+    Dir(usize),
     /// Anything but a directory.
     Thing(Thing),
     Whiteout,
 }
 
 /// A directory of the layer, without symbolic links on the way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Place {
+struct Place<'r> {
     path: Vec<Box<[u8]>>,
+    dir: usize,
     is_opaque: bool,
+    /// What the layers below show in it.
+    below: Option<&'r Names>,
 }
 
-enum Step {
-    Into(Place),
+enum Step<'r> {
+    Into(Place<'r>),
     Link(Arc<[u8]>),
     Blocked,
 }
 
-impl Staging<'_> {
+impl<'r> Staging<'r> {
     fn member(&mut self, Row { member, content }: &Row) -> Result<(), Unfit> {
         let Some((parent, name)) = split(&member.path).map_err(|_| Unfit)? else {
             return if member.entry_type == EntryType::Directory { Ok(()) } else { Err(Unfit) };
@@ -195,7 +204,7 @@ impl Staging<'_> {
         match meaning {
             Meaning::Opaque => {
                 self.last = None;
-                self.dir(&place.path)?.is_opaque = true;
+                self.dirs[place.dir].is_opaque = true;
                 Ok(())
             }
             Meaning::Whiteout(name) => self.whiteout(&place, name),
@@ -205,7 +214,7 @@ impl Staging<'_> {
         }
     }
 
-    fn add(&mut self, member: &Member, content: Option<&[u8]>, place: &Place, name: &[u8]) -> Result<(), Unfit> {
+    fn add(&mut self, member: &Member, content: Option<&[u8]>, place: &Place<'r>, name: &[u8]) -> Result<(), Unfit> {
         fits(name)?;
         let owner = |id: u64| u32::try_from(id).ok().filter(|id| *id != u32::MAX).ok_or(Unfit);
         let (uid, gid) = (owner(member.uid)?, owner(member.gid)?);
@@ -226,12 +235,16 @@ impl Staging<'_> {
         let body = match member.entry_type {
             EntryType::Regular => Body::File { size_bytes: member.size_bytes, content: content.map(Arc::from) },
             EntryType::Link => {
-                // What is taken away may be where it lies.
-                self.clear(place, name)?;
                 let (from, from_name) = source.ok_or(Unfit)?;
-                let Some(Item::Thing(thing)) = self.dir(&from.path)?.items.get(&from_name) else { return Err(Unfit) };
+                // It lies in what gives way to it.
+                if from.path.starts_with(&place.path) && from.path.get(place.path.len()).is_some_and(|of| **of == *name)
+                {
+                    return Err(Unfit);
+                }
+                let Some(Item::Thing(thing)) = self.dirs[from.dir].items.get(&from_name) else { return Err(Unfit) };
                 let thing = thing.clone();
-                return self.put(place, name, thing);
+                self.put(place, name, thing);
+                return Ok(());
             }
             EntryType::Symlink if fits_link(&member.link) => Body::Symlink(member.link.as_slice().into()),
             EntryType::Fifo => Body::Fifo,
@@ -243,19 +256,20 @@ impl Staging<'_> {
         };
         // Links have no mode of their own.
         let mode = if matches!(body, Body::Symlink(_)) { 0o777 } else { look.mode };
-        self.put(place, name, Thing { look: Look { mode, ..look }, body })
+        self.put(place, name, Thing { look: Look { mode, ..look }, body });
+        Ok(())
     }
 
-    fn link_source(&mut self, member: &Member) -> Result<(Rc<Place>, Box<[u8]>), Unfit> {
+    fn link_source(&mut self, member: &Member) -> Result<(Rc<Place<'r>>, Box<[u8]>), Unfit> {
         let (parent, name) = split(&member.link).ok().flatten().ok_or(Unfit)?;
         let place = self.place(&parent)?.ok_or(Unfit)?;
-        match self.dir(&place.path)?.items.get(name) {
+        match self.dirs[place.dir].items.get(name) {
             Some(Item::Thing(_)) => {}
             Some(Item::Dir(_) | Item::Whiteout) => return Err(Unfit),
-            None => match self.below(&place).and_then(|below| below.get(name)) {
+            None => match place.below.and_then(|below| below.get(name)) {
                 Some(thing) if thing.names().is_none() => {
-                    let thing = thing.clone();
-                    self.put(&place, name, thing)?;
+                    // Nothing gives way to it.
+                    self.put(&place, name, thing.clone());
                 }
                 _ => return Err(Unfit),
             },
@@ -263,53 +277,58 @@ impl Staging<'_> {
         Ok((place, name.into()))
     }
 
-    fn directory(&mut self, place: &Place, name: &[u8], look: Look) -> Result<(), Unfit> {
+    fn directory(&mut self, place: &Place<'r>, name: &[u8], look: Look) -> Result<(), Unfit> {
         deep_enough(place.path.len() + 1)?;
-        let items = &mut self.dir(&place.path)?.items;
-        if let Some(Item::Dir(dir)) = items.get_mut(name) {
-            (dir.look, dir.is_explicit) = (look, true);
-            return Ok(());
-        }
         // One that comes in the place of anything else starts empty.
-        let is_opaque = items.contains_key(name);
-        self.clear(place, name)?;
-        let dir = Dir { look, is_explicit: true, is_opaque, ..Dir::default() };
-        self.dir(&place.path)?.items.insert(name.into(), Item::Dir(dir));
+        let is_opaque = match self.dirs[place.dir].items.get(name) {
+            Some(Item::Dir(dir)) => {
+                let dir = *dir;
+                (self.dirs[dir].look, self.dirs[dir].is_explicit) = (look, true);
+                return Ok(());
+            }
+            existing => existing.is_some(),
+        };
+        if is_opaque {
+            self.last = None;
+        }
+        self.make(place, name.into(), Dir { look, is_explicit: true, is_opaque, ..Dir::default() });
         Ok(())
     }
 
-    fn whiteout(&mut self, place: &Place, name: &[u8]) -> Result<(), Unfit> {
+    fn whiteout(&mut self, place: &Place<'r>, name: &[u8]) -> Result<(), Unfit> {
         fits(name)?;
-        let is_below = self.below(place).is_some_and(|below| below.contains_key(name));
-        let items = &mut self.dir(&place.path)?.items;
-        match items.get_mut(name) {
+        let items = &mut self.dirs[place.dir].items;
+        match items.get(name) {
             Some(Item::Dir(dir)) => {
-                dir.is_opaque = true;
+                let dir = *dir;
+                self.dirs[dir].is_opaque = true;
                 self.last = None;
             }
-            None if is_below => drop(items.insert(name.into(), Item::Whiteout)),
+            None if place.below.is_some_and(|below| below.contains_key(name)) => {
+                items.insert(name.into(), Item::Whiteout);
+            }
             _ => {}
         }
         Ok(())
     }
 
-    fn clear(&mut self, place: &Place, name: &[u8]) -> Result<(), Unfit> {
-        if self.dir(&place.path)?.items.remove(name).is_some() {
+    /// What has the name gives way.
+    fn put(&mut self, place: &Place<'r>, name: &[u8], thing: Thing) {
+        if self.dirs[place.dir].items.insert(name.into(), Item::Thing(thing)).is_some() {
             self.last = None;
         }
-        Ok(())
     }
 
-    /// What has the name gives way.
-    fn put(&mut self, place: &Place, name: &[u8], thing: Thing) -> Result<(), Unfit> {
-        if self.dir(&place.path)?.items.insert(name.into(), Item::Thing(thing)).is_some() {
-            self.last = None;
-        }
-        Ok(())
+    /// The same, by a directory.
+    fn make(&mut self, place: &Place<'r>, name: Box<[u8]>, dir: Dir) -> usize {
+        let made = self.dirs.len();
+        self.dirs.push(dir);
+        self.dirs[place.dir].items.insert(name, Item::Dir(made));
+        made
     }
 
     /// The directory at `path`; `None` if something on the way is no directory.
-    fn place(&mut self, path: &[u8]) -> Result<Option<Rc<Place>>, Unfit> {
+    fn place(&mut self, path: &[u8]) -> Result<Option<Rc<Place<'r>>>, Unfit> {
         let (mut at, rest) = match &self.last {
             Some((last, place)) if last == path => return Ok(Some(Rc::clone(place))),
             Some((last, place)) if path.starts_with(last) && path.get(last.len()) == Some(&b'/') => {
@@ -322,7 +341,7 @@ impl Staging<'_> {
         while let Some(component) = todo.pop() {
             if *component == *b".." {
                 let above = at.path.len().saturating_sub(1);
-                at = Rc::new(self.reach(at.path[..above].to_vec())?);
+                at = Rc::new(self.reach(&at.path[..above])?);
                 continue;
             }
             fits(&component)?;
@@ -345,67 +364,45 @@ impl Staging<'_> {
         Ok(Some(at))
     }
 
-    fn root(&self) -> Place {
-        Place { path: Vec::new(), is_opaque: self.top.is_opaque }
+    fn root(&self) -> Place<'r> {
+        let is_opaque = self.dirs[TOP].is_opaque;
+        Place { path: Vec::new(), dir: TOP, is_opaque, below: (!is_opaque).then_some(self.below) }
     }
 
     /// The directory at a path that was reached before.
-    fn reach(&self, path: Vec<Box<[u8]>>) -> Result<Place, Unfit> {
-        let mut dir = &self.top;
-        let mut is_opaque = dir.is_opaque;
-        for name in &path {
-            let Some(Item::Dir(child)) = dir.items.get(name) else { return Err(Unfit) };
-            dir = child;
-            is_opaque |= dir.is_opaque;
-        }
-        Ok(Place { path, is_opaque })
-    }
-
-    fn step(&mut self, place: &Place, name: Box<[u8]>) -> Result<Step, Unfit> {
-        let within = |is_opaque| {
-            let path = place.path.iter().chain([&name]).cloned().collect();
-            Step::Into(Place { path, is_opaque: place.is_opaque || is_opaque })
-        };
-        match self.dir(&place.path)?.items.get(&name) {
-            Some(Item::Dir(dir)) => return Ok(within(dir.is_opaque)),
-            Some(Item::Thing(Thing { body: Body::Symlink(target), .. })) => return Ok(Step::Link(Arc::clone(target))),
-            Some(Item::Thing(_)) => return Ok(Step::Blocked),
-            Some(Item::Whiteout) => {
-                deep_enough(place.path.len() + 1)?;
-                let dir = Dir { is_opaque: true, ..Dir::default() };
-                self.dir(&place.path)?.items.insert(name.clone(), Item::Dir(dir));
-                return Ok(within(true));
-            }
-            None => {}
-        }
-        let look = match self.below(place).and_then(|below| below.get(&name)) {
-            None => Look::IMPLIED,
-            Some(Thing { look, body: Body::Directory(_) }) => look.clone(),
-            Some(Thing { body: Body::Symlink(target), .. }) => return Ok(Step::Link(Arc::clone(target))),
-            Some(_) => return Ok(Step::Blocked),
-        };
-        deep_enough(place.path.len() + 1)?;
-        self.dir(&place.path)?.items.insert(name.clone(), Item::Dir(Dir { look, ..Dir::default() }));
-        Ok(within(false))
-    }
-
-    /// What the layers below show in a directory of the layer.
-    fn below(&self, place: &Place) -> Option<&Names> {
-        if place.is_opaque {
-            return None;
-        }
-        if place.path.is_empty() {
-            return Some(self.below);
-        }
-        thing(self.below, place.path.iter().map(|name| &**name))?.names()
-    }
-
-    fn dir(&mut self, path: &[Box<[u8]>]) -> Result<&mut Dir, Unfit> {
-        path.iter().try_fold(&mut self.top, |dir, name| match dir.items.get_mut(name) {
-            Some(Item::Dir(child)) => Ok(child),
-            // It was taken away while somebody was on the way to it.
+    fn reach(&self, path: &[Box<[u8]>]) -> Result<Place<'r>, Unfit> {
+        path.iter().try_fold(self.root(), |place, name| match self.dirs[place.dir].items.get(name) {
+            Some(Item::Dir(dir)) => Ok(self.within(&place, name.clone(), *dir)),
             _ => Err(Unfit),
         })
+    }
+
+    /// A directory of the layer in another one.
+    fn within(&self, place: &Place<'r>, name: Box<[u8]>, dir: usize) -> Place<'r> {
+        let is_opaque = place.is_opaque || self.dirs[dir].is_opaque;
+        let below = place.below.filter(|_| !is_opaque).and_then(|below| below.get(&name)?.names());
+        let mut path = Vec::with_capacity(place.path.len() + 1);
+        path.extend_from_slice(&place.path);
+        path.push(name);
+        Place { path, dir, is_opaque, below }
+    }
+
+    fn step(&mut self, place: &Place<'r>, name: Box<[u8]>) -> Result<Step<'r>, Unfit> {
+        let dir = match self.dirs[place.dir].items.get(&name) {
+            Some(Item::Dir(dir)) => return Ok(Step::Into(self.within(place, name, *dir))),
+            Some(Item::Thing(Thing { body: Body::Symlink(target), .. })) => return Ok(Step::Link(Arc::clone(target))),
+            Some(Item::Thing(_)) => return Ok(Step::Blocked),
+            Some(Item::Whiteout) => Dir { is_opaque: true, ..Dir::default() },
+            None => match place.below.and_then(|below| below.get(&name)) {
+                None => Dir::default(),
+                Some(Thing { look, body: Body::Directory(_) }) => Dir { look: look.clone(), ..Dir::default() },
+                Some(Thing { body: Body::Symlink(target), .. }) => return Ok(Step::Link(Arc::clone(target))),
+                Some(_) => return Ok(Step::Blocked),
+            },
+        };
+        deep_enough(place.path.len() + 1)?;
+        let dir = self.make(place, name.clone(), dir);
+        Ok(Step::Into(self.within(place, name, dir)))
     }
 }
 
@@ -422,7 +419,7 @@ fn deep_enough(depth: usize) -> Result<(), Unfit> {
 }
 
 /// Lays a directory of a layer over what is below. Returns how many names the layer keeps in it, whiteouts too.
-fn finish(below: &mut Names, items: BTreeMap<Box<[u8]>, Item>, is_opaque: bool) -> u64 {
+fn finish(below: &mut Names, items: BTreeMap<Box<[u8]>, Item>, is_opaque: bool, dirs: &mut [Dir]) -> u64 {
     let mut kept = 0;
     if is_opaque {
         let before = below.len();
@@ -434,18 +431,19 @@ fn finish(below: &mut Names, items: BTreeMap<Box<[u8]>, Item>, is_opaque: bool) 
             Item::Whiteout => drop(below.remove(&name)),
             Item::Thing(thing) => drop(below.insert(name, thing)),
             Item::Dir(dir) => {
+                let dir = mem::take(&mut dirs[dir]);
                 let is_opaque = is_opaque || dir.is_opaque;
                 match below.get_mut(&name) {
                     Some(Thing { look, body: Body::Directory(names) }) => {
                         // A directory that was only passed is none of the layer: where it keeps nothing, nothing changed.
-                        if finish(names, dir.items, is_opaque) == 0 && !dir.is_explicit {
+                        if finish(names, dir.items, is_opaque, dirs) == 0 && !dir.is_explicit {
                             continue;
                         }
                         *look = dir.look;
                     }
                     _ => {
                         let mut names = Names::new();
-                        if finish(&mut names, dir.items, is_opaque) == 0 && !dir.is_explicit {
+                        if finish(&mut names, dir.items, is_opaque, dirs) == 0 && !dir.is_explicit {
                             continue;
                         }
                         below.insert(name, Thing { look: dir.look, body: Body::Directory(names) });
