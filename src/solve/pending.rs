@@ -25,7 +25,7 @@ use crate::digest::{DiffId, TreeDigest};
 use crate::layer::Summary;
 use crate::plan::{Input, Op, StepId};
 use crate::progress::{Number, Usage};
-use crate::store::{Draft, KeyLock, LayerMeta};
+use crate::store::{Draft, KeyLock, LayerMeta, Store};
 
 /// What a step made.
 #[derive(Default)]
@@ -103,6 +103,18 @@ impl Pending {
     /// The lock of the key of the step that runs over it, if that was known in time.
     pub(super) fn take_lock(&self) -> Option<KeyLock> {
         self.state().lock.take()
+    }
+
+    /// It is recorded, and its rootfs is this one.
+    fn hand_over(&self, store: &Store, stack: &Stack) {
+        let mut state = self.state();
+        if let Some(mut follower) = state.follower.take() {
+            follower.replace("parent", stack.fact());
+            // Should another builder have been faster, it is waited for when there is a result to compare.
+            state.lock = store.try_lock_key(&follower.key());
+        }
+        drop(state);
+        self.end(Ok(()));
     }
 
     fn end(&self, result: Result<()>) {
@@ -233,13 +245,7 @@ impl Solver<'_> {
         if let Some(pending) = &pending {
             match (&ended, self.get(id)) {
                 (Ok(()), Some(solved)) => {
-                    let mut state = pending.state();
-                    if let Some(mut follower) = state.follower.take() {
-                        follower.replace("parent", solved.stack.fact());
-                        state.lock = self.host.store.lock_key(&follower.key(), || {}).ok();
-                    }
-                    drop(state);
-                    pending.end(Ok(()));
+                    pending.hand_over(self.host.store, &solved.stack);
                     self.pending().remove(&id);
                 }
                 _ => {

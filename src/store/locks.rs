@@ -32,6 +32,15 @@ impl Store {
         self.lock_name(format!("key-{}", key.hex()), waiting)
     }
 
+    /// The same, unless somebody does.
+    pub fn try_lock_key(&self, key: &CacheKey) -> Option<KeyLock> {
+        let (locks, name) = (self.inner.locks.as_fd(), format!("key-{}", key.hex()));
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(locks, name.as_str(), flags, Mode::from_raw_mode(0o600)).ok()?;
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).ok()?;
+        super::is_still_at(locks, &name, fd.as_fd()).then(|| KeyLock { inner: Arc::clone(&self.inner), name, _fd: fd })
+    }
+
     /// The same for whoever fetches a blob.
     pub fn lock_blob(&self, digest: &Digest, waiting: impl FnOnce()) -> Result<KeyLock> {
         self.lock_name(format!("blob-{}", digest.hex()), waiting)
