@@ -66,7 +66,7 @@ as_root() {
     [ -n "$filters" ] || check "demo as root" demo/run.sh "$here/target/debug/wythe" /tmp/demo
     # shellcheck disable=SC2086
     check "tests as root" /vm/it --test-threads 2 \
-        ${filters:-container:: lifecycle:: overlay:: build:: devices:: foreign:: footing:: security::}
+        ${filters:-container:: lifecycle:: overlay:: build:: devices:: foreign:: footing:: pending:: security::}
     rm -rf /tmp/demo
 }
 
