@@ -81,7 +81,7 @@ impl Relief {
     /// Puts a layer on it.
     pub fn apply(&mut self, table: &Table) -> Result<(), Unfit> {
         let mut staging = Staging { below: &self.root, dirs: vec![Dir::default()], last: None };
-        table.0.iter().try_for_each(|row| staging.member(row))?;
+        table.rows().try_for_each(|row| staging.member(&row.ok_or(Unfit)?))?;
         let mut dirs = staging.dirs;
         let top = mem::take(&mut dirs[TOP]);
         finish(&mut self.root, top.items, top.is_opaque, &mut dirs);

@@ -19,9 +19,9 @@ use super::node::{self, Kind, Ladder, Node, link_target, names, open_directory, 
 use super::record::Records;
 use super::{unpack, whiteout, xattr};
 
-/// The members of a tar, in its order.
+/// The members of a tar, in its order, each of some bytes that are taken apart when somebody looks at it: there may be many.
 #[derive(Clone, Debug, Default)]
-pub struct Table(pub(super) Vec<Row>);
+pub struct Table(Vec<u8>);
 
 #[derive(Clone, Debug)]
 pub(super) struct Row {
@@ -54,21 +54,18 @@ pub fn read(tar: &mut dyn Read) -> io::Result<Option<Table>> {
 
 fn read_members(tar: &mut Heard<'_>) -> io::Result<Option<Table>> {
     let mut archive = Archive::new(tar);
-    let (mut rows, mut bytes) = (Vec::new(), 0);
+    let mut table = Writer::default();
     while let Some(member) = archive.next_member()? {
         let content = match is_kept(&member) {
             true => Some(content(&mut archive)?),
             false => None,
         };
         let member = Member { xattrs: unpack::xattrs(&member), ..member };
-        let xattrs: usize = member.xattrs.iter().map(|(name, value)| name.as_bytes().len() + value.len()).sum();
-        bytes += member.path.len() + member.link.len() + xattrs + content.as_ref().map_or(0, Vec::len);
-        if rows.len() == MAX_ROWS || bytes > MAX_BYTES / 2 {
+        if !table.push(&Row { member, content }) {
             return Ok(None);
         }
-        rows.push(Row { member, content });
     }
-    Ok(Some(Table(rows)))
+    Ok(Some(Table(table.plain)))
 }
 
 /// The same of a layer dir.
@@ -78,7 +75,7 @@ pub fn of_dir(dir: BorrowedFd<'_>) -> Result<Option<Table>, Errno> {
     let mut levels = vec![names(root.as_fd())?.into_iter()];
     let mut ladder = Ladder::new(root);
     let mut paths: Vec<Vec<u8>> = vec![Vec::new()];
-    let mut rows = Vec::new();
+    let mut table = Writer::default();
     while let Some(level) = levels.last_mut() {
         let Some((name, _)) = level.next() else {
             levels.pop();
@@ -86,9 +83,6 @@ pub fn of_dir(dir: BorrowedFd<'_>) -> Result<Option<Table>, Errno> {
             ladder.pop()?;
             continue;
         };
-        if rows.len() == MAX_ROWS {
-            return Ok(None);
-        }
         let parent = paths.last().map(Vec::as_slice).unwrap_or_default();
         let path = node::join(parent, name.to_bytes());
         let node = records.node_at(ladder.fd(), &name)?.ok_or(Errno::NOENT)?;
@@ -115,9 +109,11 @@ pub fn of_dir(dir: BorrowedFd<'_>) -> Result<Option<Table>, Errno> {
             Kind::Symlink => row.member.link = link_target(ladder.fd(), &name)?,
             Kind::Fifo | Kind::CharDevice | Kind::BlockDevice | Kind::Socket => {}
         }
-        rows.push(row);
+        if !table.push(&row) {
+            return Ok(None);
+        }
     }
-    Ok(Some(Table(rows)))
+    Ok(Some(Table(table.plain)))
 }
 
 fn member(path: Vec<u8>, node: &Node) -> Member {
@@ -190,33 +186,9 @@ impl Table {
     /// As it is kept. That there is none for a layer is kept as well.
     pub fn to_bytes(table: Option<&Self>) -> io::Result<Vec<u8>> {
         let mut out = VERSION.to_vec();
-        let Some(Self(rows)) = table else { return Ok(out) };
-        let mut plain = Vec::new();
-        let mut before: &[u8] = &[];
-        for Row { member, content } in rows {
-            let same = member.path.iter().zip(before).take_while(|(a, b)| a == b).count();
-            plain.push(member.entry_type.as_byte());
-            put_number(same as u64, &mut plain);
-            put_bytes(&member.path[same..], &mut plain);
-            before = &member.path;
-            let (seconds, nanoseconds) = member.mtime;
-            // So that a small negative one is short.
-            let seconds = (seconds << 1 ^ seconds >> 63).cast_unsigned();
-            let numbers = [member.mode.into(), member.uid, member.gid, member.size_bytes, seconds, nanoseconds.into()];
-            numbers.into_iter().for_each(|number| put_number(number, &mut plain));
-            put_bytes(&member.link, &mut plain);
-            put_number(member.major.into(), &mut plain);
-            put_number(member.minor.into(), &mut plain);
-            put_number(member.xattrs.len() as u64, &mut plain);
-            for (name, value) in &member.xattrs {
-                put_bytes(name.as_bytes(), &mut plain);
-                put_bytes(value, &mut plain);
-            }
-            put_number(content.is_some().into(), &mut plain);
-            put_bytes(content.as_deref().unwrap_or_default(), &mut plain);
-        }
+        let Some(Self(plain)) = table else { return Ok(out) };
         let mut packed = Vec::with_capacity(zstd_safe::compress_bound(plain.len()));
-        zstd_safe::compress(&mut packed, &plain, LEVEL)
+        zstd_safe::compress(&mut packed, plain, LEVEL)
             .map_err(|code| io::Error::other(zstd_safe::get_error_name(code)))?;
         out.extend_from_slice(&(plain.len() as u64).to_le_bytes());
         out.extend_from_slice(&packed);
@@ -230,25 +202,70 @@ impl Table {
             return Some(None);
         }
         let (size, packed) = bytes.split_first_chunk()?;
-        let size = usize::try_from(u64::from_le_bytes(*size)).ok().filter(|size| *size <= 2 * MAX_BYTES)?;
+        let size = usize::try_from(u64::from_le_bytes(*size)).ok().filter(|size| *size <= MAX_BYTES)?;
         let mut plain = Vec::with_capacity(size);
         zstd_safe::decompress(&mut plain, packed).ok().filter(|length| *length == size)?;
-        let mut rest = plain.as_slice();
-        let mut rows: Vec<Row> = Vec::new();
-        while let Some((entry_type, after)) = rest.split_first() {
+        Some(Some(Self(plain)))
+    }
+
+    /// Ends with nothing in the place of a row where it is no table.
+    pub(super) fn rows(&self) -> impl Iterator<Item = Option<Row>> {
+        let mut rest = self.0.as_slice();
+        let mut before = Vec::new();
+        std::iter::from_fn(move || {
+            let (entry_type, after) = rest.split_first()?;
             rest = after;
-            rows.push(row(EntryType::new(*entry_type), rows.last(), &mut rest)?);
-        }
-        Some(Some(Self(rows)))
+            let row = row(EntryType::new(*entry_type), &before, &mut rest);
+            match &row {
+                Some(row) => before.clone_from(&row.member.path),
+                None => rest = &[],
+            }
+            Some(row)
+        })
     }
 }
 
-fn row(entry_type: EntryType, before: Option<&Row>, rest: &mut &[u8]) -> Option<Row> {
+/// A table in the making.
+#[derive(Default)]
+struct Writer {
+    plain: Vec<u8>,
+    /// The path of the last row.
+    before: Vec<u8>,
+    rows: usize,
+}
+
+impl Writer {
+    /// Adds a row; says whether it is still small enough to be one.
+    fn push(&mut self, Row { member, content }: &Row) -> bool {
+        let plain = &mut self.plain;
+        let same = member.path.iter().zip(&self.before).take_while(|(a, b)| a == b).count();
+        plain.push(member.entry_type.as_byte());
+        put_number(same as u64, plain);
+        put_bytes(&member.path[same..], plain);
+        self.before.clone_from(&member.path);
+        let (seconds, nanoseconds) = member.mtime;
+        // So that a small negative one is short.
+        let seconds = (seconds << 1 ^ seconds >> 63).cast_unsigned();
+        let numbers = [member.mode.into(), member.uid, member.gid, member.size_bytes, seconds, nanoseconds.into()];
+        numbers.into_iter().for_each(|number| put_number(number, plain));
+        put_bytes(&member.link, plain);
+        put_number(member.major.into(), plain);
+        put_number(member.minor.into(), plain);
+        put_number(member.xattrs.len() as u64, plain);
+        for (name, value) in &member.xattrs {
+            put_bytes(name.as_bytes(), plain);
+            put_bytes(value, plain);
+        }
+        put_number(content.is_some().into(), plain);
+        put_bytes(content.as_deref().unwrap_or_default(), plain);
+        self.rows += 1;
+        self.rows <= MAX_ROWS && self.plain.len() <= MAX_BYTES
+    }
+}
+
+fn row(entry_type: EntryType, before: &[u8], rest: &mut &[u8]) -> Option<Row> {
     let same = usize::try_from(number(rest)?).ok()?;
-    let mut path = match before {
-        Some(Row { member, .. }) => member.path.get(..same)?.to_vec(),
-        None => Vec::new(),
-    };
+    let mut path = before.get(..same)?.to_vec();
     path.extend_from_slice(bytes(rest)?);
     let mode = u32::try_from(number(rest)?).ok()?;
     let (uid, gid, size_bytes) = (number(rest)?, number(rest)?, number(rest)?);
@@ -305,7 +322,7 @@ fn bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 mod tests {
     use super::*;
 
-    fn table() -> Table {
+    fn rows() -> Vec<Row> {
         let member = |path: &str, mtime| Member {
             entry_type: EntryType::Regular,
             path: path.as_bytes().to_vec(),
@@ -319,18 +336,25 @@ mod tests {
             minor: 0,
             xattrs: vec![(c"user.a".to_owned(), vec![0, 255])],
         };
-        Table(vec![
+        vec![
             Row { member: member("etc/", (i64::MIN, 0)), content: None },
             Row { member: member("etc/passwd", (-1, 999_999_999)), content: Some(Vec::new()) },
             Row { member: member("a", (i64::MAX, 0)), content: Some(b"root".to_vec()) },
-        ])
+        ]
+    }
+
+    fn table() -> Table {
+        let mut table = Writer::default();
+        rows().iter().for_each(|row| assert!(table.push(row)));
+        Table(table.plain)
     }
 
     #[test]
     fn a_table_is_read_as_it_was_written() {
         let bytes = Table::to_bytes(Some(&table())).unwrap();
         let read = Table::from_bytes(&bytes).unwrap().unwrap();
-        assert_eq!(format!("{read:?}"), format!("{:?}", table()));
+        let read: Vec<Row> = read.rows().map(Option::unwrap).collect();
+        assert_eq!(format!("{read:?}"), format!("{:?}", rows()));
         assert!(Table::from_bytes(&Table::to_bytes(None).unwrap()).unwrap().is_none());
     }
 
@@ -342,6 +366,8 @@ mod tests {
             assert!(Table::from_bytes(&bytes[..length]).flatten().is_none(), "{length}");
         }
         assert!(Table::from_bytes(b"wythe table 0\n").is_none());
+        let cut = Table(table().0[..20].to_vec());
+        assert_eq!(cut.rows().map(|row| row.is_some()).collect::<Vec<_>>(), [false]);
         let mut rest = &[0xff; 11][..];
         assert_eq!(number(&mut rest), None);
     }
