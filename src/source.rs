@@ -31,6 +31,7 @@ use crate::location::{GitLocation, Location, Times, Transport, redact};
 use crate::registry::{self, Download, Wanted};
 use crate::ssh::Forward;
 use crate::store::{Blob, Draft, Layer, Scratch};
+use crate::sys;
 
 /// The largest Dockerfile or ignore file that is read.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
@@ -111,10 +112,10 @@ fn in_context(name: Option<&str>, host: &Host<'_>) -> Result<Arc<Source>> {
     let root = open_directory(&directory)?;
     let names = name.map_or_else(|| vec!["Dockerfile", "dockerfile"], |name| vec![name]);
     for name in &names {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let doing = || format!("cannot read the Dockerfile `{name}` of `{}`", directory.name);
-        let file = match rustix::fs::openat2(&root, *name, flags, Mode::empty(), resolve) {
+        let file = match sys::open_beneath(&root, *name, flags, resolve) {
             Ok(file) => file,
             Err(Errno::NOENT) => continue,
             Err(errno) => return Err(errno).context(doing),

@@ -1,5 +1,5 @@
 //! Every `unsafe` of the crate: the system calls that rustix does not wrap. One call a block, each
-//! with the sentence that says why it is sound.
+//! with the sentence that says why it is sound. And [`open_beneath`], which has to be called again.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_void};
@@ -9,8 +9,27 @@ use std::ptr;
 use std::time::Duration;
 
 use libc::{c_char, c_int, c_long};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::path::Arg;
 use rustix::process::{Pid, PidfdFlags};
 use rustix::thread::ThreadNameSpaceType;
+
+/// Opens `path` from `dir` as `resolve` says (`openat2`, Linux 5.6). The kernel gives up a lookup of `..` where something is
+/// renamed or mounted meanwhile, anywhere on the machine (`EAGAIN`): it is tried again.
+pub fn open_beneath(
+    dir: impl AsFd,
+    path: impl Arg + Copy,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
+    loop {
+        match rustix::fs::openat2(dir.as_fd(), path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(Errno::AGAIN) => {}
+            opened => return opened,
+        }
+    }
+}
 
 /// A process that this one made. It must be waited for with [`wait`].
 #[derive(Debug)]
@@ -605,4 +624,34 @@ pub fn read_signal(fd: BorrowedFd<'_>) -> io::Result<c_int> {
     rustix::io::retry_on_intr(|| rustix::io::read(fd, &mut information))?;
     let number = information.first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
     Ok(c_int::try_from(number).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn a_lookup_that_others_disturb_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        ["d", "e", "e/1"].iter().for_each(|name| fs::create_dir(path(name)).unwrap());
+        fs::write(path("d/file"), "").unwrap();
+        let root = fs::File::open(directory.path()).unwrap();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    fs::rename(path("e/1"), path("e/2")).unwrap();
+                    fs::rename(path("e/2"), path("e/1")).unwrap();
+                }
+            });
+            let open = |_| open_beneath(&root, "d/../d/../d/../d/file", OFlags::RDONLY, ResolveFlags::IN_ROOT);
+            let failed = (0..20_000).map(open).find_map(Result::err);
+            is_over.store(true, Ordering::Relaxed);
+            assert_eq!(failed, None);
+        });
+    }
 }

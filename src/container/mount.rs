@@ -163,13 +163,7 @@ pub const BENEATH: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_M
 
 /// Opens `path` beneath `root` as a place only.
 pub fn place(root: BorrowedFd<'_>, path: &str, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
-    // A lookup that races with a rename elsewhere is told to try again.
-    loop {
-        match rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC | flags, Mode::empty(), resolve) {
-            Err(Errno::AGAIN) => {}
-            opened => return opened,
-        }
-    }
+    sys::open_beneath(root, path, OFlags::PATH | flags, resolve)
 }
 
 /// A directory of the host as a place only.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::mount::{self, BENEATH};
 use super::userns::Mapping;
 use crate::diag::{Context, Diagnostic, Result};
+use crate::sys;
 
 /// As many symbolic links as the kernel follows in one path.
 const MAX_LINKS: usize = 40;
@@ -142,13 +143,8 @@ pub fn make_directories(
 }
 
 fn open_entry(dir: BorrowedFd<'_>, name: &OsStr) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat2(
-        dir,
-        name,
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS,
-    )
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    sys::open_beneath(dir, name, OFlags::PATH | OFlags::NOFOLLOW, resolve)
 }
 
 /// Follows `path` beneath `root` name by name, as the kernel would with `root` as `/`; `make` is

@@ -153,8 +153,8 @@ fn put(root: BorrowedFd<'_>, path: &str, mount: BorrowedFd<'_>, shape: Shape, st
 /// For the directories that masks rely on: an image that has a link there is refused, lest it
 /// lead the masks elsewhere.
 fn put_fixed(root: BorrowedFd<'_>, path: &str, mount: &OwnedFd, stubs: &mut Vec<Stub>) -> Result<()> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let place = match rustix::fs::openat2(root, path, flags, Mode::empty(), BENEATH | ResolveFlags::NO_SYMLINKS) {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let place = match mount::place(root, path, flags, BENEATH | ResolveFlags::NO_SYMLINKS) {
         Err(Errno::NOENT) => find_or_make(root, path, Shape::Directory, stubs)?,
         Err(Errno::NOTDIR | Errno::LOOP) => {
             return Err(Diagnostic::error(format!("cannot mount on `/{path}`: in the image it is not a directory")));

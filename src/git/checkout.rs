@@ -17,6 +17,7 @@ use super::{Client, Commit, Site, Wanted, tidy};
 use crate::diag::{Context as _, Diagnostic, Result};
 use crate::location::{GitLocation, Transport};
 use crate::store::Repository;
+use crate::sys;
 
 /// How deep submodules may have submodules.
 const MAX_DEPTH: usize = 10;
@@ -187,9 +188,9 @@ fn open_directory(path: &Path) -> Result<OwnedFd> {
 
 /// A directory below `root`; a link that leads out of it is an error.
 fn below(root: BorrowedFd<'_>, path: &str, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
     let resolve = resolve | ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(root, path, flags, Mode::empty(), resolve)
+    sys::open_beneath(root, path, flags, resolve)
 }
 
 /// Moves what is in the directory `path` of `all` to `into`.

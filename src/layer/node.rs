@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::whiteout;
 use crate::ids;
+use crate::sys;
 
 /// What a name in a layer dir stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,7 +118,7 @@ pub fn open_below(directory: BorrowedFd<'_>, path: &[u8], flags: OFlags) -> Resu
     const PIECE: usize = 4000;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let open = |from: BorrowedFd<'_>, path: &[u8], flags: OFlags| {
-        fs::openat2(from, path, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty(), resolve)
+        sys::open_beneath(from, path, flags | OFlags::NOFOLLOW, resolve)
     };
     let mut held: Option<OwnedFd> = None;
     let mut rest = path;

@@ -36,6 +36,11 @@ fn unsafe_is_in_sys_alone() {
 }
 
 #[test]
+fn lookups_that_are_confined_are_tried_again() {
+    report(sources(), |path, text| if path == Path::new("src/sys.rs") { Vec::new() } else { has_openat2(text) });
+}
+
+#[test]
 fn sockets_are_in_registry_and_ssh_alone() {
     report(sources(), |path, text| match path.starts_with("src/registry") {
         true => Vec::new(),
@@ -327,6 +332,12 @@ fn has_unsafe(text: &str) -> Complaints {
         .filter(is_unsafe)
         .map(|(line, token)| format!("line {line}: `{token}` outside sys.rs"))
         .collect()
+}
+
+/// One that gives up is `sys::open_beneath`'s to call again.
+fn has_openat2(text: &str) -> Complaints {
+    let calls = tokens(text).into_iter().filter(|(_, token)| token == "openat2");
+    calls.map(|(line, token)| format!("line {line}: `{token}` outside sys.rs")).collect()
 }
 
 /// Sockets of this machine are no network: agents of ssh are at such.

@@ -19,6 +19,7 @@ use crate::image::manifest::{
     Descriptor, Document, Index, MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, annotation, media_type, read_bounded,
 };
 use crate::image::{ImageConfig, Platform, Reference, validate};
+use crate::sys;
 
 const MAX_INDEX_DEPTH: usize = 4;
 const MAX_MANIFESTS: usize = 1000;
@@ -367,9 +368,9 @@ impl Archive {
             }
         };
         let cannot_open = || format!("cannot open `{}` of `{}`", path.escape_debug(), self.name);
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-        let fd = match rustix::fs::openat2(dir, path, flags, Mode::empty(), resolve) {
+        let fd = match sys::open_beneath(dir, path, flags, resolve) {
             Ok(fd) => fd,
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::XDEV) => {
