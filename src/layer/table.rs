@@ -14,7 +14,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use rustix::io::Errno;
 use tar::EntryType;
 
-use super::archive::{Archive, Chunk, Member};
+use super::archive::{Archive, Member};
 use super::node::{self, Kind, Ladder, Node, link_target, names, open_directory, open_file, reopen};
 use super::record::Records;
 use super::{unpack, whiteout, xattr};
@@ -57,7 +57,7 @@ fn read_members(tar: &mut Heard<'_>) -> io::Result<Option<Table>> {
     let mut table = Writer::default();
     while let Some(member) = archive.next_member()? {
         let content = match is_kept(&member) {
-            true => Some(content(&mut archive)?),
+            true => archive.content(MAX_KEPT_BYTES)?,
             false => None,
         };
         let member = Member { xattrs: unpack::xattrs(&member), ..member };
@@ -149,19 +149,6 @@ fn is_kept(member: &Member) -> bool {
         _ => false,
     };
     member.entry_type == EntryType::Regular && member.size_bytes <= MAX_KEPT_BYTES && is_it()
-}
-
-fn content(archive: &mut Archive<&mut Heard<'_>>) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    let mut buffer = vec![0; 16 << 10];
-    while let Some(chunk) = archive.next_chunk(&mut buffer)? {
-        match chunk {
-            Chunk::Data(count) => content.extend_from_slice(&buffer[..count]),
-            // It is no more than the size, which was looked at.
-            Chunk::Hole(count) => content.resize(content.len() + count as usize, 0),
-        }
-    }
-    Ok(content)
 }
 
 /// A reader of which is known whether it failed.

@@ -2,9 +2,6 @@
 //!
 //! Who reads the tar makes what is in it, in order. A crew gives files their owners and modes, and small ones their content:
 //! that takes an open file, whatever becomes of its name meanwhile.
-//!
-//! Who reads the tar makes its entries, in order. What fills a small file and says whose it is, most of the work where there
-//! are many, others do: it depends on nothing but the open file, whatever becomes of its name.
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};

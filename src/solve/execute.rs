@@ -49,27 +49,27 @@ impl Solver<'_> {
         let step = self.plan.step(id);
         let below = self.below(id);
         let draft = self.host.store.draft()?;
-        let made =
-            match &step.op {
-                Op::Run(run) => {
-                    let (draft, ran) = self.run(id, number, run, &below, draft, key)?;
-                    let made = self.made(draft, &self.lowers(id, &below)?, Some(ran.skeleton.as_fd()), key)?;
-                    return Ok((made, Some(ran.usage)));
-                }
-                Op::Copy(copy) => self.execute_copy(id, copy, &below, draft, key)?,
-                Op::Workdir(workdir) => self.execute_workdir(id, workdir, &below, draft, key).map_err(|error| {
-                    match error.labels.is_empty() {
-                        true => error.at(&step.source, step.span, ""),
-                        false => error,
-                    }
-                })?,
-                Op::From(Root::Directory(_)) => {
-                    self.land_all(key, &draft)?;
-                    self.made(draft, &self.lowers(id, &below)?, None, key)?
-                }
-                // Hits by nature: looking them up solves them.
-                Op::From(_) | Op::Configure => unreachable!("metadata is never executed"),
-            };
+        let made = match &step.op {
+            Op::Run(run) => {
+                let (draft, ran) = self.run(id, number, run, &below, draft, key)?;
+                let made = self.made(draft, &self.lowers(id, &below)?, Some(ran.skeleton.as_fd()), key)?;
+                return Ok((made, Some(ran.usage)));
+            }
+            Op::Copy(copy) => self.execute_copy(id, copy, &below, draft, key)?,
+            Op::Workdir(workdir) => {
+                let made = self.execute_workdir(id, workdir, &below, draft, key);
+                made.map_err(|error| match error.labels.is_empty() {
+                    true => error.at(&step.source, step.span, ""),
+                    false => error,
+                })?
+            }
+            Op::From(Root::Directory(_)) => {
+                self.land_all(key, &draft)?;
+                self.made(draft, &self.lowers(id, &below)?, None, key)?
+            }
+            // Hits by nature: looking them up solves them.
+            Op::From(_) | Op::Configure => unreachable!("metadata is never executed"),
+        };
         Ok((made, None))
     }
 

@@ -37,10 +37,11 @@ impl Solver<'_> {
             };
             let parent = step.parent.filter(|_| needs_parent).and_then(|parent| self.get(parent));
             let images = inputs(&step.op).into_iter().filter(|input| matches!(input, Input::Image(_)));
-            let is_met = match &step.op {
-                Op::Copy(copy) => !needs_all(copy) && !self.is_unpacked_anyway(*id),
-                _ => matches!(step.op, Op::Workdir(_)) && !self.is_unpacked_anyway(*id),
+            let may_be_met = match &step.op {
+                Op::Copy(copy) => !needs_all(copy),
+                op => matches!(op, Op::Workdir(_)),
             };
+            let is_met = may_be_met && !self.is_unpacked_anyway(*id);
             let parents = parent.map(|parent| Awaited { stack: parent.stack.clone(), is_met }).into_iter();
             let images = images.filter_map(|image| self.stack_of(image));
             let awaited = parents.chain(images.map(|stack| Awaited { stack, is_met: false }));

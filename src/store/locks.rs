@@ -29,16 +29,16 @@ impl Store {
     /// Waits until no other thread or process works on this key. `waiting` is called once, before
     /// the wait, if there is one.
     pub fn lock_key(&self, key: &CacheKey, waiting: impl FnOnce()) -> Result<KeyLock> {
-        self.lock_name(format!("key-{}", key.hex()), waiting)
+        self.lock_name(name_of(key), waiting)
     }
 
     /// The same, unless somebody does.
     pub fn try_lock_key(&self, key: &CacheKey) -> Option<KeyLock> {
-        let (locks, name) = (self.inner.locks.as_fd(), format!("key-{}", key.hex()));
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(locks, name.as_str(), flags, Mode::from_raw_mode(0o600)).ok()?;
+        let name = name_of(key);
+        let fd = self.open_lock(&name).ok()?;
         rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive).ok()?;
-        super::is_still_at(locks, &name, fd.as_fd()).then(|| KeyLock { inner: Arc::clone(&self.inner), name, _fd: fd })
+        let is_held = super::is_still_at(self.inner.locks.as_fd(), &name, fd.as_fd());
+        is_held.then(|| KeyLock { inner: Arc::clone(&self.inner), name, _fd: fd })
     }
 
     /// The same for whoever fetches a blob.
@@ -60,11 +60,9 @@ impl Store {
     }
 
     fn lock(&self, name: &str, waiting: impl FnOnce()) -> rustix::io::Result<OwnedFd> {
-        let locks = self.inner.locks.as_fd();
         let mut waiting = Some(waiting);
         loop {
-            let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = rustix::fs::openat(locks, name, flags, Mode::from_raw_mode(0o600))?;
+            let fd = self.open_lock(name)?;
             match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK | Errno::INTR) => {
@@ -75,11 +73,20 @@ impl Store {
                 }
                 Err(errno) => return Err(errno),
             }
-            if super::is_still_at(locks, name, fd.as_fd()) {
+            if super::is_still_at(self.inner.locks.as_fd(), name, fd.as_fd()) {
                 return Ok(fd);
             }
         }
     }
+
+    fn open_lock(&self, name: &str) -> rustix::io::Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.inner.locks, name, flags, Mode::from_raw_mode(0o600))
+    }
+}
+
+fn name_of(key: &CacheKey) -> String {
+    format!("key-{}", key.hex())
 }
 
 /// Removes the lock files of killed processes.
